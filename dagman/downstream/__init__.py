@@ -1,0 +1,1 @@
+"""Downstream: what the encoder is for."""

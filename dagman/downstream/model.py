@@ -1,0 +1,100 @@
+"""A fine-tuned model on disk: weights, classes, and how scans are prepared for it; all that predicting needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dagman.downstream.labelled import Classes
+from dagman.downstream.segmentation import predict_classes
+from spade3d.configuration import Network
+from spade3d.faults import DataFault
+from spade3d.volumes.preprocessing import Prepared, Preprocessing
+from spade3d.volumes.volume import Grid, Volume
+
+if TYPE_CHECKING:
+    from spade3d.networks.swin_unetr import SwinUNETR
+
+FORMAT = "dagman-segmentation-1"
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationModel:
+    """A network with what it was trained for. `window` in voxels of the prepared scan."""
+
+    network: SwinUNETR
+    settings: Network
+    classes: Classes
+    preprocessing: Preprocessing
+    window: tuple[int, int, int]
+    overlap: float
+
+    def segment(self, volume: Volume, device: torch.device) -> np.ndarray:
+        """Values of the label table, on the volume's own grid but in canonical axis order."""
+        ready: Prepared = self.preprocessing.prepare(volume)
+        intensities = ready.normalisation.intensity(ready.voxels)
+        return self.segment_prepared(intensities, ready.affine, ready.source_grid, device)
+
+    def segment_prepared(
+        self, intensities: np.ndarray, affine: np.ndarray, source: Grid, device: torch.device
+    ) -> np.ndarray:
+        """The same for a scan that a store has already prepared."""
+        self.network.to(device).eval()
+        found = predict_classes(
+            lambda images: self.network.logits(self.network(images)),
+            intensities,
+            affine,
+            source,
+            classes=len(self.classes),
+            window=self.window,
+            overlap=self.overlap,
+            device=device,
+        )
+        return self.classes.written(found)
+
+    def save(self, path: Path) -> None:
+        """safetensors with everything else as metadata; whole or not at all."""
+        from safetensors.torch import save_file
+
+        said = {
+            "network": self.settings.model_dump(mode="json"),
+            "classes": {"names": self.classes.names, "values": self.classes.values},
+            "preprocessing": self.preprocessing.to_dict(),
+            "window": self.window,
+            "overlap": self.overlap,
+        }
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        temporary = path.with_name(f".{path.name}.part")
+        save_file(weights, temporary, {"format": FORMAT, "model": json.dumps(said)})
+        temporary.replace(path)
+
+
+def load_model(path: Path) -> SegmentationModel:
+    """Read what `save` wrote: model.safetensors itself, or the folder of a run that holds it."""
+    from safetensors import SafetensorError, safe_open
+
+    from spade3d.recipes import build_network
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise DataFault(f"{path}: no model there; give a run of dagman-finetune, or its model.safetensors")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}
+    except SafetensorError as error:
+        raise DataFault(f"{file}: not readable as safetensors ({error}); copy it again, or fine-tune again") from error
+    if metadata.get("format") != FORMAT:
+        raise DataFault(f"{file}: format {metadata.get('format')!r}; a {FORMAT} of dagman-finetune is needed")
+    said = json.loads(metadata["model"])
+    settings = Network(**said["network"])
+    classes = Classes(tuple(said["classes"]["names"]), tuple(said["classes"]["values"]))
+    network = build_network(settings, out_channels=len(classes))
+    network.load_state_dict(weights)
+    how = Preprocessing.from_dict(said["preprocessing"])
+    return SegmentationModel(network, settings, classes, how, tuple(said["window"]), said["overlap"])

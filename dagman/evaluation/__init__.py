@@ -1,0 +1,1 @@
+"""Evaluation: metrics with their empty cases, paired statistics and the report."""

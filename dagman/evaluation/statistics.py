@@ -1,0 +1,297 @@
+"""Means with intervals over subjects, paired comparisons of two runs, and the table `cases.csv` they are made from.
+
+The subject is the unit: two scans of one head, or ten structures of one patient, are not independent, so the
+bootstrap draws whole subjects and the test sees one number per subject. NaN (a structure that neither truth nor
+prediction holds: see metrics.py) enters no mean.
+"""
+
+import csv
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from spade3d.faults import DataFault
+
+COLUMNS = ("case", "subject", "class", "name", "dice", "hd95_mm", "nsd", "voxels_true", "voxels_predicted")
+WHOLE = ("class", "voxels_true", "voxels_predicted")
+REAL = ("dice", "hd95_mm", "nsd")
+FEW_SUBJECTS = 6  # below this no two-sided signed-rank test can reach 0.05: 2 / 2^5 = 0.0625
+RESAMPLES = 9999
+
+Row = Mapping[str, str | int | float]
+
+
+class MeanInterval(NamedTuple):
+    """A mean over all values, its 95 % interval over subjects, how many subjects it rests on, and a warning."""
+
+    mean: float
+    low: float
+    high: float
+    subjects: int
+    note: str = ""
+
+
+def mean_with_interval(
+    values: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> MeanInterval:
+    """The mean of all values and its 95 % percentile-bootstrap interval, drawing subjects with all their values.
+
+    values: subject -> its values (cases, seeds); NaN is left out, and so is a subject that has nothing else. With
+    one subject the interval is NaN, not a point: one subject says nothing about the next.
+    """
+    kept = [[value for value in values[subject] if not math.isnan(value)] for subject in sorted(values)]
+    sums = np.array([math.fsum(one) for one in kept if one])
+    counts = np.array([len(one) for one in kept if one])
+    subjects = len(sums)
+    if not subjects:
+        return MeanInterval(math.nan, math.nan, math.nan, 0, "no subject has a value")
+    mean = float(sums.sum() / counts.sum())
+    if subjects == 1:
+        return MeanInterval(mean, math.nan, math.nan, 1, "1 subject: no interval")
+    rng = np.random.default_rng(seed)
+    low, high = np.percentile(
+        np.concatenate([_resampled(rng, sums, counts, part) for part in _parts(resamples, subjects)]), (2.5, 97.5)
+    )
+    few = f"only {subjects} subjects: the interval is too narrow to trust" if subjects < FEW_SUBJECTS else ""
+    return MeanInterval(mean, float(low), float(high), subjects, few)
+
+
+def values_by_subject(
+    rows: Iterable[Row], metric: str = "dice", of_class: int | None = None
+) -> dict[str, list[float]]:
+    """One value per case, grouped by subject: of one class, or the case's mean over the classes that have a value."""
+    cases: dict[tuple, list[float]] = defaultdict(list)
+    for row in rows:
+        if of_class is None or row["class"] == of_class:
+            cases[row["subject"], row["case"], row.get("seed")].append(row[metric])
+    subjects: dict[str, list[float]] = defaultdict(list)
+    for (subject, _, _), values in cases.items():
+        subjects[subject].append(_mean(values))
+    return dict(subjects)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Run b against run a on the same cases: for one class, or for the mean over classes (`class_` is None)."""
+
+    name: str
+    class_: int | None
+    metric: str
+    mean_a: float
+    mean_b: float
+    difference: float  # mean of b - a over the pairs in which both have a value
+    low: float  # 95 % interval of the difference, over subjects
+    high: float
+    p: float  # Wilcoxon signed-rank, two-sided, exact, on the subjects' mean differences
+    p_holm: float  # adjusted over the classes; of the mean, which is one question, p itself
+    smallest_p: float  # what p would be if every subject had changed the same way
+    wins: int  # subjects for which b is better (for hd95_mm: smaller)
+    ties: int
+    losses: int
+    subjects: int
+    pairs: int
+    left_out: int  # pairs in which at least one run has no value
+    note: str = ""
+
+
+def paired_comparison(
+    rows_a: Sequence[Row], rows_b: Sequence[Row], *, metric: str = "dice", seed: int = 0
+) -> list[Comparison]:
+    """What b gained over a (b - a), paired by case, class and, where rows have one, `seed`: the mean, then each class.
+
+    Raises DataFault, naming the differing cases, if the runs were not evaluated on the same cases and classes.
+    """
+    a, b = _keyed("the first run", rows_a), _keyed("the second run", rows_b)
+    _check_same(a, b)
+    names = {row["class"]: row["name"] for row in rows_a}
+
+    # What one run calls absent and the other invents would be lost without a word: it is counted and said.
+    of_class: dict[int, list[tuple]] = {value: [] for value in sorted(names)}
+    of_case: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+    for key in sorted(a, key=str):
+        _, case, value = key
+        pair = (float(a[key][metric]), float(b[key][metric]))
+        of_class[value].append((a[key]["subject"], *pair))
+        of_case[a[key]["subject"], case, key[0]].append(pair)
+    mean_pairs = []
+    for (subject, _, _), pairs in of_case.items():
+        shared = [pair for pair in pairs if not math.isnan(sum(pair))]  # the same classes on both sides
+        mean_pairs.append((subject, _mean([one for one, _ in shared]), _mean([other for _, other in shared])))
+
+    one_sided = sum(math.isnan(x) != math.isnan(y) for pairs in of_case.values() for x, y in pairs)
+    truths = sum(a[key].get("voxels_true") != b[key].get("voxels_true") for key in a)
+    remarks = (
+        f"{one_sided} pairs left out in which only one run has a value (the other invented an absent structure)"
+        if one_sided
+        else "",
+        f"the truth of {truths} pairs has another number of voxels: the runs saw other grids" if truths else "",
+    )
+    overall = _compare("mean", None, metric, mean_pairs, seed, remarks)
+    classes = [_compare(names[value], value, metric, pairs, seed) for value, pairs in of_class.items()]
+    adjusted = holm([one.p for one in classes])
+    return [overall, *(replace(one, p_holm=p) for one, p in zip(classes, adjusted))]
+
+
+def signed_rank_p(differences: Sequence[float]) -> float:
+    """Two-sided Wilcoxon signed-rank p, exact for every n, with ties too; differences of zero are left out.
+
+    Under the null each rank is positive or negative with probability 1/2; the distribution of the sum of positive
+    ranks is built rank by rank. Tied ranks are halves, so twice the rank counts. p is 1 if nothing differs.
+    """
+    moved = np.array([difference for difference in differences if difference], dtype=float)
+    if not len(moved):
+        return 1.0
+    ranks = np.rint(2 * rankdata(np.abs(moved))).astype(int)
+    chance = np.zeros(ranks.sum() + 1)
+    chance[0] = 1.0
+    for rank in ranks:
+        shifted = np.zeros_like(chance)
+        shifted[rank:] = chance[:-rank]
+        chance = (chance + shifted) / 2
+    positive = ranks[moved > 0].sum()
+    return float(min(1.0, 2 * min(chance[: positive + 1].sum(), chance[positive:].sum())))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: the i-th smallest of m times m - i + 1, never below the one before, at most 1.
+
+    NaN (nothing was tested) stays NaN and is not counted in m.
+    """
+    adjusted = [math.nan] * len(p_values)
+    tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    running = 0.0
+    for done, (p, index) in enumerate(tested):
+        running = max(running, min(1.0, p * (len(tested) - done)))
+        adjusted[index] = running
+    return adjusted
+
+
+def write_cases(path: Path, rows: Iterable[Row]) -> None:
+    """Write `cases.csv`: exactly COLUMNS, an empty cell for NaN, all digits of a number; whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            writer.writerow("" if row[name] != row[name] else row[name] for name in COLUMNS)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_cases(path: Path) -> list[dict[str, str | int | float]]:
+    """The rows of `cases.csv`, an empty metric as NaN. Raises DataFault with the line that cannot be read."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataFault(f"{path}: not a readable cases.csv ({error}); run dagman-finetune to make it") from error
+    if not lines or tuple(lines[0]) != COLUMNS:
+        found = ",".join(lines[0]) if lines else "nothing"
+        raise DataFault(f"{path}: the columns are {found}; {','.join(COLUMNS)} are needed")
+    return [_parsed(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+
+
+def _parsed(path: Path, number: int, line: list[str]) -> dict[str, str | int | float]:
+    if len(line) != len(COLUMNS):
+        raise DataFault(f"{path}: row {number} has {len(line)} cells; {len(COLUMNS)} are needed")
+    row: dict[str, str | int | float] = dict(zip(COLUMNS, line))
+    try:
+        row.update({name: int(row[name]) for name in WHOLE})
+        row.update({name: float(row[name] or "nan") for name in REAL})
+    except ValueError as error:
+        raise DataFault(f"{path}: row {number} ({row['case']}): {error}") from error
+    return row
+
+
+def _compare(
+    name: str,
+    class_: int | None,
+    metric: str,
+    pairs: Sequence[tuple[str, float, float]],
+    seed: int,
+    remarks: Iterable[str] = (),
+) -> Comparison:
+    """One row of the comparison from (subject, value of a, value of b)."""
+    usable = [pair for pair in pairs if not math.isnan(pair[1] + pair[2])]
+    changes: dict[str, list[float]] = defaultdict(list)
+    for subject, value_a, value_b in usable:
+        changes[subject].append(value_b - value_a)
+    interval = mean_with_interval(changes, seed=seed)
+    by_subject = [round(_mean(values), 9) for values in changes.values()]  # or ties are broken by the last bit
+    better = [-change if metric == "hd95_mm" else change for change in by_subject]
+    p = signed_rank_p(by_subject) if by_subject else math.nan
+    smallest = min(1.0, 2.0 ** (1 - len(by_subject))) if by_subject else math.nan
+    reach = f"with {len(by_subject)} subjects the smallest possible p is {smallest:.3g}" if smallest > 0.05 else ""
+    return Comparison(
+        name=name,
+        class_=class_,
+        metric=metric,
+        mean_a=_mean([value for _, value, _ in usable]),
+        mean_b=_mean([value for _, _, value in usable]),
+        difference=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        p=p,
+        p_holm=p,
+        smallest_p=smallest,
+        wins=sum(change > 0 for change in better),
+        ties=sum(change == 0 for change in better),
+        losses=sum(change < 0 for change in better),
+        subjects=interval.subjects,
+        pairs=len(usable),
+        left_out=len(pairs) - len(usable),
+        note="; ".join(remark for remark in (interval.note, reach, *remarks) if remark),
+    )
+
+
+def _keyed(run: str, rows: Sequence[Row]) -> dict[tuple, Row]:
+    """Rows by (seed, case, class); the same twice is a fault."""
+    keyed: dict[tuple, Row] = {}
+    for row in rows:
+        key = (row.get("seed"), row["case"], row["class"])
+        if key in keyed:
+            raise DataFault(f"{row['case']}: class {row['class']} comes twice in {run}; one row per case and class")
+        keyed[key] = row
+    return keyed
+
+
+def _check_same(a: Mapping[tuple, Row], b: Mapping[tuple, Row]) -> None:
+    """Both runs must have judged the same cases, classes and seeds, and agree on whose scan each is."""
+    for run, more, less in (("first", a, b), ("second", b, a)):
+        lone = sorted({_said(key) for key in more.keys() - less.keys()})
+        if lone:
+            shown = ", ".join(lone[:8]) + (f" and {len(lone) - 8} more" if len(lone) > 8 else "")
+            raise DataFault(f"only the {run} run has {shown}; compare runs that share split, classes and seeds")
+    moved = sorted({key[1] for key in a if a[key]["subject"] != b[key]["subject"]})
+    if moved:
+        raise DataFault(f"the runs give other subjects to {', '.join(moved[:8])}; use one subjects.csv for both")
+
+
+def _said(key: tuple) -> str:
+    seed, case, value = key
+    return f"{case} (class {value})" if seed is None else f"{case} (class {value}, seed {seed})"
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of what is not NaN; NaN if nothing is left."""
+    present = [value for value in values if not math.isnan(value)]
+    return math.fsum(present) / len(present) if present else math.nan
+
+
+def _resampled(rng: np.random.Generator, sums: np.ndarray, counts: np.ndarray, times: int) -> np.ndarray:
+    drawn = rng.integers(len(sums), size=(times, len(sums)))
+    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+
+def _parts(resamples: int, subjects: int, cells: int = 1 << 22) -> list[int]:
+    """`resamples` in parts of bounded memory: a thousand subjects would otherwise draw 10 million numbers at once."""
+    part = max(1, cells // subjects)
+    return [min(part, resamples - start) for start in range(0, resamples, part)]

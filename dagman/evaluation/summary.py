@@ -1,0 +1,77 @@
+"""summary.json: the result of a run in one page of numbers, with everything needed to judge it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dagman.evaluation.statistics import REAL, MeanInterval, Row, mean_with_interval, values_by_subject
+from spade3d.volumes.split import Split
+
+DEFINITIONS = {
+    "dice": "2 |T n P| / (|T| + |P|)",
+    "hd95_mm": "max of the two directed 95th percentiles of 6-connected surface distances, mm",
+    "nsd": "share of both surfaces within the tolerance of the other",
+    "empty": "absent from both: undefined, left out, counted; missed or invented: dice 0, nsd 0, hd95 the diagonal",
+    "mean": "of a case over its structures, then over cases; the interval resamples subjects (bootstrap, 95 %)",
+}
+
+
+def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequence[int], coverage, leakage) -> dict:
+    """Everything that summary.json says. `rows` as in cases.csv."""
+    means = {metric: mean_with_interval(values_by_subject(rows, metric)) for metric in REAL}
+    subjects = [store.cases[i].subject for i in taught]
+    return {
+        "mean_dice": _plain(means["dice"].mean),
+        "mean_dice_interval": _interval(means["dice"]),
+        "mean_hd95_mm": _plain(means["hd95_mm"].mean),
+        "mean_nsd": _plain(means["nsd"].mean),
+        "per_class": {name: _of_class(rows, value) for value, name in sorted({(r["class"], r["name"]) for r in rows})},
+        "cases": len({row["case"] for row in rows}),
+        "subjects": len({row["subject"] for row in rows}),
+        "protocol": {
+            "name": settings.protocol,
+            "split": split.rule,
+            "grid": "the input's own",
+            "background": "left out",
+            "spacing_mm": list(settings.data.spacing),
+            "crop": list(settings.crop.shape),
+            "overlap": settings.scoring.overlap,
+            "tolerance_mm": settings.scoring.tolerance_mm,
+            "weights": "the last ones; the best in a look at some validation cases are kept apart, in checkpoints/best.pt",
+            "definitions": DEFINITIONS,
+        },
+        "coverage": coverage and {"loaded": coverage.loaded, "total": coverage.total, "source": coverage.source},
+        "labels": len(set(subjects)),
+        "labelled_scans": len(taught),
+        "seed": settings.seed,
+        "fold": settings.fold,
+        "split": {"train": sorted(set(subjects)), "validation": sorted({store.cases[i].subject for i in split.validation})},
+        "leakage": leakage,
+        "left_out": [dict(rejected) for rejected in store.rejected],
+        "notes": [note for note in (means["dice"].note,) if note],
+    }
+
+
+def _of_class(rows: Sequence[Row], value: int) -> dict[str, Any]:
+    """One structure: means over cases, and what was undefined, missed or invented."""
+    of = [row for row in rows if row["class"] == value]
+    dice = mean_with_interval(values_by_subject(of, "dice"))
+    return {
+        "dice": _plain(dice.mean),
+        "dice_interval": _interval(dice),
+        "hd95_mm": _plain(mean_with_interval(values_by_subject(of, "hd95_mm")).mean),
+        "nsd": _plain(mean_with_interval(values_by_subject(of, "nsd")).mean),
+        "cases": len(of),
+        "undefined": sum(math.isnan(row["dice"]) for row in of),
+        "missed": sum(row["voxels_true"] > 0 and row["voxels_predicted"] == 0 for row in of),
+        "invented": sum(row["voxels_true"] == 0 and row["voxels_predicted"] > 0 for row in of),
+    }
+
+
+def _interval(found: MeanInterval) -> list[float | None]:
+    return [_plain(found.low), _plain(found.high)]
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(float(value), 6)

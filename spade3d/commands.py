@@ -1,0 +1,234 @@
+"""spade-prepare and spade-pretrain. Options are read before torch is imported, so that --help answers at once."""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from spade3d import console
+from spade3d.configuration import Data, Settings, read_yaml, resolve, to_yaml
+from spade3d.faults import DataFault, UsageFault
+from spade3d.recipes import Recipe, find_recipe
+
+CONFIG, PROVENANCE, ENCODER, STORE = "config.yaml", "provenance.json", "encoder.safetensors", "store"
+
+
+class PrepareSettings(Settings):
+    """How scans are prepared (the `data` part of every recipe)."""
+
+    data: Data = Data()
+
+
+def prepare(tokens: list[str] | None = None) -> None:
+    """Console script `spade-prepare`."""
+    app = console.command_line("spade-prepare", "Prepare scans once: a store of compressed arrays for fast random crops.")
+
+    @app.default
+    def _(
+        data: Path,
+        /,
+        *,
+        out: Path,
+        spacing: tuple[float, float, float] | None = None,
+        window: tuple[float, float] = (-175.0, 250.0),
+        mr: str = "percentile",
+        workers: int = 0,
+        strict: bool = False,
+        json: bool = False,
+    ) -> None:
+        """Prepare scans once.
+
+        Parameters
+        ----------
+        data: a folder of scans, a dataset in any known layout, or a JSON list.
+        out: the store; an interrupted or older one of the same settings is completed.
+        spacing: mm along right-left, front-back, foot-head; left out, the median of the set.
+        window: CT window in HU.
+        mr: intensity of MR, percentile or zscore.
+        workers: processes; 0 follows the machine.
+        strict: stop at the first bad scan instead of leaving it out.
+        json: print the result as one JSON object.
+        """
+        from spade3d.scans import open_scans
+
+        flags = {"spacing": spacing, "window_hu": window, "mr": mr}
+        settings = resolve(PrepareSettings, [], {"data": flags}, environment={}).data
+        store = open_scans(data, out, settings, workers=workers, strict=strict)
+        report_rejected(store)
+        labelled = sum(case.has_labels for case in store.cases)
+        summary = {"store": str(out), "scans": len(store), "labelled": labelled, "left_out": len(store.rejected)}
+        console.print_result(summary, json)
+
+    sys.exit(console.run(app, sys.argv[1:] if tokens is None else tokens))
+
+
+def pretrain(tokens: list[str] | None = None) -> None:
+    """Console script `spade-pretrain`."""
+    tokens = sys.argv[1:] if tokens is None else tokens
+    name = "spade-pretrain"
+    app = console.command_line(name, "Pretrain a 3D Swin-UNETR encoder on unlabelled scans.")
+    try:
+        recipe = find_recipe(recipe_name(tokens))
+    except UsageFault as fault:
+        print(f"{name}: {fault}", file=sys.stderr)
+        sys.exit(fault.exit_code)
+    register_pretrain(app, recipe)
+    sys.exit(console.run(app, tokens, recipe.settings))
+
+
+def recipe_name(tokens: list[str]) -> str:
+    """The recipe that the flags or the configuration files ask for; it decides which options there are."""
+    given = option_values(tokens, "--recipe")
+    if given:
+        return given[-1]
+    named = [read_yaml(Path(path)).get("recipe") for path in option_values(tokens, "--config")]
+    return next((str(name) for name in reversed(named) if name is not None), "spade")
+
+
+def option_values(tokens: list[str], option: str) -> list[str]:
+    """The values given to an option, as `--option value` or `--option=value`."""
+    after = [value for key, value in zip(tokens, tokens[1:], strict=False) if key == option]
+    return after + [token.split("=", 1)[1] for token in tokens if token.startswith(f"{option}=")]
+
+
+def register_pretrain(app: App, recipe: Recipe) -> None:
+    """Give the command the options of a recipe: its settings are flags, dotted as in the YAML file."""
+
+    def command(
+        data: Path | None = None,
+        /,
+        *,
+        out: Path,
+        config: tuple[Path, ...] = (),
+        resume: bool = False,
+        strict: bool = False,
+        json: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        """Pretrain an encoder.
+
+        Parameters
+        ----------
+        data: a folder of scans, a dataset in any known layout, a JSON list or a store; or `data.path` of the config.
+        out: the folder of the run, new or empty.
+        config: YAML files, merged left to right.
+        resume: continue the run in --out.
+        strict: stop at the first bad scan instead of leaving it out.
+        json: print the result as one JSON object.
+        """
+        flags = {} if settings is None else settings.model_dump(exclude_unset=True)
+        if data is not None:
+            flags.setdefault("data", {})["path"] = str(data)
+        console.print_result(run_pretraining(recipe, out, config, flags, resume=resume, strict=strict), json)
+
+    command.__annotations__["settings"] = Annotated[recipe.settings | None, Parameter(name="*")]
+    app.default(command)
+
+
+def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, strict: bool) -> dict:
+    """From options to encoder.safetensors and report.html; what `spade-pretrain` does."""
+    settings = begun_settings(recipe.settings, out, config, flags) if resume else resolve(recipe.settings, config, flags)
+    if settings.data.path is None:
+        raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
+    data = console.existing(Path(settings.data.path), "a folder of scans, a dataset or a store")
+
+    from spade3d.provenance import describe, write_json, write_text
+    from spade3d.scans import open_scans
+    from spade3d.volumes.split import split_cases
+    from spade3d.volumes.store import VolumeStore, is_store
+
+    if resume:
+        store = VolumeStore.open(out / STORE if is_store(out / STORE) else data)
+        split = split_cases(store.cases, settings.folds, settings.fold)
+    else:
+        with console.fresh_folder(out, CONFIG):
+            store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
+            report_rejected(store)
+            split = split_cases(store.cases, settings.folds, settings.fold)
+            settings = recipe.choose(settings, store, split.train, find_device(settings.device))
+            write_json(out / PROVENANCE, describe(store, split.train, split))
+            write_text(out / CONFIG, to_yaml(settings))
+
+    from spade3d.networks.foreign import save_encoder
+    from spade3d.training.loop import Optimiser, train
+    from spade3d.training.report import pretraining_report
+
+    announce(recipe, settings, store, split)
+    built = recipe.build(settings, store, split.train)
+    import torch
+
+    outcome = train(
+        built.task,
+        built.batches,
+        steps=settings.steps,
+        out=out,
+        optimiser=Optimiser(**settings.optim.model_dump()),
+        device=torch.device(settings.device),
+        precision=settings.precision,
+        save_every=settings.save_every,
+        seed=settings.seed,
+        resume=resume,
+        label="pretraining",
+        config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
+    )
+    how = {"preprocessing": store.preprocessing.to_dict(), "provenance": describe(store, split.train, split)}
+    save_encoder(out / ENCODER, built.network, how)
+    report = pretraining_report(out, built.pictures())
+    return {
+        "encoder": str(out / ENCODER),
+        "report": str(report),
+        "steps": outcome.step,
+        "loss": round(sum(outcome.losses.values()), 4),
+        "scans": len(split.train),
+        "left_out": len(store.rejected),
+    }
+
+
+def begun_settings(tree: type[Settings], out: Path, config, flags) -> Settings:
+    """The settings of a run that is to be continued; refused where the options now ask for something else."""
+    if not (out / CONFIG).is_file():
+        raise DataFault(f"{out}: holds no run to resume (no {CONFIG}); start it without --resume")
+    begun = resolve(tree, [out / CONFIG], {}, environment={})
+    asked = resolve(tree, [out / CONFIG, *config], flags, environment={})
+    if asked != begun:
+        theirs, ours = begun.model_dump(), asked.model_dump()
+        other = ", ".join(key for key in theirs if theirs[key] != ours[key])
+        raise UsageFault(f"{out}: the run was begun with other settings ({other}); resume without changing them")
+    return begun
+
+
+def find_device(asked: str) -> str:
+    """cuda where asked for or, with auto, where there is one."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UsageFault("--device cuda: this torch sees no CUDA device; use --device cpu, or install a CUDA build")
+    return "cuda" if there and asked != "cpu" else "cpu"
+
+
+def report_rejected(store) -> None:
+    """Name and count the scans that were left out, on standard error."""
+    for rejected in store.rejected:
+        print(f"left out {rejected['name']}: {rejected['reason']}", file=sys.stderr)
+    if store.rejected:
+        print(f"{len(store.rejected)} left out, {len(store)} scans remain", file=sys.stderr)
+
+
+def announce(recipe: Recipe, settings, store, split) -> None:
+    """What was chosen, before the first step."""
+    subjects = {store.cases[i].subject for i in split.train}
+    console.print_choice(
+        f"spade-pretrain, recipe {recipe.name}: {recipe.summary}",
+        {
+            "learns from": f"{len(split.train)} scans of {len(subjects)} subjects ({store.layout})",
+            "held out": f"{len(split.validation)} scans; {split.rule}",
+            "spacing": " x ".join(f"{mm:g}" for mm in settings.data.spacing) + " mm",
+            "crop": " x ".join(map(str, settings.crop.shape)) + " voxels",
+            "width": settings.network.feature_size,
+            "steps": settings.steps,
+            "device": settings.device,
+        },
+    )

@@ -1,0 +1,222 @@
+"""One tree of settings a recipe, filled by defaults, YAML files, environment and flags, in this order.
+
+Every key is known, typed and bounded: an unknown key, a wrong type, NaN or a value out of bounds is refused by name,
+with the nearest known key as a suggestion. `None` means "follow the data and the device"; the recipe puts a value
+there before the run begins, so that the `config.yaml` of a run has none left and repeats it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spade3d.faults import UsageFault
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_ALIASES = 100
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Voxels = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+Millimetres = tuple[Positive, Positive, Positive]
+
+
+class Settings(BaseModel):
+    """A part of the tree; frozen, closed to unknown keys, and without NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Data(Settings):
+    """Which scans, and how they are prepared."""
+
+    path: str | None = None
+    spacing: Millimetres | None = None
+    window_hu: tuple[float, float] = (-175.0, 250.0)
+    mr: Literal["percentile", "zscore"] = "percentile"
+
+
+class Network(Settings):
+    """The Swin-UNETR."""
+
+    feature_size: Annotated[int, Field(ge=12, le=192, multiple_of=12)] | None = None
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window: Annotated[int, Field(ge=2, le=16)] = 7
+    drop_path: Share = 0.0
+    use_v2: bool = False
+    monai_compatible: bool = False
+
+
+class Optim(Settings):
+    """AdamW with linear warm-up and a cosine, both as shares of the run."""
+
+    lr: Positive = 5e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Share = 0.1
+    floor: Share = 0.01
+    clip_norm: Positive | None = 1.0
+    accumulate: Annotated[int, Field(ge=1)] = 1
+
+
+class Common(Settings):
+    """What every run has."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    fold: Annotated[int, Field(ge=0)] = 0
+    save_every: Annotated[int, Field(ge=1)] | None = None
+    data: Data = Data()
+    network: Network = Network()
+
+
+Tree = TypeVar("Tree", bound=Settings)
+
+
+def resolve(tree: type[Tree], files: Sequence[Path], flags: Mapping[str, Any], environment=os.environ) -> Tree:
+    """Defaults < files, left to right < environment `SPADE_OPTIM__LR=...` < flags. Raises UsageFault by key."""
+    layers = [(str(path), read_yaml(path)) for path in files]
+    layers += [("environment", from_environment(environment)), ("command line", dict(flags))]
+    merged: dict[str, Any] = {}
+    origin: dict[tuple[str, ...], str] = {}
+    for source, layer in layers:
+        merge(merged, layer, source, origin)
+    try:
+        return tree.model_validate(merged)
+    except ValidationError as error:
+        raise UsageFault("; ".join(explain(tree, problem, origin) for problem in error.errors())) from None
+
+
+def merge(into: dict, layer: Mapping, source: str, origin: dict, path: tuple[str, ...] = ()) -> None:
+    """Lay one layer over the others, key by key; remember where each key came from."""
+    for key, value in layer.items():
+        here = (*path, str(key))
+        origin[here] = source
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            merge(into[key], value, source, origin, here)
+        elif isinstance(value, Mapping):
+            into[key] = {}
+            merge(into[key], value, source, origin, here)
+        else:
+            into[key] = value
+
+
+def explain(tree: type[Settings], problem: Mapping, origin: Mapping) -> str:
+    """One sentence for one problem: where it was written, which key, what was found, what is needed."""
+    where = tuple(str(part) for part in problem["loc"])
+    written = next((origin[where[:n]] for n in range(len(where), 0, -1) if where[:n] in origin), "configuration")
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(tree), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "`--help` lists the known keys"
+        return f"{written}: {key} is not a known key; {hint}"
+    return f"{written}: {key}: {problem['input']!r} given; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def known_keys(tree: type[Settings], prefix: str = "") -> list[str]:
+    """Every key of a tree, dotted."""
+    keys = []
+    for name, field in tree.model_fields.items():
+        nested = field.annotation if isinstance(field.annotation, type) else None
+        if nested and issubclass(nested, Settings):
+            keys += known_keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """SPADE_OPTIM__LR=3e-4 is optim.lr: 3e-4; values are read as YAML."""
+    layer: dict[str, Any] = {}
+    for name, text in sorted(environment.items()):
+        if not name.startswith("SPADE_"):
+            continue
+        *parents, key = name.removeprefix("SPADE_").lower().split("__")
+        place = layer
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = parse_yaml(text, name)
+    return layer
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; duplicate keys, aliases without end and Python tags are refused."""
+    if not path.is_file():
+        raise UsageFault(f"{path}: no such configuration file; give the path of a YAML file")
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise UsageFault(f"{path}: {path.stat().st_size} bytes; a configuration of at most {MAX_YAML_BYTES} is read")
+    content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageFault(f"{path}: holds a {type(content).__name__}; a mapping of settings is needed")
+    return content
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UsageFault(f"{source}: not readable as YAML ({reason}); correct it there") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and alias bombs, and reads 2e-4 as a number (YAML 1.1 would not)."""
+
+    aliases = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_YAML_ALIASES:
+                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} is given twice, line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def to_yaml(settings: Settings) -> str:
+    """The tree as YAML that `read_yaml` reads back to the same tree."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_values(settings: Tree, values: Mapping[str, Any]) -> Tree:
+    """The tree with dotted keys set, validated again: what a recipe uses to put in what it chose."""
+    content = settings.model_dump()
+    for dotted, value in values.items():
+        *parents, key = dotted.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[key] = value
+    return type(settings).model_validate(content)

@@ -1,0 +1,130 @@
+"""How every command begins and ends: options before heavy imports, one message for a fault, the promised exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+from cyclopts import ValidationError as BadValue
+from pydantic import ValidationError
+
+from spade3d import __version__
+from spade3d.configuration import Settings, explain
+from spade3d.faults import DataFault, Fault, UsageFault
+
+
+def command_line(name: str, help_text: str) -> App:
+    """An empty command; its options come from the function that is registered as its default."""
+    return App(name=name, help=help_text, version=__version__, help_format="plaintext")
+
+
+def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
+    """Run a command and return its exit code; a fault becomes one line on standard error.
+
+    An error that nobody foresaw keeps its traceback and ends with 1: it is ours, and a report needs it.
+    """
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _say(app, UsageFault(_bad_option(error, tree)))
+    except Fault as fault:
+        return _say(app, fault)
+    except KeyboardInterrupt:
+        print(f"{app.name[0]}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _say(app: App, fault: Fault) -> int:
+    print(f"{app.name[0]}: {' '.join(str(fault).split())}", file=sys.stderr)
+    return fault.exit_code
+
+
+def _bad_option(error: CycloptsError, tree: type[Settings] | None) -> str:
+    cause = error.__cause__
+    if isinstance(error, BadValue) and isinstance(cause, ValidationError) and tree is not None:
+        return "; ".join(explain(tree, problem, {}) for problem in cause.errors()).replace("configuration: ", "--")
+    return f"{' '.join(str(error).split())} (--help lists the options)"
+
+
+def existing(path: Path, what: str) -> Path:
+    """The path, if there is something; DataFault otherwise."""
+    if not os.path.lexists(path):
+        raise DataFault(f"{path}: no such file or folder; {what} is needed")
+    return path
+
+
+@contextmanager
+def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
+    """A folder for a new run. Refused when it already holds one (`holds`, a file name); gone again after a Fault.
+
+    Only a fault before that file exists removes the folder, and only one that was made here: what has begun can be
+    resumed.
+    """
+    if (out / holds).exists():
+        raise DataFault(f"{out}: already holds a run; give another --out, or continue this one with --resume")
+    if out.exists() and not out.is_dir():
+        raise DataFault(f"{out}: is a file; --out needs a folder, new or empty")
+    if out.is_dir() and any(out.iterdir()):
+        raise DataFault(f"{out}: is not empty ({len(list(out.iterdir()))} entries); give a new or an empty --out")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield out
+    except (Fault, KeyboardInterrupt):
+        if not (out / holds).exists():
+            for entry in out.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if made:
+                out.rmdir()
+        raise
+
+
+def print_choice(title: str, rows: Mapping[str, Any]) -> None:
+    """What was chosen, on standard error."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    for key, value in rows.items():
+        table.add_row(key, str(value))
+    Console(stderr=True).print(table)
+
+
+def print_result(values: Mapping[str, Any], as_json: bool) -> None:
+    """The result, on standard output: lines for people, one JSON object with --json."""
+    if as_json:
+        print(json.dumps(values))
+    else:
+        for key, value in values.items():
+            print(f"{key}: {value}")
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error with the time left; plain lines where there is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if not console.is_terminal:
+        yield lambda done, total, name: (
+            print(f"{what}: {done}/{total} {name}", file=sys.stderr) if _worth_a_line(done, total) else None
+        )
+        return
+    with Progress(*columns, TextColumn("{task.fields[name]}"), console=console) as progress:
+        task = progress.add_task(what, total=None, name="")
+        yield lambda done, total, name: progress.update(task, completed=done, total=total, name=name)
+
+
+def _worth_a_line(done: int, total: int) -> bool:
+    """About ten lines for any number of things."""
+    return done == total or done % max(1, total // 10) == 0

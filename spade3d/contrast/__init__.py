@@ -1,0 +1,1 @@
+"""Contrast: objectives, memories and the Spade task."""

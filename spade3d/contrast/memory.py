@@ -1,0 +1,58 @@
+"""A memory: the latest vectors of the teacher, each with the place of the body it came from."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spade3d.crops.selection import Places
+
+
+class Memory(nn.Module):
+    """A ring of `size` unit vectors. Vectors live on the device, places (for the selection kernels) in main memory.
+
+    Both travel in the state dict, so that a resumed run selects the very same negatives.
+    """
+
+    def __init__(self, size: int, dim: int, place_width: int):
+        super().__init__()
+        self.register_buffer("ring", torch.zeros(size, dim))
+        self._mm = np.zeros((size, place_width))
+        self._space = np.full(size, -1, dtype=np.int64)
+        self._next = 0
+        self._filled = 0
+
+    def __len__(self) -> int:
+        return self._filled
+
+    @property
+    def vectors(self) -> Tensor:
+        """(len, dim), on the unit sphere, in no particular order."""
+        return self.ring[: self._filled]
+
+    @property
+    def places(self) -> Places:
+        return Places(self._mm[: self._filled], self._space[: self._filled])
+
+    @torch.no_grad()
+    def remember(self, vectors: Tensor, places: Places) -> None:
+        """Add vectors (n, dim) with their places; the oldest give way. Of more than `size`, the last are kept."""
+        size = len(self.ring)
+        vectors, mm, space = vectors[-size:], places.mm[-size:], places.space[-size:]
+        slots = (self._next + np.arange(len(vectors))) % size
+        self.ring[torch.from_numpy(slots).to(self.ring.device)] = F.normalize(vectors.float(), dim=-1)
+        self._mm[slots], self._space[slots] = mm, space
+        self._next = int((self._next + len(vectors)) % size)
+        self._filled = min(self._filled + len(vectors), size)
+
+    def get_extra_state(self) -> dict:
+        return {
+            "mm": torch.from_numpy(self._mm.copy()),
+            "space": torch.from_numpy(self._space.copy()),
+            "next": self._next,
+            "filled": self._filled,
+        }
+
+    def set_extra_state(self, state: dict) -> None:
+        self._mm, self._space = state["mm"].numpy().copy(), state["space"].numpy().copy()
+        self._next, self._filled = int(state["next"]), int(state["filled"])

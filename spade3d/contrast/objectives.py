@@ -1,0 +1,32 @@
+"""Objectives of contrast: from tensors to one number. They know no encoder, no batch and no configuration."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def info_nce(
+    queries: Float[Tensor, "query dim"],
+    keys: Float[Tensor, "key dim"],
+    positive: Bool[Tensor, "query key"],
+    negative: Bool[Tensor, "query key"],
+    temperature: float = 0.1,
+) -> Float[Tensor, ""]:
+    """Bring each query to its positives and away from its negatives; keys that are neither play no part.
+
+        - mean over p in P(q) of  log  exp(q.p / t) / (exp(q.p / t) + sum over n in N(q) of exp(q.n / t))
+
+    averaged over the queries that have a positive and a negative; without one of them there is nothing to tell apart
+    (the term would be 0), and where no query has both the loss is 0 and asks for nothing. Vectors are expected on the
+    unit sphere. Each positive stands alone against the negatives (van den Oord et al. 2018, eq. 4; several positives as
+    L_out of Khosla et al. 2020, eq. 2, without the other positives in the denominator).
+    """
+    logits = queries @ keys.T / temperature
+    against = logits.masked_fill(~negative, -torch.inf).logsumexp(dim=1, keepdim=True)
+    told = positive & negative.any(dim=1, keepdim=True)
+    # A query without negatives has against = -inf; its cells are filled before the subtraction, so that no
+    # gradient of inf - inf arises.
+    gap = (against.masked_fill(against == -torch.inf, 0.0) - logits).masked_fill(~told, 0.0)
+    terms = torch.nn.functional.softplus(gap).masked_fill(~told, 0.0)
+    per_query = terms.sum(dim=1) / told.sum(dim=1).clamp(min=1)
+    return per_query.sum() / told.any(dim=1).sum().clamp(min=1)

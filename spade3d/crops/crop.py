@@ -1,0 +1,224 @@
+"""A crop: a box of a patient, turned and coloured as chance decided, and the exact cut of it.
+
+`draw_*` are the only places of this room where chance is used; what they return is a frozen record. `cut` obeys the
+record to the last digit, so a crop can be tested, replayed and drawn on a screen.
+
+    crop voxel (i, j, k)  --to_mm-->  millimetres of the scan  --/ spacing-->  stored voxel
+
+Millimetres of the scan run along the axes of the stored array from the centre of its first voxel, so that a crop of an
+oblique scan (a short-axis heart) is cut along its own slices; `scan_to_world` carries them to RAS+ patient space.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spade3d.crops import kernels
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How a view is coloured: x -> clip(contrast * blur(x)^gamma + brightness + noise), x in [0, 1]."""
+
+    gamma: float = 1.0
+    contrast: float = 1.0
+    brightness: float = 0.0
+    blur: float = 0.0  # standard deviation of a Gaussian, in voxels of the crop
+    noise: float = 0.0  # standard deviation
+    noise_seed: int = 0
+
+
+PLAIN = Intensity()
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """Where one crop lies and how it looks. `to_mm` takes crop voxels (centres at integers) to scan millimetres."""
+
+    case: int
+    shape: tuple[int, int, int]
+    to_mm: np.ndarray
+    intensity: Intensity = PLAIN
+
+    def plain(self) -> Crop:
+        """The same place without intensity change: what restoration has to find again."""
+        return replace(self, intensity=PLAIN)
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-parallel box of a scan, in millimetres."""
+
+    centre: Triple
+    size: Triple
+
+    @property
+    def corners(self) -> np.ndarray:
+        """(6,): the lowest corner, then the highest."""
+        centre, half = np.asarray(self.centre), np.asarray(self.size) / 2
+        return np.concatenate([centre - half, centre + half])
+
+
+@dataclass(frozen=True)
+class Views:
+    """What chance may do to a view: the spatial transform T_s, then the intensity transform T_i, of Spade's figure."""
+
+    flip: tuple[bool, bool, bool] = (True, True, True)
+    rotation_deg: float = 15.0
+    zoom: tuple[float, float] = (0.8, 1.25)
+    gamma: tuple[float, float] = (0.7, 1.5)
+    contrast: tuple[float, float] = (0.8, 1.2)
+    brightness: float = 0.1
+    blur: tuple[float, float] = (0.0, 1.0)
+    blur_chance: float = 0.3
+    noise: float = 0.05
+
+
+def draw_box(rng: np.random.Generator, size: Triple, bounds: np.ndarray) -> Box:
+    """A box of `size` mm, inside `bounds` ((2, 3) mm) on each axis that can hold it and centred there on the others."""
+    size_mm = np.asarray(size, dtype=float)
+    room = np.maximum(bounds[1] - bounds[0] - size_mm, 0.0)
+    centre = (bounds[0] + bounds[1]) / 2 + (rng.random(3) - 0.5) * room
+    return Box(tuple(centre), tuple(size_mm))
+
+
+def draw_partner(rng: np.random.Generator, box: Box, bounds: np.ndarray, overlap: tuple[float, float]) -> Box:
+    """A box of the same size that shares a part of `box`: a share of its volume drawn from `overlap`.
+
+    The share v is spread over the axes as v^w with w uniform on the simplex, so that no axis is preferred and nothing
+    is rejected. A partner that would leave `bounds` is moved back, which only enlarges the share.
+    """
+    share = rng.uniform(*overlap) ** rng.dirichlet((1.0, 1.0, 1.0))
+    size = np.asarray(box.size)
+    centre = np.asarray(box.centre) + rng.choice((-1.0, 1.0), 3) * (1 - share) * size
+    return Box(tuple(keep_inside(centre, size, bounds)), box.size)
+
+
+def keep_inside(centre: np.ndarray, size: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The nearest centre whose box lies in `bounds`; on an axis too short for the box, the middle of the bounds."""
+    low, high = bounds[0] + size / 2, bounds[1] - size / 2
+    return np.where(low <= high, np.clip(centre, low, high), bounds.mean(axis=0))
+
+
+def draw_view(rng: np.random.Generator, case: int, box: Box, shape: tuple[int, int, int], views: Views) -> Crop:
+    """One view of a box: turned, flipped and zoomed about its centre, then coloured."""
+    turn = rotation(np.radians(rng.uniform(-views.rotation_deg, views.rotation_deg, 3)))
+    signs = np.where(rng.random(3) < 0.5 * np.asarray(views.flip), -1.0, 1.0)
+    zoom = math.exp(rng.uniform(*np.log(views.zoom)))
+    return Crop(case, shape, box_to_mm(box, shape, turn * (signs / zoom)), draw_intensity(rng, views))
+
+
+def draw_intensity(rng: np.random.Generator, views: Views) -> Intensity:
+    blur, wants_blur = rng.uniform(*views.blur), rng.random() < views.blur_chance
+    return Intensity(
+        gamma=math.exp(rng.uniform(*np.log(views.gamma))),
+        contrast=rng.uniform(*views.contrast),
+        brightness=rng.uniform(-views.brightness, views.brightness),
+        blur=blur if wants_blur else 0.0,
+        noise=rng.uniform(0.0, views.noise),
+        noise_seed=int(rng.integers(2**63)),
+    )
+
+
+def box_to_mm(box: Box, shape: tuple[int, int, int], linear: np.ndarray | None = None) -> np.ndarray:
+    """The affine that spreads `shape` voxels over a box: voxel centres lie half a voxel inside its faces.
+
+    `linear` (3, 3) acts in millimetres about the centre of the box, so that angles stay angles when voxels are not
+    cubes.
+    """
+    to_mm = np.eye(4)
+    to_mm[:3, :3] = (np.eye(3) if linear is None else linear) @ np.diag(np.asarray(box.size) / shape)
+    to_mm[:3, 3] = np.asarray(box.centre) - to_mm[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return to_mm
+
+
+def rotation(angles: np.ndarray) -> np.ndarray:
+    """Rotation (3, 3) about the three axes, R = Rz Ry Rx, angles in radians."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def cut(store, crop: Crop) -> np.ndarray:
+    """The voxels of a crop, float32 (i, j, k), normalised as the store says; outside the scan lies its lowest value.
+
+    One pass from the stored integers: trilinear interpolation, normalisation and intensity together; only a blur
+    needs passes of its own. Only the part of the scan that the crop touches is read and decompressed.
+    """
+    if crop.intensity.blur > 0:
+        return coloured(cut(store, crop.plain()), crop.intensity, store.cases[crop.case].normalisation)
+    case, look = store.cases[crop.case], crop.intensity
+    to_stored = mm_to_stored(case) @ crop.to_mm
+    start, stop = touched(to_stored, crop.shape, case.shape)
+    stored = np.empty((0, 0, 0), dtype=np.int16)
+    if start is not None:
+        stored = store.image(crop.case, (start, stop))
+        to_stored[:3, 3] -= start
+    norm, out = case.normalisation, np.empty(crop.shape, dtype=np.float32)
+    scaling = np.array([norm.offset, norm.scale, norm.low, norm.high], dtype=np.float32)
+    kernels.resample(stored, to_stored, scaling, _colours(look), look.noise_seed, out)
+    return out
+
+
+def coloured(clean: np.ndarray, look: Intensity, normalisation) -> np.ndarray:
+    """The intensity change alone: `cut(crop) == coloured(cut(crop.plain()), crop.intensity)`, to rounding."""
+    out = clean.copy()
+    if look.blur > 0:
+        kernels.blur(out, look.blur)
+    kernels.recolour(out, _colours(look), look.noise_seed, normalisation.low, normalisation.high)
+    return out
+
+
+def _colours(look: Intensity) -> np.ndarray:
+    return np.array([look.gamma, look.contrast, look.brightness, look.noise], dtype=np.float32)
+
+
+def cut_labels(store, crop: Crop) -> np.ndarray:
+    """The labels of a crop by nearest neighbour, uint16 (i, j, k), as the file's own values; 0 outside the scan."""
+    case = store.cases[crop.case]
+    to_stored = mm_to_stored(case) @ crop.to_mm
+    start, stop = touched(to_stored, crop.shape, case.shape)
+    out = np.zeros(crop.shape, dtype=np.uint16)
+    if start is not None:
+        to_stored[:3, 3] -= start
+        kernels.resample_labels(store.labels(crop.case, (start, stop)), to_stored, out)
+    return out
+
+
+def mm_to_stored(case) -> np.ndarray:
+    """(4, 4): millimetres of a scan to voxels of its stored array."""
+    return np.diag([*(1 / np.linalg.norm(case.affine[:3, :3], axis=0)), 1.0])
+
+
+def scan_to_world(case) -> np.ndarray:
+    """(4, 4): millimetres of a scan to RAS+ millimetres of the patient."""
+    return case.affine @ mm_to_stored(case)
+
+
+def body_bounds(case) -> np.ndarray:
+    """The body's box within its scan, (2, 3) in millimetres of the scan, never beyond the scan's faces."""
+    (low, high), from_world = case.body_box_mm, np.linalg.inv(scan_to_world(case))
+    corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
+    body = corners @ from_world[:3, :3].T + from_world[:3, 3]
+    spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
+    first, last = -0.5 * spacing, (np.asarray(case.shape) - 0.5) * spacing
+    return np.stack([np.clip(body.min(axis=0), first, last), np.clip(body.max(axis=0), first, last)])
+
+
+def touched(to_stored: np.ndarray, shape, stored_shape):
+    """The box of stored voxels that a crop reads, (start, stop); (None, None) when it lies wholly outside."""
+    far = np.asarray(shape) - 1.0
+    corners = np.array([[i, j, k] for i in (0, far[0]) for j in (0, far[1]) for k in (0, far[2])])
+    places = corners @ to_stored[:3, :3].T + to_stored[:3, 3]
+    start = np.clip(np.floor(places.min(axis=0)).astype(int), 0, stored_shape)
+    stop = np.clip(np.floor(places.max(axis=0)).astype(int) + 2, 0, stored_shape)
+    if np.any(start >= stop):
+        return None, None
+    return tuple(int(x) for x in start), tuple(int(x) for x in stop)

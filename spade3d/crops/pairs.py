@@ -1,0 +1,208 @@
+"""Pairs: the batches of pretraining, each a pure function of (seed, step), so that resuming is starting at a step.
+
+One batch is Spade's sampling (framework figure): an anchor scan gives two overlapping crops, `a` and `b`; every other
+scan of the batch gives their counterparts, found through the body frames. Each crop is seen twice, by the student and
+by the teacher, under separately drawn spatial and intensity transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spade3d.crops.correspondences import cell_places, match, voxels_at
+from spade3d.crops.crop import (
+    Box,
+    Crop,
+    Views,
+    body_bounds,
+    coloured,
+    cut,
+    draw_box,
+    draw_partner,
+    draw_view,
+    keep_inside,
+    scan_to_world,
+)
+from spade3d.crops.selection import BODY, Places, alike
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a batch is made of. Sizes in voxels of the crop, spacing in mm, overlap as a share of the crop's volume."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    scans: int = 2
+    overlap: tuple[float, float] = (0.2, 0.8)
+    alike_iou: float = 0.5
+    grid: tuple[int, int, int] = (8, 8, 8)  # cells on which places of two crops are matched
+    places: int = 64  # matched places drawn for each crop
+    views: Views = Views()
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """One step of pretraining. Crops are ordered a, b of the anchor, then a, b of each other scan (n = 2 x scans).
+
+    Pictures and points move to the device; what selects (boxes and places, in body-frame mm) stays in main memory.
+    """
+
+    student: Tensor  # float32 (n, 1, i, j, k)
+    teacher: Tensor  # float32 (n, 1, i, j, k): the same crops, turned and coloured otherwise
+    clean: Tensor  # float32 (n, 1, i, j, k): the student's view without intensity change
+    alike: Tensor  # bool (n, n): student crop q and teacher crop k show the same part of a body
+    query_crop: Tensor  # int64 (m,): the student crop that a matched place is read from
+    query_voxel: Tensor  # float32 (m, 3): where, in voxels of that view
+    key_crop: Tensor  # int64 (m,): the teacher crop that shows the same place
+    key_voxel: Tensor  # float32 (m, 3)
+    boxes: Places  # (n, 6): where each crop lies in the body
+    places: Places  # (m, 3): where the matched places lie in the body
+    step: int
+
+    def to(self, device: torch.device) -> PairBatch:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PairBatch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+
+    def __len__(self) -> int:
+        """Crops that pass through a network in this step, both branches counted."""
+        return len(self.student) + len(self.teacher)
+
+
+class PairStream:
+    """Batches of pairs from a store, without end and without state.
+
+    `frames` holds, for each case of the store, the affine (4, 4) from RAS+ mm of the scan to body-frame mm, or None for
+    a scan that could not be placed: such a scan learns from its own places only.
+    """
+
+    def __init__(self, store, cases: Sequence[int], frames: Sequence[np.ndarray | None], sampling: Sampling, *, seed=0):
+        if not cases:
+            raise ValueError("no cases to draw from")
+        self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed
+        self.to_frame = {
+            case: None if frames[case] is None else frames[case] @ scan_to_world(store.cases[case]) for case in cases
+        }
+        self.bounds = {case: body_bounds(store.cases[case]) for case in cases}
+
+    def stream(self, start: int, stop: int) -> Iterator[PairBatch]:
+        return (self.batch(step) for step in range(start, stop))
+
+    def batch(self, step: int) -> PairBatch:
+        """The batch of a step: chance draws first, then everything is cut, matched and selected exactly."""
+        rng = np.random.default_rng([self.seed, step])
+        drawn = self.draw(rng)
+        boxes = Places.joined([self.framed(view.case, box) for box, view, _ in drawn])
+        clean = [cut(self.store, view.plain()) for _, view, _ in drawn]
+        look = [self.store.cases[view.case].normalisation for _, view, _ in drawn]
+        student = [coloured(seen, view.intensity, norm) for seen, (_, view, _), norm in zip(clean, drawn, look)]
+        teacher = [cut(self.store, view) for _, _, view in drawn]
+        return PairBatch(
+            student=as_images(student),
+            teacher=as_images(teacher),
+            clean=as_images(clean),
+            alike=torch.from_numpy(self.alike(drawn, boxes)),
+            boxes=boxes,
+            step=step,
+            **self.matched(rng, drawn),
+        )
+
+    def pictures(self, step: int) -> dict[str, np.ndarray]:
+        """The anchor's two crops of a batch, as student and teacher see them, with the places that are matched."""
+        batch = self.batch(step)
+        of_a = (batch.query_crop == 0).numpy()
+        return {
+            "a": batch.student[0, 0].numpy(),
+            "b": batch.teacher[1, 0].numpy(),
+            "points_a": batch.query_voxel[of_a].numpy(),
+            "points_b": batch.key_voxel[of_a].numpy(),
+            "spacing": np.asarray(self.sampling.spacing),
+            "restored towards": batch.clean[0, 0].numpy(),
+        }
+
+    def draw(self, rng: np.random.Generator) -> list[tuple[Box, Crop, Crop]]:
+        """Boxes a and b of the anchor and their counterparts, each with the student's and the teacher's view."""
+        sampling, size = self.sampling, self.size_mm
+        chosen = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False)
+        anchor = int(chosen[0])
+        a = draw_box(rng, size, self.bounds[anchor])
+        b = draw_partner(rng, a, self.bounds[anchor], sampling.overlap)
+        drawn = []
+        for case in (int(case) for case in chosen):
+            for box in (a, b):
+                there = box if case == anchor else self.counterpart(rng, box, anchor, case)
+                views = [draw_view(rng, case, there, sampling.shape, sampling.views) for _ in range(2)]
+                drawn.append((there, *views))
+        return drawn
+
+    @property
+    def size_mm(self) -> tuple[float, float, float]:
+        return tuple(float(n * mm) for n, mm in zip(self.sampling.shape, self.sampling.spacing, strict=True))
+
+    def counterpart(self, rng: np.random.Generator, box: Box, anchor: int, case: int) -> Box:
+        """The box of another scan at the same place of the body; drawn anywhere where one of the two has no frame.
+
+        Its size follows the frames too (a larger patient has a larger counterpart, as in the figure). It is kept inside
+        the scan; whether it still shows the same place is for the selection to say.
+        """
+        here, there = self.to_frame[anchor], self.to_frame[case]
+        if here is None or there is None:
+            return draw_box(rng, box.size, self.bounds[case])
+        across = np.linalg.inv(there) @ here
+        size = np.abs(across[:3, :3]) @ np.asarray(box.size)
+        centre = across[:3, :3] @ np.asarray(box.centre) + across[:3, 3]
+        return Box(tuple(keep_inside(centre, size, self.bounds[case])), tuple(size))
+
+    def framed(self, case: int, box: Box) -> Places:
+        """One box (1, 6) in the body frame: the box around its eight corners; in its own scan where it has no frame."""
+        to_frame = self.to_frame[case]
+        linear, shift = (np.eye(3), np.zeros(3)) if to_frame is None else (to_frame[:3, :3], to_frame[:3, 3])
+        centre = linear @ np.asarray(box.centre) + shift
+        half = np.abs(linear) @ np.asarray(box.size) / 2
+        return Places(np.concatenate([centre - half, centre + half])[None], np.array([self.space(case)]))
+
+    def space(self, case: int) -> int:
+        return BODY if self.to_frame[case] is not None else case + 1
+
+    def alike(self, drawn: list[tuple[Box, Crop, Crop]], boxes: Places) -> np.ndarray:
+        """Global positives (n, n): the same crop, its overlapping partner in the same scan, counterparts elsewhere."""
+        cases = np.array([view.case for _, view, _ in drawn])
+        return (cases[:, None] == cases[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+
+    def matched(self, rng: np.random.Generator, drawn: list[tuple[Box, Crop, Crop]]) -> dict:
+        """Places that a student's view shares with a teacher's view of its partner crop (a with b, b with a).
+
+        Only within a scan, where correspondence is exact. Cells of the student's view are matched with the teacher's
+        grid; the features are then read at the exact place in both views, so no rounding is left in a positive.
+        """
+        sampling = self.sampling
+        query_crop, query_voxel, key_crop, key_voxel, places = [], [], [], [], []
+        for q, (_, view, _) in enumerate(drawn):
+            k = q ^ 1  # the partner: a <-> b of the same scan
+            other = drawn[k][2]
+            shared = np.flatnonzero(match(view, other, sampling.grid).valid)
+            shared = np.sort(rng.permutation(shared)[: sampling.places])
+            where = cell_places(view, sampling.grid)[shared]
+            query_crop.append(np.full(len(shared), q))
+            key_crop.append(np.full(len(shared), k))
+            query_voxel.append(voxels_at(view, where))
+            key_voxel.append(voxels_at(other, where))
+            frame = np.eye(4) if self.to_frame[view.case] is None else self.to_frame[view.case]
+            here = where @ frame[:3, :3].T + frame[:3, 3]
+            places.append(Places(here, np.full(len(here), self.space(view.case))))
+        return {
+            "query_crop": torch.from_numpy(np.concatenate(query_crop)),
+            "key_crop": torch.from_numpy(np.concatenate(key_crop)),
+            "query_voxel": torch.from_numpy(np.concatenate(query_voxel)).float(),
+            "key_voxel": torch.from_numpy(np.concatenate(key_voxel)).float(),
+            "places": Places.joined(places),
+        }
+
+
+def as_images(crops: list[np.ndarray]) -> Tensor:
+    """float32 (n, 1, i, j, k)"""
+    return torch.from_numpy(np.stack(crops)[:, None])

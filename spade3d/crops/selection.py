@@ -1,0 +1,60 @@
+"""Selection: who attracts, who repels, and who is left alone.
+
+Spade removes the false negatives of instance discrimination by place: what shows the same part of the body attracts,
+what shows a part far away repels, and the band between does neither. Everything is a boolean mask over
+(query, key); one loss, `contrast.objectives.info_nce`, serves them all.
+
+Reconstructed from the abstract and the framework figure; thresholds are ours (docs/concepts.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from spade3d.crops import kernels
+
+BODY = 0  # the space of every scan that the body frame could place
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Points (n, 3) or boxes (n, 6: lowest, highest corner) in mm, each within a space of its own kind.
+
+    Space 0 is the body frame, common to all placed scans. A scan that could not be placed has a space of its own
+    (its case + 1) and is compared with itself only.
+    """
+
+    mm: np.ndarray  # float64 (n, 3 or 6)
+    space: np.ndarray  # int64 (n,)
+
+    def __len__(self) -> int:
+        return len(self.mm)
+
+    def __post_init__(self):
+        if self.mm.ndim != 2 or self.mm.shape[1] not in (3, 6) or self.space.shape != self.mm.shape[:1]:
+            raise ValueError(f"places {self.mm.shape} in spaces {self.space.shape}; (n, 3 or 6) and (n,) needed")
+
+    @property
+    def centres(self) -> Places:
+        return self if self.mm.shape[1] == 3 else Places((self.mm[:, :3] + self.mm[:, 3:]) / 2, self.space)
+
+    @staticmethod
+    def joined(parts: list[Places]) -> Places:
+        return Places(np.concatenate([part.mm for part in parts]), np.concatenate([part.space for part in parts]))
+
+
+def alike(queries: Places, keys: Places, iou: float) -> np.ndarray:
+    """Global positives: bool (query, key), boxes that overlap by at least `iou` (intersection over union)."""
+    out = np.empty((len(queries), len(keys)), dtype=np.bool_)
+    kernels.boxes_alike(queries.mm, queries.space, keys.mm, keys.space, iou, out)
+    return out
+
+
+def apart(queries: Places, keys: Places, far_mm: float) -> np.ndarray:
+    """Negatives of both scopes: bool (query, key), centres more than `far_mm` apart."""
+    queries, keys = queries.centres, keys.centres
+    out = np.empty((len(queries), len(keys)), dtype=np.bool_)
+    kernels.places_apart(queries.mm, queries.space, keys.mm, keys.space, far_mm, out)
+    return out

@@ -1,0 +1,29 @@
+"""What a user can mend: one message (what was found, what is needed, what to do) and the exit code it ends with.
+
+Exit codes of every command: 0 done, 1 our own failure, 2 bad usage or configuration, 3 bad data, 75 preempted
+(run me again), 130/143 interrupted.
+"""
+
+
+class Fault(Exception):
+    """Something went wrong in a way we can name; printed as one message, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageFault(Fault):
+    """A wrong option or a wrong configuration."""
+
+    exit_code = 2
+
+
+class DataFault(Fault):
+    """A path, a file, a grid, a label or a checkpoint that cannot be used."""
+
+    exit_code = 3
+
+
+class Preempted(Fault):
+    """The run was asked to stop and saved itself: run the same command again with --resume."""
+
+    exit_code = 75

@@ -1,0 +1,1 @@
+"""Networks: the Swin-UNETR, exchanging weights with the one of MONAI."""

@@ -1,0 +1,202 @@
+"""Encoder weights in and out of files: our own `encoder.safetensors`, and other people's checkpoints with a coverage report.
+
+No checkpoint is half-loaded in silence: every learned tensor of the encoder is found, in its shape, or it is an error
+that names what was found and what is needed. Files are read as tensors only; nothing in them is executed.
+"""
+
+import json
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spade3d.faults import DataFault
+from spade3d.networks.swin_unetr import SwinUNETR
+
+FORMAT = "spade3d-encoder-1"
+ENCODER = "swinViT."
+
+# What training code of others puts before a parameter's name, outermost first or in any other order.
+WRAPPERS = re.compile(r"^(?:(?:module|model|network|backbone|encoder|swin_?vit)\.)+", re.IGNORECASE)
+
+# Their names for ours: the original Swin's MLP, and the doubled index of Disruptive Autoencoders (MONAI filter_swinunetr).
+RENAMED = ((re.compile(r"\.mlp\.fc([12])\."), r".mlp.linear\1."), (re.compile(r"^(layers[1-4])\.0\.0\."), r"\1.0."))
+
+NESTS = ("state_dict", "model", "network_weights", "model_state_dict", "net")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the encoder a checkpoint filled, counted in learned tensors.
+
+    missing     our names that the file does not hold
+    mismatched  "name: (shape in the file) instead of (shape here)"
+    """
+
+    loaded: int
+    total: int
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.loaded} of {self.total} encoder tensors from {self.source}"
+
+
+def save_encoder(path: Path, network: SwinUNETR, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write the encoder as MONAI's SwinUNETR names it (`swinViT.*`), with its settings; the file appears whole or not at all.
+
+    metadata: further entries (preprocessing, provenance, ...), kept as JSON.
+    """
+    path = Path(path)
+    entries = {"format": FORMAT}
+    for key, value in {**network.encoder_settings, **(metadata or {})}.items():
+        entries[key] = json.dumps(value)
+    tensors = {ENCODER + name: tensor.contiguous() for name, tensor in network.swinViT.state_dict().items()}
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, name, metadata=entries)
+        with open(name, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def read_encoder_metadata(path: Path) -> dict[str, Any]:
+    """The entries of an `encoder.safetensors` (lists for tuples); DataFault for any other file."""
+    path = Path(path)
+    entries = _safetensors(path)[1]
+    if entries.get("format") != FORMAT:
+        found = entries.get("format", "no format entry")
+        raise DataFault(f"{path}: {found}, but this version reads {FORMAT}; give an encoder.safetensors of spade-pretrain")
+    return {key: value if key == "format" else json.loads(value) for key, value in entries.items()}
+
+
+def load_encoder(network: SwinUNETR, path: Path, *, allow_partial: bool = False) -> Coverage:
+    """Fill the network's encoder from a checkpoint of ours, of MONAI or of its relatives.
+
+    path  .safetensors, or a torch file (.pt, .pth, ...) that holds a state dict, maybe nested and under a prefix
+    allow_partial  accept less than the whole encoder, as long as something fits; what is left keeps its values
+    Raises DataFault for a file that cannot be read as tensors, does not cover the encoder, is of another size or holds
+    values that are not finite.
+    """
+    path = Path(path)
+    tensors, entries = _safetensors(path) if path.suffix == ".safetensors" else (_pickled(path), {})
+    _check_settings(path, network, entries)
+    found = _encoder_names(path, tensors)
+    own = network.swinViT.state_dict()
+    learned = {name for name, _ in network.swinViT.named_parameters()}
+    missing = sorted(learned - found.keys())
+    mismatched = [
+        f"{name}: {tuple(found[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(learned & found.keys())
+        if found[name].shape != own[name].shape
+    ]
+    fitting = {name: found[name] for name in learned & found.keys() if found[name].shape == own[name].shape}
+    coverage = Coverage(len(fitting), len(learned), tuple(missing), tuple(mismatched), str(path))
+    if not fitting or (not allow_partial and len(fitting) < len(learned)):
+        raise DataFault(_explain(path, network, found, coverage))
+    for name, tensor in fitting.items():
+        if not tensor.isfinite().all():
+            raise DataFault(f"{path}: {name} holds values that are not finite; give a checkpoint from before it diverged")
+    network.swinViT.load_state_dict({**own, **fitting})
+    return coverage
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    _check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise DataFault(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    """The state dict of a torch file, read without executing anything."""
+    _check_file(path)
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise DataFault(
+            f"{path}: holds more than tensors, or is damaged, and was not opened ({reason[:200]}); "
+            "save its state dict alone, best as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise DataFault(f"{path}: not a whole torch file ({error}); copy or download it again") from error
+    while isinstance(held, Mapping) and (nest := next((key for key in NESTS if isinstance(held.get(key), Mapping)), None)):
+        held = held[nest]
+    tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)} if isinstance(held, Mapping) else {}
+    if not tensors:
+        raise DataFault(f"{path}: holds no state dict ({type(held).__name__} found); give a mapping of names to tensors")
+    return tensors
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise DataFault(f"{path}: no such checkpoint file; give a .safetensors or a torch file")
+
+
+def _encoder_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under our encoder's names; two candidates for one name are an error."""
+    found: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        name = WRAPPERS.sub("", key)
+        for pattern, ours in RENAMED:
+            name = pattern.sub(ours, name)
+        if name in origin:
+            raise DataFault(f"{path}: {origin[name]} and {key} are both {name}; keep one of the two networks in the file")
+        found[name], origin[name] = tensor, key
+    return found
+
+
+def _check_settings(path: Path, network: SwinUNETR, entries: Mapping[str, str]) -> None:
+    """Settings that no shape tells (the order of corners, the clipped windows) must agree where a file of ours states them."""
+    if entries.get("format") != FORMAT:
+        return
+    differing = [
+        f"{key} {json.loads(entries[key])} (here {value})"
+        for key, value in json.loads(json.dumps(network.encoder_settings)).items()
+        if key in entries and json.loads(entries[key]) != value
+    ]
+    if differing:
+        raise DataFault(f"{path}: an encoder with {', '.join(differing)}; give the network the checkpoint's settings")
+
+
+def _explain(path: Path, network: SwinUNETR, found: Mapping[str, Tensor], coverage: Coverage) -> str:
+    """Why a checkpoint was refused, in the words of the settings that would have to change."""
+    settings = network.encoder_settings
+    embedding = found.get("patch_embed.proj.weight")
+    sizes = []
+    if embedding is not None and embedding.ndim == 5:
+        theirs = {"feature_size": embedding.shape[0], "in_channels": embedding.shape[1]}
+        sizes = [f"its {key} is {value}, here {settings[key]}" for key, value in theirs.items() if value != settings[key]]
+    table = found.get("layers1.0.blocks.0.attn.relative_position_bias_table")
+    if table is not None and table.ndim == 2:
+        i, j, k = settings["window"]
+        if table.shape[1] != settings["heads"][0]:
+            sizes.append(f"its first stage has {table.shape[1]} heads, here {settings['heads'][0]}")
+        if table.shape[0] != (2 * i - 1) * (2 * j - 1) * (2 * k - 1):
+            side = (round(table.shape[0] ** (1 / 3)) + 1) // 2
+            sizes.append(f"its window is {side} (if a cube), here {(i, j, k)}")
+    details = sizes or [*coverage.mismatched[:2], *(f"no {name}" for name in coverage.missing[:2])]
+    return (
+        f"{path}: fits {coverage.loaded} of {coverage.total} encoder tensors ({'; '.join(details)}); "
+        "give a checkpoint of this size, set the network to the checkpoint's, or allow a partial encoder"
+    )

@@ -1,0 +1,107 @@
+"""Swin-UNETR (Hatamizadeh et al. 2022): the encoder and a convolutional decoder, weights exchangeable with MONAI's.
+
+The state dict has MONAI's keys and shapes, and the same numbers come out where MONAI accepts the input; here any size is
+accepted. Two deliberate differences, both switches: see `monai_compatible` and `merging` of swin.SwinTransformer.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from spade3d.networks.convolutions import Up, output_layer, residual_layer
+from spade3d.networks.features import Features
+from spade3d.networks.swin import Merging, SwinTransformer
+from spade3d.networks.windows import Cells
+
+
+class SwinUNETR(nn.Module):
+    """An encoder that tokens walk down, a decoder that they walk up, and a linear readout of every voxel.
+
+    feature_size  channels at full resolution and of stage 0; stage s has feature_size * 2**s
+    window        cells of a window, one number or one for each axis
+    The other arguments are SwinTransformer's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        feature_size: int = 24,
+        depths: tuple[int, int, int, int] = (2, 2, 2, 2),
+        heads: tuple[int, int, int, int] = (3, 6, 12, 24),
+        window: int | Cells = 7,
+        drop_path: float = 0.0,
+        use_v2: bool = False,
+        merging: Merging = "v1",
+        monai_compatible: bool = False,
+    ):
+        super().__init__()
+        window = (window,) * 3 if isinstance(window, int) else tuple(window)
+        self.encoder_settings = {
+            "in_channels": in_channels,
+            "feature_size": feature_size,
+            "depths": tuple(depths),
+            "heads": tuple(heads),
+            "window": window,
+            "use_v2": use_v2,
+            "merging": merging,
+            "monai_compatible": monai_compatible,
+        }
+        self.swinViT = SwinTransformer(
+            in_channels,
+            feature_size,
+            depths=tuple(depths),
+            heads=tuple(heads),
+            window=window,
+            drop_path=drop_path,
+            use_v2=use_v2,
+            merging=merging,
+            monai_compatible=monai_compatible,
+        )
+        f = feature_size
+        self.encoder1 = residual_layer(in_channels, f)
+        self.encoder2 = residual_layer(f, f)
+        self.encoder3 = residual_layer(2 * f, 2 * f)
+        self.encoder4 = residual_layer(4 * f, 4 * f)
+        self.encoder10 = residual_layer(16 * f, 16 * f)
+        self.decoder5 = Up(16 * f, 8 * f)
+        self.decoder4 = Up(8 * f, 4 * f)
+        self.decoder3 = Up(4 * f, 2 * f)
+        self.decoder2 = Up(2 * f, f)
+        self.decoder1 = Up(f, f)
+        self.out = output_layer(f, out_channels)
+
+    def forward(
+        self,
+        images: Float[Tensor, "b c i j k"],
+        token_mask: Bool[Tensor, "b p q r"] | None = None,
+        decode: bool = True,
+        mask_token: Float[Tensor, " embed"] | None = None,
+    ) -> Features:
+        """Feature maps of a batch of crops of any size.
+
+        token_mask  True where a token (a cell of 2^3 voxels) is hidden, from the encoder and from the decoder's skip
+                    connection at full resolution (there its voxels are zero)
+        decode      False leaves out the decoder, nine tenths of the work
+        mask_token  what a hidden token shows instead of zeros
+        """
+        stages = self.swinViT(images, token_mask, mask_token=mask_token)
+        return Features(tuple(stages), self._decode(images, token_mask, stages) if decode else None)
+
+    def logits(self, features: Features) -> Float[Tensor, "b out i j k"]:
+        """One number for each class and voxel."""
+        return self.out(features.decoded)
+
+    def _decode(self, images: Tensor, token_mask: Tensor | None, stages: list[Tensor]) -> Tensor:
+        if token_mask is not None:
+            i, j, k = images.shape[2:]
+            hidden = F.interpolate(token_mask[:, None].to(images.dtype), scale_factor=2) > 0
+            images = images.masked_fill(hidden[:, :, :i, :j, :k], 0)
+        # Tokens come channels last, which the decoder's convolutions and norms take 1.2 times as long over.
+        s0, s1, s2, s3, s4 = (stage.contiguous() for stage in stages)
+        x = self.decoder5(self.encoder10(s4), s3)
+        x = self.decoder4(x, self.encoder4(s2))
+        x = self.decoder3(x, self.encoder3(s1))
+        x = self.decoder2(x, self.encoder2(s0))
+        return self.decoder1(x, self.encoder1(images))

@@ -1,0 +1,244 @@
+"""Attention inside windows of a grid of tokens: which cells share a window, how they look at each other.
+
+A window is a box of `window` cells. A grid that is not a multiple of the window is padded at its far ends; a shifted
+grid is rolled, and the windows that the roll filled from both ends let only true neighbours look at each other
+(Liu et al. 2021, Swin Transformer). Padding and roll are one index per cell, computed once per grid and kept.
+
+Rows: all tokens of a batch lie in one matrix, sample after sample, followed by one row that stands for padding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Cells = tuple[int, int, int]
+
+# Scores (window x head x n x n) of one tile. Measured on Zen 4 at 7^3 windows: 2**19, that is 2 MiB, is fastest; 2**16
+# and 2**21 cost 1.2 and 1.4 times as much. An accelerator wants few large launches instead.
+TILE_SCORES_CPU = 2**19
+TILE_SCORES_ACCELERATOR = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class WindowPlan:
+    """How a batch of equal grids falls into windows.
+
+    rows     (window, n): the row of each window's cells, windows of equal mask side by side; `padding` where padded
+    padding  the row that stands for padding: samples x cells of the grid
+    padded   whether any window holds padding
+    groups   (first window, window after the last, mask): mask (n, n) is True where a cell may look, None everywhere
+    """
+
+    rows: Int[Tensor, "window n"]
+    padding: int
+    padded: bool
+    groups: tuple[tuple[int, int, Bool[Tensor, "n n"] | None], ...]
+
+    def tiles(self, heads: int) -> Iterator[tuple[slice, slice, int]]:
+        """(windows, heads, group) of pieces small enough that their scores stay in the cache."""
+        scores = TILE_SCORES_CPU if self.rows.device.type == "cpu" else TILE_SCORES_ACCELERATOR
+        room = max(1, scores // self.rows.shape[1] ** 2)
+        step = max(1, room // heads)
+        for group, (start, stop, _) in enumerate(self.groups):
+            for first in range(start, stop, step):
+                windows = slice(first, min(first + step, stop))
+                for head in range(0, heads, room):
+                    yield windows, slice(head, min(head + room, heads)), group
+
+
+def clip_window(grid: Cells, window: Cells, shift: Cells) -> tuple[Cells, Cells]:
+    """The window and shift a grid can hold: along an axis not longer than the window, all of it and no shift."""
+    clipped = tuple(min(size, side) for size, side in zip(grid, window))
+    shifts = tuple(0 if size <= side else by for size, side, by in zip(grid, window, shift))
+    return clipped, shifts
+
+
+@lru_cache(maxsize=64)
+def window_plan(grid: Cells, window: Cells, shift: Cells, samples: int, device: torch.device) -> WindowPlan:
+    """The plan for `samples` grids; window and shift as `clip_window` gives them."""
+    # A plan made first in a validation step must still serve the backward of a training step.
+    with torch.inference_mode(False):
+        padded = [-(-size // side) * side for size, side in zip(grid, window)]
+        axes = [(torch.arange(whole) + by) % whole for whole, by in zip(padded, shift)]
+        inside = [axis < size for axis, size in zip(axes, grid)]
+        i, j, k = torch.meshgrid(*axes, indexing="ij")
+        cell = (i * grid[1] + j) * grid[2] + k
+        real = torch.stack(torch.meshgrid(*inside, indexing="ij")).all(dim=0)
+        cell = _partition(torch.where(real, cell, -1), window)
+
+        # Only the last window along a shifted axis was filled from both ends: eight kinds of mask at most.
+        counts = [whole // side for whole, side in zip(padded, window)]
+        last = [(torch.arange(count) == count - 1) & (by > 0) for count, by in zip(counts, shift)]
+        kind = sum(bit << place for place, bit in enumerate(torch.meshgrid(*last, indexing="ij"))).flatten()
+        order = kind.argsort(stable=True)
+        kinds, sizes = kind[order].unique_consecutive(return_counts=True)
+
+        cells = prod(grid)
+        padding = samples * cells
+        first = torch.arange(samples)[None, :, None] * cells
+        sorted_cells = cell[order][:, None]
+        rows = torch.where(sorted_cells >= 0, sorted_cells + first, padding).reshape(-1, prod(window)).to(device)
+
+        groups, start = [], 0
+        for which, size in zip(kinds.tolist(), (sizes * samples).tolist()):
+            groups.append((start, start + size, _mask(which, window, shift, device)))
+            start += size
+        return WindowPlan(rows, padding, bool((cell < 0).any()), tuple(groups))
+
+
+def _partition(grid: Int[Tensor, "i j k"], window: Cells) -> Int[Tensor, "window n"]:
+    """Cut a padded grid into windows, both in row-major order."""
+    i, j, k = (size // side for size, side in zip(grid.shape, window))
+    boxes = grid.reshape(i, window[0], j, window[1], k, window[2])
+    return boxes.permute(0, 2, 4, 1, 3, 5).reshape(i * j * k, prod(window))
+
+
+def _mask(kind: int, window: Cells, shift: Cells, device: torch.device) -> Bool[Tensor, "n n"] | None:
+    """Who may look at whom in a window filled from both ends along the axes whose bit is set in `kind`."""
+    if kind == 0:
+        return None
+    wrapped = [
+        (torch.arange(side) >= side - by) if kind >> axis & 1 else torch.zeros(side, dtype=torch.bool)
+        for axis, (side, by) in enumerate(zip(window, shift))
+    ]
+    side_of = torch.stack(torch.meshgrid(*wrapped, indexing="ij")).reshape(3, -1)
+    return (side_of[:, :, None] == side_of[:, None, :]).all(dim=0).to(device)
+
+
+def relative_position_index(window: Cells) -> Int[Tensor, "n n"]:
+    """The row of the bias table that each pair of cells (looks, is seen) of a full window reads.
+
+    Row-major over the offset `looks - is seen`, each axis counted from -(window - 1).
+    """
+    places = torch.stack(torch.meshgrid(*map(torch.arange, window), indexing="ij")).reshape(3, -1)
+    offset = places[:, :, None] - places[:, None, :] + torch.tensor(window)[:, None, None] - 1
+    return (offset[0] * (2 * window[1] - 1) + offset[1]) * (2 * window[2] - 1) + offset[2]
+
+
+def relative_bias(
+    table: Float[Tensor, "offset head"], window: Cells, clipped: Cells, monai_compatible: bool
+) -> Float[Tensor, "head n n"]:
+    """The bias of every pair of cells of a clipped window, read from the table of the full one.
+
+    Equals `table[relative_position_index(window)]` for a full window, but the table unrolls by sliding views, whose
+    gradient adds up in a fixed order on any number of threads (that of an index does not).
+    MONAI reads a clipped window of n cells through the first n rows and columns of the full window's index, which are
+    other pairs' offsets; `monai_compatible` does the same, for weights that were trained so.
+    """
+    if monai_compatible and clipped != window:
+        cells = prod(clipped)
+        return relative_bias(table, window, window, False)[:, :cells, :cells]
+    offsets = table.T.reshape(-1, *(2 * side - 1 for side in window))
+    for axis, (side, size) in enumerate(zip(window, clipped), start=1):
+        offsets = offsets.narrow(axis, side - size, 2 * size - 1).unfold(axis, size, 1)
+    # unfold gives [looks, m] -> offset looks + m, and m counts back from the cell that is seen.
+    return offsets.flip(4, 5, 6).reshape(-1, prod(clipped), prod(clipped))
+
+
+def attend(
+    qkv: Float[Tensor, "row qkv"], bias: Float[Tensor, "head n n"], plan: WindowPlan
+) -> Float[Tensor, "row-1 dim"]:
+    """softmax(q k^T / sqrt(dim / heads) + bias) v within every window; rows in, rows out, the padding row dropped.
+
+    Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again.
+    """
+    return _Attend.apply(qkv, bias, plan)
+
+
+def attention_weights(
+    qkv: Float[Tensor, "row qkv"], bias: Float[Tensor, "head n n"], plan: WindowPlan
+) -> Float[Tensor, "window head n n"]:
+    """The softmax that `attend` does not keep, for every window of the plan; each row sums to one."""
+    heads = bias.shape[0]
+    table = qkv.view(qkv.shape[0], 3, heads, -1)
+    weights = []
+    for start, stop, mask in plan.groups:
+        q, k, _ = _read(table, plan.rows[start:stop], slice(0, heads))
+        weights.append(_weights(q, k, _masked(bias, mask)).unflatten(0, (-1, heads)))
+    return torch.cat(weights)
+
+
+class _Attend(torch.autograd.Function):
+    """`attend`, tile by tile, with its own backward.
+
+    Within a tile a vector is a column, (dim, n): with 8 to 16 channels a head, (dim, n) @ (n, n) runs three times as
+    fast as (n, n) @ (n, dim) on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
+        heads = bias.shape[0]
+        bias = bias.to(qkv.dtype)
+        table = qkv.view(qkv.shape[0], 3, heads, -1)
+        out = torch.zeros_like(table[:, 0])
+        masked = [_masked(bias, mask) for _, _, mask in plan.groups]
+        for windows, which, group in plan.tiles(heads):
+            rows = plan.rows[windows]
+            q, k, v = _read(table, rows, which)
+            _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
+        ctx.save_for_backward(qkv, bias, out)
+        ctx.plan = plan
+        return out[: plan.padding].flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        qkv, bias, out = ctx.saved_tensors
+        plan: WindowPlan = ctx.plan
+        heads, dim = out.shape[1:]
+        table = qkv.view(-1, 3, heads, dim)
+        grad = F.pad(grad.view(-1, heads, dim), (0, 0, 0, 0, 0, 1))
+        # sum over the seen of (weight x its gradient) = output . its gradient (Dao et al. 2022, FlashAttention, B.2)
+        balance = (grad * out).sum(dim=-1)[:, None, :, None]
+        grad = grad[:, None]
+        grad_table = torch.zeros_like(table)
+        grad_padding = torch.zeros_like(table[0])
+        exact = torch.promote_types(bias.dtype, torch.float32)  # thousands of windows add up here
+        grad_bias = torch.zeros_like(bias, dtype=exact)
+        masked = [_masked(bias, mask) for _, _, mask in plan.groups]
+        for windows, which, group in plan.tiles(heads):
+            rows = plan.rows[windows]
+            q, k, v = _read(table, rows, which)
+            (g,), (b,) = _read(grad, rows, which), _read(balance, rows, which)
+            weights = _weights(q, k, masked[group][which])
+            grad_v = g @ weights
+            grad_scores = (g.mT @ v).sub_(b.mT).mul_(weights)
+            grad_bias[which] += grad_scores.unflatten(0, (len(rows), -1)).sum(dim=0, dtype=exact)
+            grad_q = (k @ grad_scores.mT).mul_(dim**-0.5)
+            grad_k = (q @ grad_scores).mul_(dim**-0.5)
+            tile = _write(grad_table, rows, which, torch.stack((grad_q, grad_k, grad_v)))
+            if plan.padded:  # the one row that many places read: its gradients add up
+                grad_padding[:, which] += tile[rows.flatten() == plan.padding].sum(dim=0)
+        grad_table[plan.padding] = grad_padding
+        return grad_table.view_as(qkv), grad_bias, None
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q^T k / sqrt(dim) + bias), (window x head, n, n), of columns q and k (window x head, dim, n)."""
+    scores = q.mT @ (k * k.shape[1] ** -0.5)
+    scores.view(-1, *bias.shape).add_(bias)
+    return scores.softmax(dim=-1)
+
+
+def _masked(bias: Tensor, mask: Tensor | None) -> Tensor:
+    return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+
+
+def _read(table: Tensor, rows: Tensor, heads: slice) -> Tensor:
+    """Some rows and heads of (row, part, head, dim) as columns: (part, window x head, dim, n)."""
+    tile = table[:, :, heads][rows.flatten()].unflatten(0, rows.shape)
+    return tile.permute(2, 0, 3, 4, 1).flatten(1, 2)
+
+
+def _write(table: Tensor, rows: Tensor, heads: slice, tile: Tensor) -> Tensor:
+    """The opposite of `_read`; also gives what was written, (window x n, part, head, dim)."""
+    flat = tile.unflatten(1, (len(rows), -1)).permute(1, 4, 0, 2, 3).flatten(0, 1)
+    table[:, :, heads].index_copy_(0, rows.flatten(), flat)
+    return flat

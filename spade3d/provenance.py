@@ -1,0 +1,54 @@
+"""Where a run comes from: versions, scans and subjects. It travels with the encoder, so that leakage can be found."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from spade3d.volumes.split import Split
+from spade3d.volumes.store import VolumeStore
+
+PACKAGES = ("spade3d", "torch", "monai", "numpy", "numba", "nibabel", "SimpleITK", "blosc2")
+
+
+def describe(store: VolumeStore, learned_from: Sequence[int], split: Split) -> dict[str, Any]:
+    """What a run learned from and what it left alone, by name, subject and voxel fingerprint."""
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "dataset": {"name": store.dataset, "layout": store.layout, "notes": list(store.notes)},
+        "split": split.rule,
+        "cases": [_case(store, i) for i in learned_from],
+        "held_out": [_case(store, i) for i in split.validation],
+        "rejected": [dict(rejected) for rejected in store.rejected],
+    }
+
+
+def _case(store: VolumeStore, i: int) -> dict[str, str]:
+    case = store.cases[i]
+    return {
+        "name": case.name,
+        "subject": case.subject,
+        "modality": case.modality,
+        "source": case.source,
+        "fingerprint": case.fingerprint,
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Whole or not at all: a temporary file, synced, takes the name."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

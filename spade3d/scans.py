@@ -1,0 +1,66 @@
+"""DATA of a command, whatever it is, opened as a store: one that exists, or a new one made from scans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from spade3d.configuration import Data
+from spade3d.console import existing, progress_of
+from spade3d.faults import DataFault, UsageFault
+from spade3d.volumes.layouts import Dataset, read_layout
+from spade3d.volumes.preprocessing import Preprocessing, choose_spacing
+from spade3d.volumes.store import VolumeStore, is_store
+from spade3d.volumes.volume import Grid, read_grid
+
+
+def open_scans(path: Path, beside: Path, settings: Data, *, workers: int = 0, strict: bool = False) -> VolumeStore:
+    """The store at `path`, or a store made at `beside` from the scans at `path`.
+
+    Spacing left to the data is the median of the set, axis by axis. Raises DataFault for what cannot be read, and
+    UsageFault where the settings ask for another preparation than an existing store has.
+    """
+    from spade3d.volumes.prepare import prepare
+
+    existing(path, "a folder of scans, a dataset or a store")
+    if is_store(path):
+        return check_settings(VolumeStore.open(path), settings)
+    dataset = read_layout(path)
+    spacing = settings.spacing or choose_spacing(list(readable_grids(dataset)))
+    how = Preprocessing(spacing=spacing, window_hu=settings.window_hu, mr=settings.mr)
+    with progress_of(f"preparing {dataset.name}") as progress:
+        return prepare(dataset, beside, how, workers=workers, strict=strict, progress=progress)
+
+
+def readable_grids(dataset: Dataset) -> Iterator[Grid]:
+    """The grids of a dataset's images, from their headers; `prepare` will name the images that cannot be read."""
+    faults = []
+    for case in dataset.cases:
+        try:
+            yield read_grid(case.image, series=case.series)
+        except DataFault as fault:
+            faults.append(fault)
+    if len(faults) == len(dataset.cases):
+        raise faults[0]
+
+
+def check_settings(store: VolumeStore, settings: Data) -> VolumeStore:
+    """A store was prepared once and for all: settings that were given must be the ones it was prepared with."""
+    made = store.preprocessing
+    for key in sorted(settings.model_fields_set & {"spacing", "window_hu", "mr"}):
+        asked, has = getattr(settings, key), getattr(made, key)
+        if asked is not None and not _same(asked, has):
+            raise UsageFault(f"data.{key} {asked} asked for, the store has {has}; leave it out, or prepare another store")
+    return store
+
+
+def _same(a, b) -> bool:
+    return a == b if isinstance(a, str) or b is None else np.allclose(a, b)
+
+
+def typical_grid(store: VolumeStore, cases: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Median shape (3,) in voxels and median spacing (3,) in mm of some cases of a store."""
+    chosen = [store.cases[i] for i in cases]
+    return np.median([case.shape for case in chosen], axis=0), np.median([case.spacing for case in chosen], axis=0)

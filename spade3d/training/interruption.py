@@ -1,0 +1,54 @@
+"""Interruption: a run that is asked to stop finishes its step, saves itself, and ends with the exit code of the asking.
+
+SIGTERM and SIGUSR1 come from a scheduler that wants the machine back (exit 75: run me again), SIGINT from a person
+(exit 130).
+"""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+from spade3d.faults import Preempted
+
+
+class Interruption:
+    """Remembers that a signal asked the run to stop; a second one ends the process at once. A context manager.
+
+    The handler only sets a flag: saving inside it could meet a half-done update. Signals reach the main thread only, so
+    in any other nothing is installed. The handlers that were there before come back after.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop(self, step: int, steps: int, marker: Path) -> None:
+        """End a run that has been saved: KeyboardInterrupt after SIGINT; else Preempted, and a marker file for requeue
+        scripts (torchrun ends with 1 whatever its workers end with)."""
+        name = signal.Signals(self.received).name
+        message = f"stopped by {name} after step {step} of {steps}, and saved; run the same command with --resume"
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        marker.write_text(f"{message}\n", encoding="utf-8")
+        raise Preempted(message)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the progress bar has hidden the cursor
+            os._exit(128 + number)
+        self.received = number

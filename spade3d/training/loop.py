@@ -1,0 +1,332 @@
+"""The loop: one way to train every task, pretext or downstream, that an interruption only pauses.
+
+A task gives named losses, a stream gives batches that are pure functions of (seed, index); the loop owns the rest:
+precision, accumulation, the learning rate, updates that are not finite, signals, saves, the journal. On the CPU a run
+that was killed and resumed ends with the same bits as one that was not.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from spade3d.faults import DataFault, Fault
+from spade3d.training.checkpoint import Found, steps_in
+from spade3d.training.health import collapse, signs_of_life
+from spade3d.training.interruption import Interruption
+from spade3d.training.journal import Journal
+from spade3d.training.precision import autocast_for
+from spade3d.training.reproducibility import deterministic, rng_state, seed_everything, set_rng_state
+from spade3d.training.saves import Best, Saves
+from spade3d.training.schedules import warmup_cosine
+
+MOST_SKIPPED = 10  # updates in a row that are not finite, before the run gives up
+SETTLED = 0.1  # share of the run before which a flat embedding is no collapse yet
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """What a task learns from at once; its length is the number of crops in it."""
+
+    def to(self, device: torch.device) -> "Batch": ...
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """All batches of a run; the batch at an index is a pure function of (seed, index)."""
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches start, start + 1, ..., stop - 1."""
+        ...
+
+
+class Task(nn.Module, ABC):
+    """Turns a batch into losses. Its `state_dict` is all that continuing needs: teachers and memories belong in it.
+
+    `embedding` (n, d) and `paired`, the positive of each row, are what the last `losses` leaves, detached, for the
+    signs of life; a task without an embedding leaves them None.
+    """
+
+    embedding: Tensor | None = None
+    paired: Tensor | None = None
+
+    @abstractmethod
+    def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        """Named scalars, already weighted: their sum is minimised. What teachers and memories are to learn from the
+        batch waits for `after_step`, because an update that is not finite is not made."""
+
+    def after_step(self, progress: float) -> None:
+        """After an update: teachers follow, memories remember."""
+
+    def after_skip(self) -> None:
+        """Instead of `after_step`, where losses or gradients were not finite: what waited is thrown away."""
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """For AdamW: trainable parameters; vectors, biases, tables and tokens without decay. A group may carry
+        "lr_scale", its factor of the learning rate."""
+        trained = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        free = {name for name, p in trained if p.ndim < 2 or name.endswith(("bias", "table", "token"))}
+        groups = [
+            {"params": [p for name, p in trained if name not in free], "weight_decay": weight_decay},
+            {"params": [p for name, p in trained if name in free], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def forward(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        return self.losses(batch, progress)
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW and its schedule (`schedules.warmup_cosine`); `accumulate` batches make one step."""
+
+    lr: float
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: float = 0.05  # share of the run
+    floor: float = 0.01  # share of lr, at the end
+    clip_norm: float | None = 1.0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: steps done, the losses of the last one, the best validation where one was asked for."""
+
+    step: int
+    losses: dict[str, float]
+    best: Best | None
+
+
+@dataclass
+class _Position:
+    """Where a run stands, besides what its task and its optimiser hold."""
+
+    step: int = 0
+    validated: int = 0  # the last step that was
+    skipped: int = 0  # updates in a row, up to this step
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    task: Task,
+    batches: Batches,
+    *,
+    steps: int,
+    out: Path,
+    optimiser: Optimiser,
+    device: torch.device,
+    save_every: int,
+    precision: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    validate: Callable[[Task, int], Mapping[str, float]] | None = None,
+    validate_every: int | None = None,
+    better: str | None = None,
+    label: str = "training",
+    signs_every: int = 25,
+    config_hash: str = "",
+) -> Outcome:
+    """Train for `steps` updates. Step s = 1, 2, ... learns from batches (s - 1) k to s k - 1, k = `accumulate`, at
+    progress s / steps.
+
+    Written under `out`: log.jsonl, tensorboard/ and checkpoints/, before the first step, every `save_every` steps,
+    after the last, and when interrupted. `validate(task, step)` runs every `validate_every` steps and after the last,
+    in evaluation mode, without gradients, in its own precision, and leaves the generators of chance as they were; the
+    weights with the highest value of its entry `better` are kept in checkpoints/best.pt. `config_hash` is the
+    fingerprint of the configuration: under another one the run does not resume.
+
+    Raises, once the run is saved, Preempted after SIGTERM or SIGUSR1 and KeyboardInterrupt after SIGINT (a second
+    signal ends the process at once); UsageFault when `out` already holds a run; DataFault when what should be resumed
+    is not whole or of another configuration; Fault when ten updates in a row are not finite, or memory or disk is full.
+    """
+    saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
+    found = saves.find() if resume else saves.begin()
+    seed_everything(seed)
+    engine = _Engine(task, optimiser, device, precision)
+    at = engine.restore(found) if found else _Position()
+    marker = out / "preempted"
+    marker.unlink(missing_ok=True)
+
+    with (
+        Interruption() as interruption,
+        deterministic(device),
+        Journal(out, label=label, steps=steps, done=at.step) as journal,
+    ):
+
+        def save() -> None:
+            journal.sync()
+            saves.put(at.step, {"at": asdict(at), **engine.state()})
+
+        def look() -> bool:
+            """Validate where it is due, and keep the weights when they are the best so far."""
+            periodic = validate_every is not None and at.step % validate_every == 0
+            if validate is None or at.validated == at.step or not (periodic or at.step == steps):
+                return False
+            values = engine.look(validate, at.step)
+            at.validated = at.step
+            journal.validation(at.step, values)
+            if better is not None:
+                if better not in values:
+                    raise Fault(f"validation gives {', '.join(values)} but not {better!r}, which decides what is best")
+                saves.offer(better, values[better], at.step, task.state_dict())
+            return True
+
+        for message in found.damaged if found else ():
+            journal.say(f"warning: {message}: left aside")
+        if resume:
+            nothing = "" if found else ": nothing was saved yet"
+            journal.say(f"resuming {label} after step {at.step} of {steps}{nothing}")
+        # From here on there is always something to continue from, and nothing that an interruption left out.
+        if found is None or look():
+            save()
+        alarmed = False
+        stream = batches.stream(at.step * optimiser.accumulate, steps * optimiser.accumulate)
+        for step in range(at.step + 1, steps + 1):
+            row = {"step": step, **engine.step(stream, step / steps)}
+            at.step, at.losses = step, row["losses"]
+            at.skipped = at.skipped + 1 if "skipped" in row else 0
+            if not at.skipped and step % signs_every == 0 and (signs := _signs(task, step / steps)):
+                row["signs"] = signs
+                if "alarm" in signs and not alarmed:
+                    alarmed = True
+                    journal.say(f"warning: step {step}: {signs['alarm']}")
+            journal.step(row)
+            if at.skipped == MOST_SKIPPED:
+                raise Fault(_not_finite(at, saves.folder))
+            if interruption.received:
+                save()
+                interruption.stop(step, steps, marker)
+            look()
+            if step % save_every == 0 or step == steps:
+                save()
+    return Outcome(at.step, at.losses, saves.best)
+
+
+class _Engine:
+    """The task on its device with its optimiser: makes one update, validates, and says all that it holds."""
+
+    def __init__(self, task: Task, optimiser: Optimiser, device: torch.device, precision: str):
+        self.task, self.settings, self.device = task, optimiser, device
+        self.autocast = autocast_for(precision, device)
+        self.model = task.to(device).train()  # what is called with a batch: where data parallelism would wrap the task
+        groups = task.parameter_groups(optimiser.weight_decay)
+        self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas)
+        self.trained = [parameter for group in groups for parameter in group["params"]]
+
+    def step(self, stream: Iterator[Batch], progress: float) -> dict[str, Any]:
+        """Learn from the next `accumulate` batches; the row for the log, with "skipped" where nothing was changed."""
+        settings, begun = self.settings, time.perf_counter()
+        rate = settings.lr * warmup_cosine(progress, warmup=settings.warmup, floor=settings.floor)
+        for group in self.adamw.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        try:
+            terms, crops, waited = self._gradients(stream, progress)
+        except torch.OutOfMemoryError as error:
+            raise Fault(_out_of_memory(self.device)) from error
+        norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf)
+        # The one wait for the device in a step: whether to skip must be known before the weights move.
+        *values, grad_norm = torch.stack([*terms.values(), norm.float()]).tolist()
+        total = sum(values)
+        finite = math.isfinite(total) and math.isfinite(grad_norm)
+        if finite:
+            self.adamw.step()
+            self.task.after_step(progress)
+        else:
+            self.task.after_skip()
+        self.adamw.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - begun
+        return {
+            "losses": dict(zip(terms, values, strict=True)),
+            "total": total,
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "seconds": seconds,
+            "data_seconds": waited,
+            "crops_per_second": crops / seconds,
+        } | ({} if finite else {"skipped": True})
+
+    def _gradients(self, stream: Iterator[Batch], progress: float) -> tuple[dict[str, Tensor], int, float]:
+        """Backward through the mean over `accumulate` batches: its terms, its crops, the seconds waited for them."""
+        k = self.settings.accumulate
+        terms: dict[str, Tensor] = {}
+        crops, waited = 0, 0.0
+        for _ in range(k):
+            begun = time.perf_counter()
+            # A DataLoader takes one number from torch's generator when it starts: a resumed run would be one ahead.
+            with torch.random.fork_rng(devices=[]):
+                batch = next(stream)
+            batch = batch.to(self.device)
+            waited += time.perf_counter() - begun
+            crops += len(batch)
+            with self.autocast():
+                losses = self.model(batch, progress)
+            (sum(losses.values()) / k).backward()
+            for name, loss in losses.items():
+                terms[name] = terms.get(name, 0.0) + loss.detach().float() / k
+        return terms, crops, waited
+
+    def look(self, validate: Callable[[Task, int], Mapping[str, float]], step: int) -> dict[str, float]:
+        """What `validate` finds, with the task and the generators of chance left as they were."""
+        chance = rng_state(self.device)
+        self.task.eval()
+        with torch.no_grad():
+            values = {name: float(value) for name, value in validate(self.task, step).items()}
+        self.task.train()
+        set_rng_state(chance, self.device)
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, besides its batches."""
+        return {
+            "task": self.task.state_dict(),
+            "optimizer": self.adamw.state_dict(),
+            "rng": rng_state(self.device),
+        }
+
+    def restore(self, found: Found) -> _Position:
+        """Put everything back to where a checkpoint left it."""
+        state = found.state
+        try:
+            self.task.load_state_dict(state["task"])
+            self.adamw.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DataFault(f"{found.path}: does not fit the task ({reason}); resume with what wrote it") from error
+        set_rng_state(state["rng"], self.device)
+        return _Position(**state["at"])
+
+
+def _signs(task: Task, progress: float) -> dict[str, Any] | None:
+    """Signs of life of the embedding that the task shows, with an "alarm" where it has collapsed; one row has none."""
+    if task.embedding is None or len(task.embedding) < 2:
+        return None
+    signs: dict[str, Any] = signs_of_life(task.embedding, task.paired)
+    if progress > SETTLED and (alarm := collapse(signs)):
+        signs["alarm"] = alarm
+    return signs
+
+
+def _not_finite(at: _Position, folder: Path) -> str:
+    terms = [name for name, value in at.losses.items() if not math.isfinite(value)]
+    return (
+        f"{' and '.join(terms) or 'the gradient'} not finite in {at.skipped} steps in a row, "
+        f"{at.step - at.skipped + 1} to {at.step}; the last good weights are in {steps_in(folder)[-1]}; "
+        "lower --optim.lr, or look at the scans of these steps"
+    )
+
+
+def _out_of_memory(device: torch.device) -> str:
+    peak = f", peak {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""
+    return (
+        f"{device}: memory ran out{peak}; make the crop or the batch smaller (and accumulate over more batches, to "
+        "learn from as many crops in a step)"
+    )

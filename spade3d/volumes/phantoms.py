@@ -1,0 +1,202 @@
+"""Scans with every answer known: abdominal CT, heart CT and heart MR of drawn patients; and the ramp.
+
+`python -m spade3d.volumes.phantoms --kind abdomen-ct --patients 12 --out DIR` writes a data set as BTCV or MM-WHS lay
+theirs out, so that the same readers read it. In `ramp` each voxel holds its own place in mm.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from spade3d.faults import DataFault, Fault
+from spade3d.volumes.anatomies import KINDS, Anatomy, draw_anatomy
+from spade3d.volumes.volume import write_volume
+
+SHAPE = (96, 96, 64)
+SPACING = {"abdomen-ct": (4.0, 4.0, 4.0), "heart-ct": (3.0, 3.0, 3.0), "heart-mr": (3.0, 3.0, 3.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Phantom:
+    """One drawn scan: voxels int16 (i, j, k) in HU or MR brightness, labels uint16, affine (4, 4) voxel -> RAS mm."""
+
+    voxels: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+
+
+def ramp(shape: tuple[int, int, int], affine: np.ndarray, dtype: type = np.float64) -> np.ndarray:
+    """Each voxel's own place in mm (i, j, k, 3): right or wrong after any cut, flip or resampling, never nearly.
+
+    `ramp(...)[..., axis]` is the same as a scalar volume.
+    """
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return (index @ affine[:3, :3].T + affine[:3, 3]).astype(dtype)
+
+
+def phantom(
+    kind: str, seed: int, *, shape: tuple[int, int, int] = SHAPE, spacing: Sequence[float] | None = None
+) -> Phantom:
+    """Draw one patient and scan it. The same seed gives the same voxels.
+
+    `kind`: one of KINDS; `spacing`: nominal, in mm; each scan has its own, some percent off, and its own field of view.
+    """
+    rng = np.random.default_rng(seed)
+    anatomy = draw_anatomy(kind, rng)
+    own_spacing = np.asarray(spacing or SPACING[kind], float) * np.repeat(rng.uniform(0.94, 1.06, 2), (2, 1))
+    centre = rng.normal(0, (6, 6, 18 if kind == "abdomen-ct" else 8))
+    affine = np.diag([*own_spacing, 1.0])
+    affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    tissues, labels = paint(anatomy, shape, affine)
+    return Phantom(scan(anatomy, tissues, rng), labels, affine)
+
+
+def paint(anatomy: Anatomy, shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue (index into the sorted names of `anatomy.look`) and label of each voxel."""
+    names = sorted(anatomy.look)
+    world = np.moveaxis(ramp(shape, affine, np.float32), -1, 0)
+    to_body = np.linalg.inv(anatomy.to_world)
+    points = np.tensordot(to_body.astype(np.float32), world, axes=1)
+    for wave in anatomy.waves:
+        angle = np.tensordot(wave.vector.astype(np.float32), world, axes=1)
+        points += np.stack([a * np.sin(angle + phase) for a, phase in zip(wave.amplitude, wave.phase, strict=True)])
+    stray = np.sum([np.abs(wave.amplitude) for wave in anatomy.waves], axis=0)
+    to_voxel = np.linalg.inv(affine)
+    tissues = np.full(shape, names.index("air"), np.uint8)
+    labels = np.zeros(shape, np.uint16)
+    cavity = np.zeros(shape, bool)
+    for part in anatomy.parts:
+        for form in part.shapes:
+            low, high = form.bounds()
+            # Only the voxels of the box that may hold it are asked.
+            corners = np.stack(np.meshgrid(*zip(low - stray, high + stray, strict=True)), -1).reshape(-1, 3)
+            corners = corners @ anatomy.to_world.T @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+            first = np.clip(np.floor(corners.min(0)), 0, shape).astype(int)
+            last = np.clip(np.ceil(corners.max(0)) + 1, 0, shape).astype(int)
+            box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+            if any(side.start >= side.stop for side in box):
+                continue
+            held = form.holds(points[(slice(None), *box)])
+            if part.name == "cavity":
+                cavity[box] |= held
+            if part.inside:
+                held &= cavity[box]
+            tissues[box][held] = names.index(part.tissue)
+            if part.label is not None:
+                labels[box][held] = part.label
+    return tissues, labels
+
+
+def scan(anatomy: Anatomy, tissues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What the scanner makes of the tissues: partial volume, texture, noise; for MR also a bias field and any scale."""
+    look = np.array([anatomy.look[name] for name in sorted(anatomy.look)], np.float32)
+    image = gaussian_filter(look[tissues], 0.5)
+    solid = tissues != sorted(anatomy.look).index("air")
+    texture = gaussian_filter(rng.standard_normal(tissues.shape, np.float32), 1.5)
+    image += solid * texture * (anatomy.texture / texture.std())
+    noise = [gaussian_filter(rng.standard_normal(tissues.shape, np.float32), 0.6) for _ in range(2)]
+    noise = [one * (anatomy.noise / one.std()) for one in noise]
+    if anatomy.kind != "heart-mr":
+        return np.clip(np.round(image + noise[0]), -1024, 3071).astype(np.int16)
+    bias = np.exp(0.25 * _gentle(tissues.shape, rng))
+    brightness = np.hypot(image * bias + noise[0], noise[1])  # Rician, as magnitude images are
+    return np.clip(np.round(brightness * rng.uniform(40, 900)), 0, 32767).astype(np.int16)
+
+
+def _gentle(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A field (i, j, k) of about unit size that changes slowly over the whole volume: a random quadratic."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in shape), indexing="ij", sparse=True)
+    linear, square = rng.normal(0, 0.6, (2, 3)).astype(np.float32)
+    return sum((a * x + b * (x**2 - 1 / 3) for a, b, x in zip(linear, square, axes, strict=True)), np.float32(0))
+
+
+def write_dataset(
+    kind: str,
+    out: Path,
+    *,
+    patients: int,
+    unlabelled: int = 0,
+    seed: int = 0,
+    shape: tuple[int, int, int] = SHAPE,
+    spacing: Sequence[float] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Write `patients` labelled scans and `unlabelled` more as BTCV or MM-WHS are laid out; the images' paths.
+
+    Patient n is the same whatever the number of patients; `say` is told of each. DataFault where `out` already holds something.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataFault(f"{out}: is not empty; phantoms are written into a new or an empty folder")
+    images = []
+    for number in range(patients + unlabelled):
+        # A seed sequence, so that patients of neighbouring seeds have nothing in common.
+        own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        one = phantom(kind, own, shape=shape, spacing=spacing)
+        image, labels = _places(kind, out, number, patients)
+        write_volume(image, one.voxels, one.affine)
+        if labels is not None:
+            write_volume(labels, one.labels, one.affine)
+        images.append(image)
+        if say:
+            seen = np.count_nonzero(np.unique(one.labels))
+            about = f"{seen} structures" if labels is not None else "no labels"
+            say(f"{number + 1}/{patients + unlabelled}  {image.relative_to(out)}  {about}")
+    return images
+
+
+def _places(kind: str, out: Path, number: int, patients: int) -> tuple[Path, Path | None]:
+    """Where patient `number` (from 0) goes: image, and labels for the first `patients`; created as needed."""
+    labelled = number < patients
+    if kind == "abdomen-ct":
+        folder = out / "RawData" / ("Training" if labelled else "Testing")
+        case = number + 1 if labelled else max(61, patients + 1) + number - patients  # 0061 on are BTCV's test cases
+        image, labels = folder / "img" / f"img{case:04d}.nii.gz", folder / "label" / f"label{case:04d}.nii.gz"
+    else:
+        stem = f"{kind[-2:]}_{'train' if labelled else 'test'}"
+        name = f"{stem}_{1001 + number if labelled else 2001 + number - patients}"
+        image, labels = (out / stem / f"{name}_{role}.nii.gz" for role in ("image", "label"))
+    for path in (image, labels) if labelled else (image,):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return image, labels if labelled else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m spade3d.volumes.phantoms", description="Draw a data set.")
+    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--patients", type=int, required=True, help="labelled scans")
+    parser.add_argument("--unlabelled", type=int, default=0, help="more scans without labels, in the test folder")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, nargs=3, default=SHAPE, metavar=("I", "J", "K"), help="voxels")
+    parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help="mm; of each scan nearly this")
+    given = parser.parse_args(arguments)
+    if min(given.patients, given.unlabelled, given.seed) < 0 or given.patients + given.unlabelled == 0:
+        parser.error("--patients, --unlabelled and --seed cannot be negative, and one scan is needed at least")
+    if min(given.size) < 8 or (given.spacing and min(given.spacing) <= 0):
+        parser.error("--size must be 8 voxels at least along each axis, --spacing more than 0 mm")
+    try:
+        write_dataset(
+            given.kind,
+            given.out,
+            patients=given.patients,
+            unlabelled=given.unlabelled,
+            seed=given.seed,
+            shape=tuple(given.size),
+            spacing=given.spacing,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except Fault as fault:
+        print(fault, file=sys.stderr)
+        return fault.exit_code
+    print(given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Prepare: every case of a dataset read, checked, preprocessed and written into a VolumeStore, in parallel.
+
+It may be killed at any instant and started again: a case is done once its record lies beside its arrays, which is
+written last and by renaming; a case is skipped when its files are sound and neither its sources (size and time of
+change), nor the preprocessing, nor the label table has changed. The index is written at the very end.
+
+A scan that cannot be used is named, with the reason, in `rejected`, and the others go on. That holds for a reader
+that crashes, too: the cases in hand when a worker process dies are tried again, each in a process of its own.
+
+Labels keep the values of their file. A background-only label map is kept (an absent structure is a finding) and noted.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from spade3d.faults import DataFault
+from spade3d.volumes.case_labels import label_table, read_case_labels
+from spade3d.volumes.claim import claimed
+from spade3d.volumes.layouts import Case, Dataset
+from spade3d.volumes.preprocessing import Preprocessing
+from spade3d.volumes.sealed import (
+    PARTIAL,
+    NewerStore,
+    checksum_fault,
+    read_json,
+    size_fault,
+    write_array,
+    write_json,
+)
+from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, VolumeStore, case_key, read_index
+from spade3d.volumes.volume import read_volume, voxel_fingerprint
+from spade3d.volumes.workers import outcomes
+
+Progress = Callable[[int, int, str], None]
+
+MOST_WORKERS = 8  # by default; reading is bound by the disk beyond
+FEW_CASES = 8  # up to here, or
+SMALL_BYTES = 50_000_000  # below this, starting processes costs more than they save
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one case needs, small enough to be sent to a worker."""
+
+    case: Case
+    store: Path
+    preprocessing: Preprocessing
+    label_names: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A case that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+def prepare(
+    dataset: Dataset,
+    out: Path,
+    preprocessing: Preprocessing,
+    *,
+    workers: int = 0,
+    strict: bool = False,
+    labelled_only: bool = False,
+    progress: Progress | None = None,
+) -> VolumeStore:
+    """Make, finish or renew the store of a dataset in the folder `out`, and open it.
+
+    workers       0: in this process for a few or small scans, else one per core, at most 8; n: n processes
+    strict        raise the first rejection instead of going on without that case
+    labelled_only leave out the cases without labels
+    progress      called as (done, total, name of the case) after each case, and once with a sentence for a name while
+                  another process is preparing in the same folder
+
+    Raises DataFault where no case can be used, and where `out` holds something else or another preprocessing.
+    """
+    cases = tuple(case for case in dataset.cases if case.labels is not None or not labelled_only)
+    if not cases:
+        raise DataFault(
+            f"{dataset.root}: none of {len(dataset.cases)} cases has labels; labels are needed to fine-tune"
+        )
+    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if twice:
+        raise DataFault(
+            f"{dataset.root}: several cases are named {', '.join(twice[:5])}; names must differ: rename the files"
+        )
+    label_names = label_table(dataset)
+    jobs = [Job(case, out, preprocessing, label_names) for case in cases]
+    report = progress or (lambda done, total, name: None)
+
+    new = not out.exists()
+    _check_out(dataset, out, preprocessing)
+    try:
+        (out / CASES).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DataFault(f"{out}: cannot be made ({problem.strerror}); choose another --out") from problem
+    all_outcomes = _outcomes(jobs, workers)
+    with claimed(out, lambda who: report(0, len(jobs), who)) as renew_claim, closing(all_outcomes):
+        _check_out(dataset, out, preprocessing)  # another process may have finished it while we waited
+        for partial in out.rglob(f"*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        done: dict[str, StoredCase] = {}
+        rejected: list[dict[str, str]] = []
+        for outcome in all_outcomes:
+            renew_claim()
+            if isinstance(outcome, Rejection):
+                if strict:
+                    raise DataFault(f"case {outcome.name}: {outcome.reason}")
+                rejected.append({"name": outcome.name, "reason": outcome.reason})
+            else:
+                done[outcome.name] = outcome
+            report(len(done) + len(rejected), len(jobs), outcome.name)
+        if done:
+            write_json(out / INDEX, _contents(dataset, preprocessing, label_names, done, rejected).to_dict())
+    if not done:
+        if new:
+            shutil.rmtree(out)
+        some = "; ".join(f"{one['name']}: {one['reason']}" for one in rejected[:3])
+        raise DataFault(
+            f"{dataset.root}: none of {len(jobs)} cases can be used ({some}{' ...' if len(rejected) > 3 else ''})"
+        )
+    return VolumeStore.open(out)
+
+
+def prepare_case(job: Job) -> StoredCase | Rejection:
+    """Prepare one case, unless that is done; runs in a worker. Fault where the store cannot be written."""
+    case, folder = job.case, f"{CASES}/{case_key(job.case.name)}"
+    try:
+        signature = _signature(job)
+        known = _done(job.store, folder, signature)
+        if known is not None:
+            return replace(known, subject=case.subject or known.subject, part=case.part, source=str(case.image))
+        volume = read_volume(case.image, modality=case.modality, subject=case.subject, **_series(case))
+        labels, notes = read_case_labels(case, volume, job.label_names)
+        prepared = job.preprocessing.prepare(volume, labels)
+        fingerprint = voxel_fingerprint(volume)
+    except DataFault as fault:
+        return Rejection(case.name, str(fault))
+    except MemoryError:
+        return Rejection(case.name, f"{case.image}: does not fit into memory; prepare with fewer --workers")
+    except Exception as surprise:  # one odd file must not end a night's work: named and reported like the others
+        return Rejection(
+            case.name, f"{case.image}: {type(surprise).__name__}: {surprise} (unexpected: please report it)"
+        )
+
+    if prepared.labels is not None:
+        present = np.flatnonzero(np.bincount(prepared.labels.ravel()))
+        lost = sorted(set(np.unique(labels).tolist()) - set(present.tolist()))
+        notes += [f"{case.name}: the labels hold background only"] if not present.any() else []
+        notes += [f"{case.name}: label values {lost} vanish at this spacing or outside the body"] if lost else []
+    (job.store / folder / RECORD).unlink(missing_ok=True)  # from here on the case is not done
+    record = StoredCase(
+        name=case.name,
+        subject=volume.subject,
+        part=case.part,
+        modality=prepared.modality,
+        affine=prepared.affine,
+        shape=prepared.voxels.shape,
+        normalisation=prepared.normalisation,
+        source=str(case.image),
+        source_grid=prepared.source_grid,
+        label_values=() if prepared.labels is None else tuple(v for v in present.tolist() if v),
+        has_labels=prepared.labels is not None,
+        body_box_mm=prepared.body_box_mm,
+        fingerprint=fingerprint,
+        notes=tuple(notes),
+        signature=signature,
+        image=write_array(job.store, f"{folder}/image.b2nd", prepared.voxels),
+        labels=None if prepared.labels is None else write_array(job.store, f"{folder}/labels.b2nd", prepared.labels),
+    )
+    write_json(job.store / folder / RECORD, record.to_dict())
+    return record
+
+
+def _contents(
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    label_names: Mapping[int, str],
+    done: Mapping[str, StoredCase],
+    rejected: list[dict[str, str]],
+) -> Contents:
+    cases = tuple(done[name] for name in sorted(done))
+    same = defaultdict(list)
+    for case in cases:
+        same[case.fingerprint].append(case.name)
+    copies = [
+        f"the same voxels under {len(names)} names: {', '.join(names)}" for names in same.values() if len(names) > 1
+    ]
+    found = sorted({value for case in cases for value in case.label_values})
+    return Contents(
+        dataset=dataset.name,
+        layout=dataset.layout,
+        root=str(dataset.root.resolve()),
+        notes=(*dataset.notes, *(note for case in cases for note in case.notes), *copies),
+        label_names=label_names or {value: f"label {value}" for value in found},
+        preprocessing=preprocessing,
+        cases=cases,
+        rejected=tuple(sorted(rejected, key=lambda one: one["name"])),
+    )
+
+
+def _check_out(dataset: Dataset, out: Path, preprocessing: Preprocessing) -> None:
+    """Refuse to write over anything but this dataset's store of this preprocessing, finished or not."""
+    if out.exists() and not out.is_dir():
+        raise DataFault(f"{out}: is a file; a folder for the store is needed: choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).exists() and not (out / CASES).is_dir():
+        raise DataFault(f"{out}: holds files that are no store; choose another --out, or an empty folder")
+    try:
+        there = read_index(out)
+    except NewerStore:
+        raise
+    except DataFault:  # a damaged index is written anew; the cases carry their own records
+        return
+    if there is None:
+        return
+    old, new = there.preprocessing.to_dict(), preprocessing.to_dict()
+    differing = [f"{name} {old.get(name)} there, {new[name]} asked for" for name in new if old.get(name) != new[name]]
+    if differing:
+        raise DataFault(f"{out}: holds a store of another preprocessing ({'; '.join(differing)}); choose another --out")
+    names = {case.name for case in there.cases}
+    if there.root != str(dataset.root.resolve()) and names.isdisjoint(case.name for case in dataset.cases):
+        raise DataFault(
+            f"{out}: holds the store of another dataset ({there.dataset}, {there.root}); choose another --out"
+        )
+
+
+def _series(case: Case) -> dict[str, str]:
+    return {} if case.series is None else {"series": case.series}
+
+
+def _sources(case: Case) -> list[Path]:
+    """Every file of a case: all of a DICOM folder, and the voxels that lie beside a detached header."""
+    labels = case.labels.values() if isinstance(case.labels, Mapping) else [case.labels] if case.labels else []
+    files = []
+    for path in (case.image, *labels):
+        if path.is_dir():
+            files += sorted(slice_file for slice_file in path.rglob("*") if slice_file.is_file())
+        elif path.suffix.lower() in (".nhdr", ".mhd"):
+            files += [
+                path,
+                *sorted(raw for raw in path.parent.iterdir() if raw != path and raw.name.startswith(path.stem)),
+            ]
+        else:
+            files.append(path)
+    return files
+
+
+def _signature(job: Job) -> str:
+    """Of all that decides what is stored for a case. DataFault for a source that is not there."""
+    case, files = job.case, []
+    for path in _sources(case):
+        try:
+            status = path.stat()
+        except OSError as problem:
+            raise DataFault(
+                f"{path}: cannot be read ({problem.strerror}); check the path and its permissions"
+            ) from problem
+        files.append([path.name, status.st_size, status.st_mtime_ns])
+    table = {str(value): name for value, name in job.label_names.items()} if case.labels is not None else {}
+    masks = sorted(case.labels) if isinstance(case.labels, Mapping) else []
+    decisive = [files, case.series, case.modality, masks, table, job.preprocessing.fingerprint()]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _done(store: Path, folder: str, signature: str) -> StoredCase | None:
+    """The record of a case that is prepared as wanted and sound on disk, to the last byte; else None."""
+    try:
+        content = read_json(store / folder / RECORD)
+        record = None if content is None else StoredCase.from_dict(content)
+    except NewerStore:
+        raise
+    except (DataFault, KeyError, TypeError, ValueError):  # damaged: it is prepared again
+        return None
+    if record is None or record.signature != signature:
+        return None
+    sound = not any(size_fault(store, array) or checksum_fault(store, array) for array in record.files)
+    return record if sound else None
+
+
+def _outcomes(jobs: list[Job], workers: int) -> Generator[StoredCase | Rejection, None, None]:
+    """What became of each job, in the order in which they end."""
+    if workers == 0 and (len(jobs) <= FEW_CASES or _bytes(jobs) < SMALL_BYTES):
+        yield from map(prepare_case, jobs)
+    else:
+        count = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        yield from outcomes(prepare_case, jobs, min(count, len(jobs)), _died)
+
+
+def _died(job: Job) -> Rejection:
+    reason = "the process that read it died (its reader crashed, or memory ran out)"
+    return Rejection(job.case.name, f"{job.case.image}: {reason}; leave it out, or prepare with fewer --workers")
+
+
+def _bytes(jobs: list[Job]) -> int:
+    sizes = (path.stat().st_size for job in jobs for path in _sources(job.case) if path.exists())
+    return sum(sizes)

@@ -1,0 +1,75 @@
+"""Which subjects train and which judge: one rule for pretraining and fine-tuning, so that nobody trains on a judge.
+
+The split is by subject, never by file (two files may be the two sides of one head, or two phases of one heart), and
+depends on the subjects' names alone: the same data gives the same split on every machine, in every command.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spade3d.faults import DataFault, UsageFault
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of a store's cases, and the rule in words."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    rule: str
+
+
+def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
+    """The dataset's own validation part where it names one with labels; else fold `fold` of the labelled subjects.
+
+    `cases` have `subject`, `part` and `has_labels`. Train holds every other case, labelled or not, that shares no
+    subject with validation; unlabelled cases of a validation subject are in neither. Without labels nobody judges:
+    all cases train.
+    """
+    labelled = [i for i, case in enumerate(cases) if case.has_labels]
+    if not labelled:
+        return Split(tuple(range(len(cases))), (), "no labels: every scan trains, none judges")
+    named = [i for i in labelled if cases[i].part in ("validation", "test")]
+    subjects = sorted({cases[i].subject for i in labelled}, key=_shuffled)
+    if named:
+        judges = {cases[i].subject for i in named}
+        rule = f"the dataset's own validation part: {len(judges)} subjects"
+    elif len(subjects) < 2:
+        return Split(tuple(range(len(cases))), (), f"one labelled subject ({subjects[0]}): it trains, none judges")
+    else:
+        count = min(folds, len(subjects))
+        if fold >= count:
+            raise UsageFault(f"fold {fold} of {count} asked for; folds are counted from 0 to {count - 1}: lower --fold")
+        judges = set(subjects[fold::count])
+        rule = f"fold {fold} of {count} by subject: {len(judges)} of {len(subjects)} labelled subjects judge"
+    validation = tuple(i for i in labelled if cases[i].subject in judges)
+    train = tuple(i for i, case in enumerate(cases) if case.subject not in judges)
+    return Split(train, validation, rule)
+
+
+def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, seed: int) -> tuple[int, ...]:
+    """The labelled training cases of `labels` subjects: a count, a share below 1, or None for all.
+
+    Drawn by subject with a seed and nested: the 4 subjects of a seed are among its 8.
+    """
+    labelled = [i for i in train if cases[i].has_labels]
+    subjects = sorted({cases[i].subject for i in labelled})
+    if not subjects:
+        raise DataFault(f"no labelled scan is left to train on ({len(train)} scans without labels); add labelled scans")
+    if labels is None:
+        return tuple(labelled)
+    wanted = max(1, round(labels * len(subjects))) if 0 < labels < 1 else int(labels)
+    if labels <= 0 or (labels >= 1 and labels != wanted):
+        raise UsageFault(f"--labels {labels:g}: a whole number of subjects, or a share between 0 and 1, is needed")
+    if wanted > len(subjects):
+        raise UsageFault(f"--labels {wanted}: only {len(subjects)} labelled subjects may train; ask for fewer")
+    order = np.random.default_rng([seed, 0x5EED]).permutation(len(subjects))
+    chosen = {subjects[i] for i in order[:wanted]}
+    return tuple(i for i in labelled if cases[i].subject in chosen)
+
+
+def _shuffled(subject: str) -> str:
+    return hashlib.sha256(subject.encode()).hexdigest()

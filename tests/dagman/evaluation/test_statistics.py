@@ -1,0 +1,222 @@
+"""Means, intervals and paired tests over subjects, against hand, scipy and enumeration; cases.csv there and back."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dagman.evaluation.statistics import (
+    COLUMNS,
+    holm,
+    mean_with_interval,
+    paired_comparison,
+    read_cases,
+    signed_rank_p,
+    values_by_subject,
+    write_cases,
+)
+from spade3d.faults import DataFault
+
+NAN = math.nan
+
+
+def row(case: str, dice: float, *, value: int = 1, subject: str = "", **more) -> dict:
+    return {
+        "case": case,
+        "subject": subject or case,
+        "class": value,
+        "name": {1: "liver", 2: "spleen"}[value],
+        "dice": dice,
+        "hd95_mm": 10 * (1 - dice),
+        "nsd": dice / 2,
+        "voxels_true": 100,
+        "voxels_predicted": 90,
+        **more,
+    }
+
+
+def test_mean_is_over_values_and_interval_over_subjects():
+    values = {"a": [0.9, 0.8, 0.7], "b": [0.5], "c": [NAN, 0.6], "gone": [NAN]}
+    result = mean_with_interval(values)
+    assert result.mean == pytest.approx((0.9 + 0.8 + 0.7 + 0.5 + 0.6) / 5)
+    assert result.subjects == 3 and "only 3 subjects" in result.note
+    # With 3 subjects there are 27 equally likely draws: the bootstrap must find their percentiles.
+    sums, counts = {"a": 2.4, "b": 0.5, "c": 0.6}, {"a": 3, "b": 1, "c": 1}
+    draws = [sum(map(sums.get, d)) / sum(map(counts.get, d)) for d in itertools.product("abc", repeat=3)]
+    assert (result.low, result.high) == pytest.approx((min(draws), max(draws)))
+    assert result == mean_with_interval(dict(reversed(values.items()))), "the order of subjects decides nothing"
+
+
+def test_interval_covers_as_it_says():
+    """200 data sets of 25 subjects: about 95 % of the intervals hold the true mean (percentile bootstrap: 93 %)."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        result = mean_with_interval({str(i): [value] for i, value in enumerate(rng.normal(0.8, 0.05, 25))}, resamples=999)
+        held += result.low <= 0.8 <= result.high
+    assert 0.88 <= held / 200 <= 0.98
+    assert result.note == ""
+
+
+def test_cases_of_one_subject_move_together():
+    """Ten copies of each subject's value carry no more knowledge than one: the interval stays as wide."""
+    single = {str(i): [i / 10] for i in range(10)}
+    copies = {subject: values * 10 for subject, values in single.items()}
+    one, ten = mean_with_interval(single), mean_with_interval(copies)
+    assert (ten.mean, ten.low, ten.high) == pytest.approx((one.mean, one.low, one.high))
+
+
+def test_one_subject_has_no_interval_and_none_has_no_mean():
+    alone = mean_with_interval({"a": [0.4, 0.6]})
+    assert alone.mean == 0.5 and math.isnan(alone.low) and math.isnan(alone.high) and "no interval" in alone.note
+    nobody = mean_with_interval({"a": [NAN]})
+    assert math.isnan(nobody.mean) and nobody.subjects == 0 and nobody.note
+
+
+def test_values_by_subject_take_each_case_once():
+    rows = [
+        row("head_left", 0.8, subject="head"),
+        row("head_left", 0.6, value=2, subject="head"),
+        row("head_right", 0.9, subject="head"),
+        row("head_right", NAN, value=2, subject="head"),
+        row("other", NAN),
+    ]
+    means = values_by_subject(rows)
+    assert means["head"] == pytest.approx([0.7, 0.9]) and math.isnan(means["other"][0])
+    assert values_by_subject(rows, "nsd", of_class=1)["head"] == pytest.approx([0.4, 0.45])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-5, 5), min_size=1, max_size=9))
+def test_signed_rank_equals_the_enumeration_of_all_signs(differences):
+    moved = [abs(d) for d in differences if d]
+    ranks = stats.rankdata(moved) if moved else []
+    observed = sum(rank for rank, d in zip(ranks, [d for d in differences if d]) if d > 0)
+    sums = [sum(itertools.compress(ranks, signs)) for signs in itertools.product((0, 1), repeat=len(moved))]
+    below, above = (sum(s <= observed for s in sums), sum(s >= observed for s in sums))
+    assert signed_rank_p(differences) == pytest.approx(min(1, 2 * min(below, above) / len(sums)))
+
+
+def test_signed_rank_equals_scipy_and_knows_its_limits():
+    for n in (4, 12, 40):
+        differences = np.random.default_rng(n).normal(0.3, 1, n)
+        assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
+    assert [signed_rank_p([1.0] * n) for n in (4, 5, 6)] == pytest.approx([0.125, 0.0625, 0.03125])
+    assert signed_rank_p([0.0, 0.0]) == 1.0
+    assert signed_rank_p(np.random.default_rng(0).normal(1, 1, 300)) < 1e-6
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    adjusted = holm([NAN, 0.02, 0.04])
+    assert math.isnan(adjusted[0]) and adjusted[1:] == pytest.approx([0.04, 0.04])
+    assert holm([]) == []
+
+
+def test_comparison_by_hand():
+    """Seven patients: b gains 0.1 on the liver in six and loses 0.2 in one; the spleen does not change."""
+    gains = [0.1] * 6 + [-0.2]
+    a = [row(f"p{i}", 0.5 + i / 100) for i in range(7)] + [row(f"p{i}", 0.7, value=2) for i in range(7)]
+    b = [row(f"p{i}", 0.5 + i / 100 + gains[i]) for i in range(7)] + [row(f"p{i}", 0.7, value=2) for i in range(7)]
+    mean, liver, spleen = paired_comparison(a, b[::-1])
+    assert [one.name for one in (mean, liver, spleen)] == ["mean", "liver", "spleen"]
+    assert [one.class_ for one in (mean, liver, spleen)] == [None, 1, 2]
+    assert liver.difference == pytest.approx(0.4 / 7) and liver.low < liver.difference < liver.high
+    assert (liver.wins, liver.ties, liver.losses, liver.subjects, liver.pairs) == (6, 0, 1, 7, 7)
+    # The largest change is the only negative one: sums of positive ranks <= 7 (of 28), both tails; six ranks tie at 3.5.
+    assert liver.p == pytest.approx(2 * 8 / 128)
+    assert liver.p_holm == pytest.approx(2 * liver.p) and mean.p_holm == mean.p == liver.p
+    assert (spleen.difference, spleen.p, spleen.ties) == (0.0, 1.0, 7)
+    assert mean.difference == pytest.approx(0.2 / 7) and mean.mean_b - mean.mean_a == pytest.approx(mean.difference)
+    assert liver.smallest_p == 2**-6 and liver.note == ""
+    turned = paired_comparison(b, a)[1]
+    assert (turned.difference, turned.wins) == (pytest.approx(-liver.difference), 1)
+
+
+def test_smaller_is_better_for_distances():
+    a, b = [row(f"p{i}", 0.5) for i in range(6)], [row(f"p{i}", 0.6 + i / 50) for i in range(6)]
+    liver = paired_comparison(a, b, metric="hd95_mm")[1]
+    assert liver.difference < 0 and (liver.wins, liver.losses) == (6, 0)
+
+
+def test_too_few_subjects_say_so():
+    """Four cases of two subjects are two: no p below 0.5 can come out, whatever the gain."""
+    a = [row(f"{head}_{side}", 0.5, subject=head) for head in "xy" for side in "lr"]
+    b = [row(f"{head}_{side}", 0.9, subject=head) for head in "xy" for side in "lr"]
+    mean = paired_comparison(a, b)[0]
+    assert (mean.subjects, mean.pairs, mean.wins, mean.p) == (2, 4, 2, 0.5)
+    assert "only 2 subjects" in mean.note and "smallest possible p is 0.5" in mean.note
+
+
+def test_seeds_are_paired_and_averaged_within_a_subject():
+    a = [row("p", 0.5, seed=0), row("p", 0.7, seed=1), row("q", 0.5, seed=0), row("q", 0.5, seed=1)]
+    b = [row("p", 0.6, seed=0), row("p", 0.7, seed=1), row("q", 0.4, seed=0), row("q", 0.6, seed=1)]
+    mean, liver = paired_comparison(a, b)
+    assert (liver.subjects, liver.pairs, liver.wins, liver.ties) == (2, 4, 1, 1)
+    assert mean.difference == pytest.approx((0.1 + 0 - 0.1 + 0.1) / 4)
+
+
+def test_what_has_no_value_is_counted_not_lost():
+    """The spleen of q is absent: a says so (NaN), b invents one (0). Of r both say so."""
+    a = [row(c, 0.5, value=v) for c in "pqr" for v in (1, 2)]
+    b = [row(c, 0.6, value=v) for c in "pqr" for v in (1, 2)]
+    a[3]["dice"], b[3]["dice"], a[5]["dice"], b[5]["dice"] = NAN, 0.0, NAN, NAN
+    mean, _, spleen = paired_comparison(a, b)
+    assert (spleen.pairs, spleen.left_out, spleen.difference) == (1, 2, pytest.approx(0.1))
+    assert mean.difference == pytest.approx(0.1) and (mean.pairs, mean.left_out) == (3, 0)
+    assert "1 pairs left out in which only one run has a value" in mean.note
+
+
+def test_runs_on_other_cases_are_not_compared():
+    a, b = [row("p", 0.5), row("q", 0.5)], [row("p", 0.5), row("r", 0.5)]
+    with pytest.raises(DataFault, match=r"only the first run has q \(class 1\); compare runs that share"):
+        paired_comparison(a, b)
+    with pytest.raises(DataFault, match=r"only the second run has q \(class 1\)"):
+        paired_comparison(a[:1], a)
+    with pytest.raises(DataFault, match="p: class 1 comes twice in the first run"):
+        paired_comparison([*a, a[0]], a)
+    with pytest.raises(DataFault, match="other subjects to q"):
+        paired_comparison(a, [a[0], row("q", 0.5, subject="z")])
+    elsewhere = paired_comparison(a, [a[0], row("q", 0.5, voxels_true=99)])
+    assert "1 pairs has another number of voxels" in elsewhere[0].note
+
+
+def test_cases_csv_there_and_back(tmp_path):
+    rows = [row('odd, "name"\nü', 1 / 3), row("q", NAN, value=2, hd95_mm=NAN, nsd=NAN, voxels_true=0)]
+    rows[0].update(dice=np.float64(1 / 3), voxels_true=np.int64(7))
+    path = tmp_path / "cases.csv"
+    write_cases(path, rows)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+    assert path.read_text(encoding="utf-8").splitlines()[-1] == "q,q,2,spleen,,,,0,90"
+    there, empty = read_cases(path)
+    assert there == rows[0] and isinstance(there["voxels_true"], int)
+    assert math.isnan(empty["dice"]) and math.isnan(empty["hd95_mm"]) and empty["voxels_predicted"] == 90
+    assert [file.name for file in tmp_path.iterdir()] == ["cases.csv"]
+    # A failure half-way leaves the old table whole.
+    with pytest.raises(KeyError):
+        write_cases(path, [rows[0], {"case": "broken"}])
+    assert read_cases(path)[0] == there
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not a readable cases.csv"),
+        ("", "the columns are nothing"),
+        ("case,dice\n", "the columns are case,dice"),
+        (",".join(COLUMNS) + "\np,p,1,liver,0.5\n", "row 2 has 5 cells; 9 are needed"),
+        (",".join(COLUMNS) + "\np,p,1,liver,high,1,1,5,5\n", r"row 2 \(p\).*'high'"),
+        (",".join(COLUMNS) + "\np,p,1.5,liver,1,1,1,5,5\n", r"row 2 \(p\).*'1.5'"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, text, message):
+    path = tmp_path / "cases.csv"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataFault, match=message):
+        read_cases(path)

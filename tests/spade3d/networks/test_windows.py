@@ -1,0 +1,149 @@
+"""Windows: which cells meet, which bias they read, and attention against the slow way."""
+
+import itertools
+
+import pytest
+import torch
+
+from spade3d.networks import windows
+
+CPU = torch.device("cpu")
+
+
+def plan_of(grid, window, shift=(0, 0, 0), samples=1):
+    return windows.window_plan(grid, *windows.clip_window(grid, window, shift), samples, CPU)
+
+
+def offset_bias(table, window, pair):
+    """The bias of (looks, is seen), read from the offset itself."""
+    looks, seen = pair
+    row = 0
+    for side, a, b in zip(window, looks, seen):
+        row = row * (2 * side - 1) + (a - b + side - 1)
+    return table[row]
+
+
+def slow_attention(q, k, v, table, grid, window, shift):
+    """One sample, one head, cell by cell; q, k, v map a cell (or None, padding) to its vector."""
+    clipped, shift = windows.clip_window(grid, window, shift)
+    padded = [-(-size // side) * side for size, side in zip(grid, clipped)]
+    cells = list(itertools.product(*map(range, padded)))
+    rolled = {c: tuple((x - s) % p for x, s, p in zip(c, shift, padded)) for c in cells}
+    home = {c: tuple(x // side for x, side in zip(rolled[c], clipped)) for c in cells}
+
+    def vector(kind, c):
+        return kind[c if all(x < size for x, size in zip(c, grid)) else None]
+
+    out = {}
+    for a in itertools.product(*map(range, grid)):
+        # A window that the roll filled from both ends: only cells from the same end meet.
+        meets = [b for b in cells if home[b] == home[a] and all(
+            (x < s) == (y < s) for x, y, s in zip(a, b, shift)
+        )]  # fmt: skip
+        place = {c: tuple(x % side for x, side in zip(rolled[c], clipped)) for c in (a, *meets)}
+        bias = torch.stack([offset_bias(table, window, (place[a], place[b])) for b in meets])
+        scores = torch.stack([vector(q, a) @ vector(k, b) for b in meets]) / vector(q, a).shape[0] ** 0.5 + bias
+        out[a] = scores.softmax(0) @ torch.stack([vector(v, b) for b in meets])
+    return torch.stack([out[c] for c in itertools.product(*map(range, grid))])
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"),
+    [((4, 4, 4), (2, 2, 2), (0, 0, 0)), ((5, 3, 4), (2, 3, 3), (1, 1, 1)), ((5, 5, 3), (3, 3, 3), (1, 1, 1)), ((1, 2, 5), (3, 3, 3), (1, 1, 1))],
+)  # fmt: skip
+def test_attention_equals_the_slow_way(grid, window, shift):
+    generator = torch.Generator().manual_seed(0)
+    cells, heads, dim = grid[0] * grid[1] * grid[2], 2, 3
+    qkv = torch.randn(2 * cells + 1, 3 * heads * dim, generator=generator, dtype=torch.float64)
+    offsets = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
+    table = torch.randn(offsets, heads, generator=generator, dtype=torch.float64)
+    clipped, _ = windows.clip_window(grid, window, shift)
+    out = windows.attend(
+        qkv, windows.relative_bias(table, window, clipped, False), plan_of(grid, window, shift, samples=2)
+    )
+    keys = list(itertools.product(*map(range, grid)))
+    columns = qkv.view(-1, 3, heads, dim)
+    for sample, head in itertools.product(range(2), range(heads)):
+        q, k, v = (
+            dict(zip([*keys, None], [*columns[sample * cells : (sample + 1) * cells, part, head], columns[-1, part, head]]))
+            for part in range(3)
+        )
+        expected = slow_attention(q, k, v, table[:, head], grid, window, shift)
+        got = out[sample * cells : (sample + 1) * cells].view(-1, heads, dim)[:, head]
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("tile", [1, 700, 2**19])
+def test_the_backward_is_the_derivative(monkeypatch, tile):
+    # Tiles of one head and one window, of some, and of everything.
+    monkeypatch.setattr(windows, "TILE_SCORES_CPU", tile)
+    plan = plan_of((5, 3, 3), (3, 2, 2), (1, 1, 1))
+    generator = torch.Generator().manual_seed(1)
+    qkv = torch.randn(46, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(5 * 3 * 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def attended(qkv, table):
+        return windows.attend(qkv, windows.relative_bias(table, (3, 2, 2), (3, 2, 2), False), plan)
+
+    assert torch.autograd.gradcheck(attended, (qkv, table))
+
+
+def test_a_whole_window_reads_the_bias_through_the_stored_index():
+    window = (3, 2, 4)
+    table = torch.randn(5 * 3 * 7, 2)
+    bias = windows.relative_bias(table, window, window, False)
+    index = windows.relative_position_index(window)
+    torch.testing.assert_close(bias, table[index].permute(2, 0, 1), rtol=0, atol=0)
+
+
+def test_a_clipped_window_reads_each_pairs_own_offset_and_monais_reads_others():
+    window, clipped = (7, 7, 7), (6, 6, 6)
+    table = torch.arange(13**3, dtype=torch.float64)[:, None]
+    correct = windows.relative_bias(table, window, clipped, False)[0]
+    cells = list(itertools.product(range(6), repeat=3))
+    slow = torch.tensor([[float(offset_bias(table, window, (a, b))) for b in cells] for a in cells])
+    assert torch.equal(correct, slow.double())
+
+    compatible = windows.relative_bias(table, window, clipped, True)[0]
+    index = windows.relative_position_index(window)
+    assert torch.equal(compatible, table[index[:216, :216], 0])
+    assert (compatible == correct).double().mean() == pytest.approx(0.02, abs=0.002)  # performance.md: 2.0 %
+
+
+def test_the_biass_gradient_does_not_depend_on_threads():
+    def gradient():
+        table = torch.linspace(-1, 1, 13**3 * 3).view(-1, 3).requires_grad_()
+        bias = windows.relative_bias(table, (7, 7, 7), (7, 7, 7), False)
+        (bias * torch.linspace(0, 1, bias.numel()).view_as(bias).sin()).sum().backward()
+        return table.grad
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = gradient()
+        torch.set_num_threads(2)
+        assert all(torch.equal(gradient(), one) for _ in range(3))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_plan_made_without_gradients_serves_a_training_step():
+    windows.window_plan.cache_clear()
+    qkv, table = torch.randn(28, 6), torch.randn(27, 1)
+
+    def attended(qkv):
+        return windows.attend(qkv, windows.relative_bias(table, (2, 2, 2), (2, 2, 2), False), plan_of((3, 3, 3), (2, 2, 2), (1, 1, 1)))
+
+    with torch.inference_mode():
+        attended(qkv)
+    qkv.requires_grad_()
+    attended(qkv).sum().backward()
+    assert qkv.grad.isfinite().all()
+
+
+def test_every_cell_is_in_exactly_one_window():
+    plan = plan_of((5, 9, 4), (3, 4, 4), (1, 2, 2), samples=3)
+    real = plan.rows[plan.rows != plan.padding]
+    assert torch.equal(real.sort().values, torch.arange(3 * 5 * 9 * 4))
+    assert plan.padded
+    assert plan.groups[0][0] == 0 and plan.groups[-1][1] == len(plan.rows)

@@ -1,0 +1,161 @@
+"""A run that is asked to stop, or is shot, and goes on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from spade3d.faults import Preempted
+from spade3d.training import checkpoint
+from spade3d.training.loop import Optimiser, train
+from tiny_task import PointStream, Tiny, digest
+
+
+def fit(task, out, batches=None, **more):
+    return train(
+        task,
+        batches or PointStream(),
+        steps=8,
+        out=out,
+        optimiser=Optimiser(lr=0.05),
+        device=torch.device("cpu"),
+        save_every=100,
+        **more,
+    )
+
+
+def signalled(number: int, at: int) -> PointStream:
+    """The signal arrives while batch `at` is being made."""
+    return PointStream(lambda index: os.kill(os.getpid(), number) if index == at else None)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGTERM, Preempted), (signal.SIGUSR1, Preempted), (signal.SIGINT, KeyboardInterrupt)],
+)
+def test_a_signal_saves_and_stops(tmp_path, number, raised):
+    whole, resumed = Tiny(), Tiny()
+    fit(whole, tmp_path / "whole")
+    before = signal.getsignal(number)
+    with pytest.raises(raised, match=f"{signal.Signals(number).name} after step 4 of 8"):
+        fit(Tiny(), tmp_path / "run", signalled(number, at=3))
+    assert signal.getsignal(number) is before
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints").path.name == "step-0000004.pt"
+    assert (tmp_path / "run" / "preempted").exists() == (raised is Preempted)
+    fit(resumed, tmp_path / "run", resume=True)
+    assert digest(whole) == digest(resumed)
+    assert not (tmp_path / "run" / "preempted").exists()
+
+
+def test_a_validation_that_an_interruption_left_out_is_made_up_for(tmp_path):
+    seen = []
+
+    def validate(task, step):
+        seen.append(step)
+        return {"dice": step / 10}
+
+    asked = {"validate": validate, "validate_every": 4, "better": "dice"}
+    with pytest.raises(Preempted):
+        fit(Tiny(), tmp_path, signalled(signal.SIGTERM, at=3), **asked)
+    assert seen == []
+    for _ in range(2):  # the second has nothing left to do
+        assert fit(Tiny(), tmp_path, resume=True, **asked).best.step == 8
+        assert seen == [4, 8]
+
+
+def test_other_threads_take_no_signals(tmp_path):
+    failed = []
+
+    def run():
+        try:
+            fit(Tiny(), tmp_path)
+        except ValueError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not failed and checkpoint.newest(tmp_path / "checkpoints").state["at"]["step"] == 8
+
+
+VICTIM = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from spade3d.training.loop import Optimiser, train
+from tiny_task import PointStream, Tiny, digest
+
+torch.set_num_threads(1)
+kind, out = sys.argv[1], Path(sys.argv[2])
+
+def run(out, batches, resume):
+    train(Tiny(), batches, steps=60, out=out, optimiser=Optimiser(lr=0.05), device=torch.device("cpu"), save_every=3,
+          resume=resume, validate=lambda task, step: {"dice": step % 7 / 7}, validate_every=5, better="dice")
+
+def forked(out, resume, batches=PointStream(lambda index: time.sleep(0.005))):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run(out, batches, resume)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+if kind == "kill":
+    chance, killed, resume = random.Random(0), 0, False
+    while True:
+        child = forked(out, resume)
+        time.sleep(chance.uniform(0.05, 0.4))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            break
+        assert os.WIFSIGNALED(status), status
+        killed += 1
+        resume = True
+    print(killed)
+else:
+    twice = PointStream(lambda index: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)] if index == 3 else None)
+    _, status = os.waitpid(forked(out, False, twice), 0)
+    print(os.WEXITSTATUS(status))
+"""
+
+
+def victim(kind: str, out: Path) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", VICTIM, kind, str(out)], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_a_run_that_was_shot_many_times_ends_with_the_same_bits(tmp_path):
+    assert victim("kill", tmp_path / "shot") >= 2
+    train(
+        Tiny(),
+        PointStream(),
+        steps=60,
+        out=tmp_path / "whole",
+        optimiser=Optimiser(lr=0.05),
+        device=torch.device("cpu"),
+        save_every=3,
+        validate=lambda task, step: {"dice": step % 7 / 7},
+        validate_every=5,
+        better="dice",
+    )
+    for name in ("step-0000060.pt", "best.pt"):
+        shot, whole = (checkpoint.load(tmp_path / run / "checkpoints" / name) for run in ("shot", "whole"))
+        assert json.dumps(shot, default=lambda t: t.tolist()) == json.dumps(whole, default=lambda t: t.tolist())
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    assert victim("twice", tmp_path) == 128 + signal.SIGTERM
+    assert checkpoint.newest(tmp_path / "checkpoints").state["at"]["step"] in (0, 3)
