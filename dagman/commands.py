@@ -101,16 +101,16 @@ def compare(tokens: list[str] | None = None) -> None:
     app = console.command_line("dagman-compare", "Compare fine-tuning runs, paired by case and seed.")
 
     @app.default
-    def _(*runs: Path, out: Path | None = None, json: bool = False) -> None:
+    def _(*runs: Path, out: Path = Path("comparison"), json: bool = False) -> None:
         """Compare runs of dagman-finetune.
 
-        Runs that share an initialisation are one side; runs with the same seed are paired. A side from scratch is
-        the reference, else the side of the first run.
+        Runs that began with the same encoder are one side; runs with the same seed are paired. The side from scratch
+        is the reference, else the side of the first run.
 
         Parameters
         ----------
         runs: two or more runs under one protocol, on the same cases.
-        out: where report.html and comparison.json go; left out, the folder of the last run.
+        out: where report.html and comparison.json go; an earlier comparison there is replaced.
         json: print the result as one JSON object.
         """
         if len(runs) < 2:
@@ -120,8 +120,11 @@ def compare(tokens: list[str] | None = None) -> None:
             if not (run / "summary.json").is_file():
                 raise DataFault(f"{run}: holds no finished run of dagman-finetune (no summary.json); finish it first")
 
+        if (out / "summary.json").exists():
+            raise DataFault(f"{out}: holds a run; give the comparison another --out")
+
         from dagman.evaluation.comparison import compare_runs
 
-        console.print_result(compare_runs(runs, runs[-1] if out is None else out), json)
+        console.print_result(compare_runs(runs, out), json)
 
     sys.exit(console.run(app, sys.argv[1:] if tokens is None else tokens))

@@ -16,7 +16,7 @@ from dagman.evaluation.case_pictures import CasePicture
 from dagman.evaluation.leakage import find_leakage
 from dagman.evaluation.metrics import case_metrics
 from dagman.evaluation.report import finetuning_report
-from dagman.evaluation.scores import read_scores, telling_cases
+from dagman.evaluation.scores import telling_cases
 from dagman.evaluation.statistics import write_cases
 from dagman.evaluation.summary import summarise
 from dagman.recipes import FinetuneSettings, build_stream, choose
@@ -86,7 +86,7 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
     write_cases(out / "cases.csv", rows)
     summary = summarise(rows, settings, store, split, taught, coverage, leakage)
     write_json(out / "summary.json", summary)
-    shown = [show(model, store, case, why, device) for case, why in telling_cases(read_scores(out))]
+    shown = [show(model, store, case, why, device) for case, why in telling_cases(rows)]
     report = finetuning_report(out, shown)
     low, high = summary["mean_dice_interval"]
     return {
@@ -192,7 +192,9 @@ def show(model: SegmentationModel, store, name: str, why: str, device: torch.dev
 def announce(settings, store, split: Split, taught: Sequence[int], classes: Classes, coverage) -> None:
     """What was chosen, before the first step."""
     subjects = {store.cases[i].subject for i in taught}
-    begin = "from scratch" if coverage is None else f"{coverage.loaded} of {coverage.total} tensors from {coverage.source}"
+    begin = (
+        "from scratch" if coverage is None else f"{coverage.loaded} of {coverage.total} tensors from {coverage.source}"
+    )
     console.print_choice(
         "dagman-finetune, segmentation",
         {

@@ -23,7 +23,9 @@ class PrepareSettings(Settings):
 
 def prepare(tokens: list[str] | None = None) -> None:
     """Console script `spade-prepare`."""
-    app = console.command_line("spade-prepare", "Prepare scans once: a store of compressed arrays for fast random crops.")
+    app = console.command_line(
+        "spade-prepare", "Prepare scans once: a store of compressed arrays for fast random crops."
+    )
 
     @app.default
     def _(
@@ -129,7 +131,9 @@ def register_pretrain(app: App, recipe: Recipe) -> None:
 
 def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, strict: bool) -> dict:
     """From options to encoder.safetensors and report.html; what `spade-pretrain` does."""
-    settings = begun_settings(recipe.settings, out, config, flags) if resume else resolve(recipe.settings, config, flags)
+    settings = (
+        begun_settings(recipe.settings, out, config, flags) if resume else resolve(recipe.settings, config, flags)
+    )
     if settings.data.path is None:
         raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
     data = console.existing(Path(settings.data.path), "a folder of scans, a dataset or a store")

@@ -116,8 +116,10 @@ def progress_of(what: str) -> Iterator[Callable[[int, int, str], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     if not console.is_terminal:
-        yield lambda done, total, name: (
-            print(f"{what}: {done}/{total} {name}", file=sys.stderr) if _worth_a_line(done, total) else None
+        yield (
+            lambda done, total, name: (
+                print(f"{what}: {done}/{total} {name}", file=sys.stderr) if _worth_a_line(done, total) else None
+            )
         )
         return
     with Progress(*columns, TextColumn("{task.fields[name]}"), console=console) as progress:

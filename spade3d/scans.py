@@ -52,7 +52,9 @@ def check_settings(store: VolumeStore, settings: Data) -> VolumeStore:
     for key in sorted(settings.model_fields_set & {"spacing", "window_hu", "mr"}):
         asked, has = getattr(settings, key), getattr(made, key)
         if asked is not None and not _same(asked, has):
-            raise UsageFault(f"data.{key} {asked} asked for, the store has {has}; leave it out, or prepare another store")
+            raise UsageFault(
+                f"data.{key} {asked} asked for, the store has {has}; leave it out, or prepare another store"
+            )
     return store
 
 

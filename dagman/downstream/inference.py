@@ -85,7 +85,7 @@ def _slabs(
     window, blend_device = tuple(window), device if blend_device is None else blend_device
     before = [max(whole - size, 0) // 2 for whole, size in zip(window, image.shape)]
     after = [max(whole - size, 0) - front for whole, size, front in zip(window, image.shape, before)]
-    padding = [side for pair in zip(reversed(before), reversed(after)) for side in pair]  # torch pads from the last axis
+    padding = [side for pair in zip(reversed(before), reversed(after)) for side in pair]  # last axis first
     padded = F.pad(torch.as_tensor(image, dtype=torch.float32), padding, value=fill)
     inside = tuple(slice(front, front + size) for front, size in zip(before, image.shape))
 

@@ -1,14 +1,16 @@
-"""Comparison of fine-tuning runs: sides by their encoder, pairs by case and seed, nothing compared that differs else."""
+"""Comparison of fine-tuning runs: sides by their encoder, pairs by case and seed; nothing is compared that differs else."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from dagman.evaluation.report import comparison_report
-from dagman.evaluation.scores import read_summary
-from dagman.evaluation.statistics import paired_comparison, read_cases, values_by_subject
+from dagman.evaluation.scores import read_rows, read_summary
+from dagman.evaluation.statistics import paired_comparison
 from spade3d.faults import DataFault, UsageFault
 from spade3d.provenance import write_json
 
@@ -16,76 +18,60 @@ SCRATCH = "from scratch"
 
 
 def compare_runs(runs: Sequence[Path], out: Path) -> dict:
-    """Write OUT/comparison.json and OUT/report.html; returns the headline numbers of candidate minus reference.
+    """Write OUT/comparison.json and OUT/report.html; returns the headline numbers of each side minus the reference.
 
-    Raises DataFault where protocol, labels or cases differ, UsageFault where there are not exactly two sides.
+    The reference is the side from scratch, else the side of the first run. Raises DataFault where protocol, labels,
+    judges or cases differ, UsageFault where there is one side only or the sides were not run with the same seeds.
     """
     summaries = {run: read_summary(run) for run in runs}
     check_protocols(summaries)
-    sides: dict[str, list[Path]] = defaultdict(list)
-    for run, summary in summaries.items():
-        sides[side_of(summary)].append(run)
-    if len(sides) != 2:
-        raise UsageFault(
-            f"{len(sides)} sides ({'; '.join(sides)}); two are needed, told apart by the encoder they began with: "
-            "compare a run with --init and one without"
-        )
-    reference = SCRATCH if SCRATCH in sides else next(iter(sides))
-    candidate = next(side for side in sides if side != reference)
-    rows = {side: seeded_rows(sides[side], summaries) for side in (reference, candidate)}
-    found = paired_comparison(rows[reference], rows[candidate])
-    result = {
-        "candidate": candidate,
-        "reference": reference,
-        "runs": {side: [str(run) for run in sides[side]] for side in sides},
-        "seeds": sorted({summaries[run]["seed"] for run in runs}),
-        "notes": [one.note for one in found[:1] if one.note],
-        "rows": [
-            {
-                "name": one.name,
-                "differences": differences(rows[reference], rows[candidate], one.class_),
-                "candidate": one.mean_b,
-                "reference": one.mean_a,
-                "mean": one.difference,
-                "interval": None if one.low != one.low else [one.low, one.high],
-                "p_value": None if one.p != one.p else one.p,
-                "p_holm": None if one.p_holm != one.p_holm else one.p_holm,
-                "wins": one.wins,
-                "ties": one.ties,
-                "losses": one.losses,
-                "cases": len({row["case"] for row in rows[reference]}),
-                "subjects": one.subjects,
-                "note": one.note,
-            }
-            for one in found
-        ],
-    }
+    sides = sides_of(summaries)
+    reference, *others = sides
+    rows = {side: [row | {"seed": seed} for seed, run in of.items() for row in read_rows(run)] for side, of in sides.items()}
+    found = {side: paired_comparison(rows[reference], rows[side]) for side in others}
     out.mkdir(parents=True, exist_ok=True)
-    folder = out / "comparison" if (out / "summary.json").exists() else out  # a run keeps its own report
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "comparison.json", result)
-    report = comparison_report(folder, result, list(runs))
-    whole = result["rows"][0]
+    result = {
+        "reference": reference,
+        "runs": {side: {str(seed): str(run) for seed, run in of.items()} for side, of in sides.items()},
+        "comparisons": {side: [_plain(asdict(one)) for one in found[side]] for side in others},
+    }
+    write_json(out / "comparison.json", result)
+    report = comparison_report(out, found, {side: list(of.values()) for side, of in sides.items()})
     return {
-        "candidate": f"{candidate}: {whole['candidate']:.4f}",
-        "reference": f"{reference}: {whole['reference']:.4f}",
-        "difference": whole["mean"],
-        "interval": whole["interval"],
-        "p_value": whole["p_value"],
-        "cases": whole["cases"],
-        "subjects": whole["subjects"],
+        "reference": reference,
+        **{f"{side} minus {reference}": _headline(found[side][0]) for side in others},
         "report": str(report),
     }
 
 
-def side_of(summary: dict) -> str:
+def sides_of(summaries: Mapping[Path, Mapping]) -> dict[str, dict[int, Path]]:
+    """side -> seed -> run, seeds in order, the reference first."""
+    sides: dict[str, dict[int, Path]] = defaultdict(dict)
+    for run, summary in summaries.items():
+        side, seed = side_of(summary), summary["seed"]
+        if seed in sides[side]:
+            raise UsageFault(f"{run} and {sides[side][seed]}: both are {side} with seed {seed}; give one of each seed")
+        sides[side][seed] = run
+    if len(sides) < 2:
+        raise UsageFault(f"all runs are {next(iter(sides))}; to compare, give runs that began with another encoder")
+    first = SCRATCH if SCRATCH in sides else next(iter(sides))
+    seeds = sorted(sides[first])
+    for side, of in sides.items():
+        if sorted(of) != seeds:
+            raise UsageFault(f"{side} was run with seeds {sorted(of)}, {first} with {seeds}; run both with the same seeds")
+    order = [first, *(side for side in sides if side != first)]
+    return {side: {seed: sides[side][seed] for seed in seeds} for side in order}
+
+
+def side_of(summary: Mapping) -> str:
     """What a run's encoder began as."""
-    return f"encoder {summary['coverage']['source']}" if summary["coverage"] else SCRATCH
+    return f"from {summary['coverage']['source']}" if summary["coverage"] else SCRATCH
 
 
-def check_protocols(summaries: dict[Path, dict]) -> None:
-    """Only the encoder may differ: same protocol, same number of labels, same judges."""
+def check_protocols(summaries: Mapping[Path, Mapping]) -> None:
+    """Only the encoder may differ: same protocol, same number of labels, same judges, same learning subjects a seed."""
     (first, said), *others = summaries.items()
+    learned = {summary["seed"]: (run, summary["split"]["train"]) for run, summary in summaries.items()}
     for run, summary in others:
         for key in ("protocol", "labels"):
             if summary[key] != said[key]:
@@ -93,37 +79,27 @@ def check_protocols(summaries: dict[Path, dict]) -> None:
                 raise DataFault(f"{run}: another {key} than {first} ({other}); compare runs that share it")
         if summary["split"]["validation"] != said["split"]["validation"]:
             raise DataFault(f"{run}: judged on other subjects than {first}; compare runs of one --fold and one dataset")
+    for run, summary in summaries.items():
+        twin, subjects = learned[summary["seed"]]
+        if summary["split"]["train"] != subjects:
+            raise DataFault(f"{run}: learned from other subjects than {twin}, with the same seed; run both anew")
 
 
-def _first_difference(one, other) -> str:
-    if not isinstance(one, dict):
+def _first_difference(one: object, other: object) -> str:
+    if not isinstance(one, dict) or not isinstance(other, dict):
         return f"{one} and {other}"
     key = next(key for key in one | other if one.get(key) != other.get(key))
     return f"{key}: {one.get(key)} and {other.get(key)}"
 
 
-def seeded_rows(runs: Sequence[Path], summaries: dict[Path, dict]) -> list[dict]:
-    """The rows of several runs of one side, each with the seed of its run."""
-    return [row | {"seed": summaries[run]["seed"]} for run in runs for row in read_cases(run / "cases.csv")]
+def _headline(whole) -> str:
+    sure = "" if math.isnan(whole.low) else f" [{whole.low:+.4f}, {whole.high:+.4f}]"
+    return (
+        f"{whole.difference:+.4f}{sure} Dice ({whole.mean_b:.4f} against {whole.mean_a:.4f}), "
+        f"p {whole.p:.3g}, {whole.pairs} pairs of {whole.subjects} subjects"
+    )
 
 
-def differences(reference: Sequence[dict], candidate: Sequence[dict], of_class: int | None) -> list[float]:
-    """Candidate minus reference in Dice, one for each case and seed in which both have a value."""
-    found = []
-    keys = sorted({(row["seed"], row["case"]) for row in reference})
-    by_key = [_by_key(rows) for rows in (reference, candidate)]
-    for key in keys:
-        pair = []
-        for rows in by_key:
-            of = values_by_subject(rows[key], "dice", of_class)
-            pair.append(next(iter(of.values()))[0] if of else float("nan"))
-        if pair[0] == pair[0] and pair[1] == pair[1]:
-            found.append(pair[1] - pair[0])
-    return found
-
-
-def _by_key(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
-    keyed = defaultdict(list)
-    for row in rows:
-        keyed[row["seed"], row["case"]].append(row)
-    return keyed
+def _plain(values: dict) -> dict:
+    """JSON has no NaN."""
+    return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in values.items()}

@@ -57,6 +57,8 @@ def case_metrics(
     spacing = tuple(float(step) for step in spacing)
     if len(spacing) != 3 or not all(math.isfinite(step) and step > 0 for step in spacing):
         raise DataFault(f"spacing {spacing} mm; three positive numbers are needed")
+    if len(set(classes)) < len(classes) or not all(0 <= value < 1 << 16 for value in classes):
+        raise ValueError(f"classes {list(classes)}; different label values from 0 to 65535 are needed")
     index_of = np.full(1 << 16, -1, np.int64)
     index_of[list(classes)] = range(len(classes))
     counts, boxes = census(truth, prediction, index_of, len(classes))

@@ -205,7 +205,7 @@ def _evidence(whole: Comparison, reference: str) -> Html:
         (f"Mean {metric}", number(whole.mean_b, 3), f"{reference} {number(whole.mean_a, 3)}"),
         ("Difference", _signed(whole.difference), _interval((whole.low, whole.high))),
         ("Subjects", number(whole.subjects), f"{whole.wins} better, {whole.ties} equal, {whole.losses} worse"),
-        ("p", number(whole.p, 3), f"two-sided Wilcoxon; {number(whole.smallest_p, 3)} is the least it could be"),
+        ("p", number(whole.p, 3), f"two-sided Wilcoxon; the least possible is {number(whole.smallest_p, 3)}"),
     )
 
 

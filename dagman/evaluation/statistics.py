@@ -63,9 +63,7 @@ def mean_with_interval(
     return MeanInterval(mean, float(low), float(high), subjects, few)
 
 
-def values_by_subject(
-    rows: Iterable[Row], metric: str = "dice", of_class: int | None = None
-) -> dict[str, list[float]]:
+def values_by_subject(rows: Iterable[Row], metric: str = "dice", of_class: int | None = None) -> dict[str, list[float]]:
     """One value per case, grouped by subject: of one class, or the case's mean over the classes that have a value."""
     cases: dict[tuple, list[float]] = defaultdict(list)
     for row in rows:
@@ -139,7 +137,7 @@ def paired_comparison(
     return [overall, *(replace(one, p_holm=p) for one, p in zip(classes, adjusted))]
 
 
-def signed_rank_p(differences: Sequence[float]) -> float:
+def signed_rank_p(differences: Iterable[float | int]) -> float:
     """Two-sided Wilcoxon signed-rank p, exact for every n, with ties too; differences of zero are left out.
 
     Under the null each rank is positive or negative with probability 1/2; the distribution of the sum of positive
@@ -183,7 +181,7 @@ def write_cases(path: Path, rows: Iterable[Row]) -> None:
             writer.writerow("" if row[name] != row[name] else row[name] for name in COLUMNS)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_cases(path: Path) -> list[dict[str, str | int | float]]:

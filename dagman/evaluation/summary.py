@@ -45,7 +45,10 @@ def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequen
         "labelled_scans": len(taught),
         "seed": settings.seed,
         "fold": settings.fold,
-        "split": {"train": sorted(set(subjects)), "validation": sorted({store.cases[i].subject for i in split.validation})},
+        "split": {
+            "train": sorted(set(subjects)),
+            "validation": sorted({store.cases[i].subject for i in split.validation}),
+        },
         "leakage": leakage,
         "left_out": [dict(rejected) for rejected in store.rejected],
         "notes": [note for note in (means["dice"].note,) if note],

@@ -159,7 +159,7 @@ def cut(store, crop: Crop) -> np.ndarray:
     start, stop = touched(to_stored, crop.shape, case.shape)
     stored = np.empty((0, 0, 0), dtype=np.int16)
     if start is not None:
-        stored = store.image(crop.case, (start, stop))
+        stored = np.ascontiguousarray(store.image(crop.case, (start, stop)))
         to_stored[:3, 3] -= start
     norm, out = case.normalisation, np.empty(crop.shape, dtype=np.float32)
     scaling = np.array([norm.offset, norm.scale, norm.low, norm.high], dtype=np.float32)
@@ -172,7 +172,8 @@ def coloured(clean: np.ndarray, look: Intensity, normalisation) -> np.ndarray:
     out = clean.copy()
     if look.blur > 0:
         kernels.blur(out, look.blur)
-    kernels.recolour(out, _colours(look), look.noise_seed, normalisation.low, normalisation.high)
+    low, high = np.float32(normalisation.low), np.float32(normalisation.high)
+    kernels.recolour(out.reshape(-1), _colours(look), look.noise_seed, 0, low, high)
     return out
 
 

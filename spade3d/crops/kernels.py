@@ -1,7 +1,8 @@
 """numba and nothing else: cut and colour in one pass, match feature grids, select who is near and who is far.
 
 Each kernel has a slow twin in the tests. Arrays are (i, j, k) with k the fastest axis; affines are 4 x 4 float64.
-Kernels compile once and are cached.
+Kernels compile once and are cached. Work on voxels goes row by row in stages, each a loop without branches, so that
+each becomes vector instructions; `error_model="numpy"` takes out the test for division by zero, which would prevent it.
 """
 
 import math
@@ -9,6 +10,27 @@ import math
 import numpy as np
 
 from spade3d.kernel_cache import compiled
+
+_F, _I = np.float32, np.int32
+
+
+@compiled(inline="always", error_model="numpy")
+def _power(x, exponent):
+    """x^exponent for float32 x in [0, 1], to 3e-7: 2^(exponent log2 x) by two series (powf would be scalar code).
+
+    x = 2^e m with m around 1: log2 m = 2 / ln 2 atanh(s), s = (m - 1) / (m + 1). Zero counts as 2^-127.
+    """
+    bits = _F(x).view(np.int32)
+    e = (bits - _I(0x3F3504F3)) >> _I(23)  # the bits of sqrt(1/2): m lies in [sqrt(1/2), sqrt(2))
+    m = _I(bits - (e << _I(23))).view(np.float32)
+    s = (m - _F(1)) / (m + _F(1))
+    q = s * s
+    log2 = _F(e) + _F(2 / math.log(2)) * s * (_F(1) + q * (_F(1 / 3) + q * (_F(1 / 5) + q * _F(1 / 7))))
+    y = max(exponent * log2, _F(-126))
+    n = _F(math.floor(y + _F(0.5)))
+    z = (y - n) * _F(math.log(2))
+    series = _F(1 / 6) + z * (_F(1 / 24) + z * (_F(1 / 120) + z * _F(1 / 720)))
+    return (_F(1) + z * (_F(1) + z * (_F(1 / 2) + z * series))) * _I((_I(n) + _I(127)) << _I(23)).view(np.float32)
 
 
 @compiled(inline="always")
@@ -37,53 +59,95 @@ def _normal(seed, index):
     return (total - np.float32(131070.0)) * np.float32(2.6428996e-05)  # sqrt(12 / 4) / 65536
 
 
-@compiled(inline="always")
-def _coloured(x, gamma, contrast, brightness, noise, seed, index, low, high):
-    """contrast * x^gamma + brightness + noise, clipped; gamma acts on x as a share of [low, high]."""
-    if gamma != np.float32(1.0):
+@compiled(nogil=True, error_model="numpy")
+def recolour(row, colours, seed, begin, low, high):
+    """The intensity change alone, of voxels in flat order, in place; `begin` is the index of the first one.
+
+    contrast * x^gamma + brightness + noise, clipped to [low, high]; gamma acts on x as a share of [low, high].
+    """
+    gamma, contrast, brightness, noise = colours[0], colours[1], colours[2], colours[3]
+    if gamma != _F(1):
         span = high - low
-        x = low + span * ((x - low) / span) ** gamma
-    x = x * contrast + brightness
-    if noise > np.float32(0.0):
-        x += noise * _normal(seed, index)
-    return min(max(x, low), high)
+        for k in range(row.size):
+            share = min(max((row[k] - low) / span, _F(0)), _F(1))  # a blur may round beyond the range
+            row[k] = low + span * _power(share, gamma)
+    if noise > _F(0):
+        for k in range(row.size):
+            row[k] = row[k] * contrast + brightness + noise * _normal(seed, begin + k)
+    else:
+        for k in range(row.size):
+            row[k] = row[k] * contrast + brightness
+    for k in range(row.size):
+        row[k] = min(max(row[k], low), high)
 
 
-@compiled(nogil=True)
+@compiled(inline="always", error_model="numpy")
+def _within(start, step, size, count):
+    """The range of k in [0, count) for which start + step k lies between the faces -1/2 and size - 1/2 of an axis."""
+    if step == 0.0:
+        return 0, count if -0.5 <= start <= size - 0.5 else 0
+    to_low, to_high = (-0.5 - start) / step, (size - 0.5 - start) / step
+    first, last = np.ceil(min(to_low, to_high)), np.floor(max(to_low, to_high))
+    return int(min(max(first, 0.0), float(count))), int(min(max(last + 1.0, 0.0), float(count)))
+
+
+@compiled(nogil=True, error_model="numpy")
 def resample(stored, to_stored, scaling, colours, seed, out):
-    """Cut `out` (float32) from `stored` (int16) by trilinear interpolation, normalise and colour it, in one pass.
+    """Cut `out` (float32) from `stored` (int16, C order, below 2^31 voxels): trilinear, normalised, coloured.
 
     `to_stored` takes voxels of `out` to voxels of `stored`. Inside means up to half a voxel beyond the outermost
-    voxel centres (the scan's faces); beyond that lies `low`. `scaling` = offset, scale, low, high;
-    `colours` = gamma, contrast, brightness, noise.
+    voxel centres (the scan's faces), where the outermost value holds; beyond that lies `low`.
+    `scaling` = offset, scale, low, high; `colours` = gamma, contrast, brightness, noise.
     """
     ni, nj, nk = stored.shape
     offset, scale, low, high = scaling[0], scaling[1], scaling[2], scaling[3]
-    gamma, contrast, brightness, noise = colours[0], colours[1], colours[2], colours[3]
     mi, mj, mk = out.shape
+    voxels, stride_i, stride_j = stored.reshape(-1), _I(nj * nk), _I(nk)
+    # The lower corner of a cell is at most the last but one voxel; along an axis of one voxel its corners coincide.
+    last_i, last_j, last_k = _I(max(ni - 2, 0)), _I(max(nj - 2, 0)), _I(max(nk - 2, 0))
+    up_i, up_j, up_k = np.uintp(nj * nk if ni > 1 else 0), np.uintp(nk if nj > 1 else 0), np.uintp(1 if nk > 1 else 0)
+    corner, u, v, w = np.empty(mk, np.int32), np.empty(mk, np.float32), np.empty(mk, np.float32), np.empty(mk, np.float32)
     di, dj, dk = to_stored[0, 2], to_stored[1, 2], to_stored[2, 2]
     for i in range(mi):
         for j in range(mj):
+            row = out[i, j]
             pi = to_stored[0, 0] * i + to_stored[0, 1] * j + to_stored[0, 3]
             pj = to_stored[1, 0] * i + to_stored[1, 1] * j + to_stored[1, 3]
             pk = to_stored[2, 0] * i + to_stored[2, 1] * j + to_stored[2, 3]
-            for k in range(mk):
-                x, y, z = pi + di * k, pj + dj * k, pk + dk * k
-                value = low
-                if -0.5 <= x <= ni - 0.5 and -0.5 <= y <= nj - 0.5 and -0.5 <= z <= nk - 0.5:
-                    x, y, z = min(max(x, 0.0), ni - 1.0), min(max(y, 0.0), nj - 1.0), min(max(z, 0.0), nk - 1.0)
-                    i0, j0, k0 = int(x), int(y), int(z)
-                    i1, j1, k1 = min(i0 + 1, ni - 1), min(j0 + 1, nj - 1), min(k0 + 1, nk - 1)
-                    u, v, w = np.float32(x - i0), np.float32(y - j0), np.float32(z - k0)
-                    a00 = stored[i0, j0, k0] + w * (np.float32(stored[i0, j0, k1]) - stored[i0, j0, k0])
-                    a01 = stored[i0, j1, k0] + w * (np.float32(stored[i0, j1, k1]) - stored[i0, j1, k0])
-                    a10 = stored[i1, j0, k0] + w * (np.float32(stored[i1, j0, k1]) - stored[i1, j0, k0])
-                    a11 = stored[i1, j1, k0] + w * (np.float32(stored[i1, j1, k1]) - stored[i1, j1, k0])
-                    a0 = a00 + v * (a01 - a00)
-                    a1 = a10 + v * (a11 - a10)
-                    value = min(max((a0 + u * (a1 - a0) - offset) * scale, low), high)
-                index = (i * mj + j) * mk + k
-                out[i, j, k] = _coloured(value, gamma, contrast, brightness, noise, seed, index, low, high)
+            (ai, bi), (aj, bj), (ak, bk) = _within(pi, di, ni, mk), _within(pj, dj, nj, mk), _within(pk, dk, nk, mk)
+            begin, end = max(ai, aj, ak), min(bi, bj, bk)
+            if begin >= end:
+                row[:] = low
+            else:
+                # Where: clamped, so that what is outside reads something, too; it is overwritten below.
+                for k in range(mk):
+                    x = min(max(pi + di * k, 0.0), ni - 1.0)
+                    y = min(max(pj + dj * k, 0.0), nj - 1.0)
+                    z = min(max(pk + dk * k, 0.0), nk - 1.0)
+                    i0, j0, k0 = min(_I(x), last_i), min(_I(y), last_j), min(_I(z), last_k)
+                    u[k], v[k], w[k] = _F(x - i0), _F(y - j0), _F(z - k0)
+                    corner[k] = i0 * stride_i + j0 * stride_j + k0
+                # What: unsigned indices, because Python's negative ones would be asked for at every read.
+                for k in range(mk):
+                    c = np.uintp(corner[k])
+                    a00 = _between(voxels, c, up_k, w[k])
+                    a01 = _between(voxels, c + up_j, up_k, w[k])
+                    a10 = _between(voxels, c + up_i, up_k, w[k])
+                    a11 = _between(voxels, c + up_i + up_j, up_k, w[k])
+                    a0, a1 = a00 + v[k] * (a01 - a00), a10 + v[k] * (a11 - a10)
+                    row[k] = a0 + u[k] * (a1 - a0)
+                for k in range(mk):
+                    row[k] = min(max((row[k] - offset) * scale, low), high)
+                row[:begin] = low
+                row[end:] = low
+            recolour(row, colours, seed, (i * mj + j) * mk, low, high)
+
+
+@compiled(inline="always")
+def _between(voxels, corner, up, share):
+    """The value at a share of the way from a voxel to the one after it along an axis."""
+    low = _F(voxels[corner])
+    return low + share * (_F(voxels[corner + up]) - low)
 
 
 @compiled(nogil=True)
@@ -103,51 +167,53 @@ def resample_labels(stored, to_stored, out):
 
 
 @compiled(nogil=True)
-def recolour(out, colours, seed, low, high):
-    """The intensity change alone, in place: for views that were blurred first."""
-    flat = out.reshape(-1)
-    gamma, contrast, brightness, noise = colours[0], colours[1], colours[2], colours[3]
-    low, high = np.float32(low), np.float32(high)
-    for index in range(flat.size):
-        flat[index] = _coloured(flat[index], gamma, contrast, brightness, noise, seed, index, low, high)
+def blur(out, sigma):
+    """A Gaussian of `sigma` voxels, separable, truncated at 3 sigma, edges repeated; in place.
+
+    A ring holds the planes that are blurred within themselves, as many as the Gaussian is wide: what is read again
+    stays in the cache, and a plane is overwritten only after all that need it have read it.
+    """
+    radius = int(math.ceil(3.0 * sigma))
+    width = 2 * radius + 1
+    weights = np.empty(width, dtype=np.float32)
+    for t in range(width):
+        weights[t] = math.exp(-0.5 * ((t - radius) / sigma) ** 2)
+    weights /= weights.sum()
+    ni, nj, nk = out.shape
+    ring = np.empty((width, nj, nk), dtype=np.float32)
+    row = np.empty(nk + 2 * radius, dtype=np.float32)
+    for ahead in range(-radius, ni + radius):
+        _blur_plane(out[min(max(ahead, 0), ni - 1)], weights, row, ring[(ahead + radius) % width])
+        i = ahead - radius
+        if i >= 0:
+            out[i] = 0
+            for t in range(width):
+                _add(out[i], weights[t], ring[(i + t) % width])
 
 
 @compiled(nogil=True)
-def blur(out, sigma):
-    """A Gaussian of `sigma` voxels, separable, truncated at 3 sigma, edges repeated; in place."""
-    radius = int(math.ceil(3.0 * sigma))
-    weights = np.empty(2 * radius + 1, dtype=np.float32)
-    for t in range(-radius, radius + 1):
-        weights[t + radius] = math.exp(-0.5 * (t / sigma) ** 2)
-    weights /= weights.sum()
-    ni, nj, nk = out.shape
-    source = np.empty_like(out)
-    source[:] = out
-    for i in range(ni):
-        out[i] = 0
-        for t in range(-radius, radius + 1):
-            plane, weight = source[min(max(i + t, 0), ni - 1)], weights[t + radius]
-            for j in range(nj):
-                for k in range(nk):
-                    out[i, j, k] += weight * plane[j, k]
-    plane = np.empty((nj, nk), dtype=np.float32)
-    row = np.empty(nk + 2 * radius, dtype=np.float32)
-    for i in range(ni):
-        plane[:] = 0
-        for j in range(nj):
-            for t in range(-radius, radius + 1):
-                other, weight = min(max(j + t, 0), nj - 1), weights[t + radius]
-                for k in range(nk):
-                    plane[j, k] += weight * out[i, other, k]
-        for j in range(nj):
-            row[radius : radius + nk] = plane[j]
-            row[:radius] = plane[j, 0]
-            row[radius + nk :] = plane[j, nk - 1]
+def _blur_plane(plane, weights, row, into):
+    """Blur a plane (j, k) along both axes; `row` is room for a row with its repeated ends."""
+    nj, nk = plane.shape
+    radius = len(weights) // 2
+    for j in range(nj):
+        row[:] = 0
+        for t in range(len(weights)):
+            source, weight = plane[min(max(j + t - radius, 0), nj - 1)], weights[t]
             for k in range(nk):
-                total = np.float32(0.0)
-                for t in range(2 * radius + 1):
-                    total += weights[t] * row[k + t]
-                out[i, j, k] = total
+                row[radius + k] += weight * source[k]
+        row[:radius], row[radius + nk :] = row[radius], row[radius + nk - 1]
+        into[j] = 0
+        for t in range(len(weights)):
+            for k in range(nk):
+                into[j, k] += weights[t] * row[k + t]
+
+
+@compiled(nogil=True)
+def _add(plane, weight, other):
+    for j in range(plane.shape[0]):
+        for k in range(plane.shape[1]):
+            plane[j, k] += weight * other[j, k]
 
 
 @compiled(nogil=True)

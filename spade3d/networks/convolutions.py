@@ -1,4 +1,4 @@
-"""The convolution blocks of a Swin-UNETR decoder; their parameters are named as in MONAI's (UnetResBlock, UnetrUpBlock)."""
+"""The convolution blocks of a Swin-UNETR, their parameters named as in MONAI's UnetResBlock and UnetrUpBlock."""
 
 from collections import OrderedDict
 
@@ -41,7 +41,9 @@ class Up(nn.Module):
         self.transp_conv = _named("conv", nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2, bias=False))
         self.conv_block = Residual(2 * out_channels, out_channels)
 
-    def forward(self, x: Float[Tensor, "b in _ _ _"], skip: Float[Tensor, "b out i j k"]) -> Float[Tensor, "b out i j k"]:
+    def forward(
+        self, x: Float[Tensor, "b in _ _ _"], skip: Float[Tensor, "b out i j k"]
+    ) -> Float[Tensor, "b out i j k"]:
         i, j, k = skip.shape[2:]
         return self.conv_block(torch.cat((self.transp_conv(x)[:, :, :i, :j, :k], skip), dim=1))
 
@@ -59,8 +61,8 @@ def output_layer(in_channels: int, out_channels: int) -> nn.Sequential:
 def instance_norm(x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b c i j k"]:
     """(x - mean) / sqrt(variance + 1e-5) of each channel of each sample; a grid of one cell becomes zero.
 
-    As a group norm of one channel a group: the same numbers as nn.InstanceNorm3d, in less time on a CPU, and it does not
-    refuse the single cell that a 32^3 crop leaves at the bottleneck.
+    A group norm of one channel a group: the numbers of nn.InstanceNorm3d, without refusing the single cell that a
+    32^3 crop leaves at the bottleneck.
     """
     return torch.group_norm(x, x.shape[1], eps=1e-5)
 

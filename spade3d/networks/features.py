@@ -57,7 +57,7 @@ def cell_size(size: int, cells: int) -> int:
     while -(-size // stride) > cells:
         stride *= 2
     if -(-size // stride) != cells:
-        raise ValueError(f"{cells} cells are not {size} voxels halved some times; give the shape of the crop that was seen")
+        raise ValueError(f"{cells} cells are not {size} voxels halved some times; give the shape of the crop itself")
     return stride
 
 

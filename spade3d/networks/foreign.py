@@ -1,4 +1,4 @@
-"""Encoder weights in and out of files: our own `encoder.safetensors`, and other people's checkpoints with a coverage report.
+"""Encoder weights in and out of files: our own `encoder.safetensors`, and other people's checkpoints.
 
 No checkpoint is half-loaded in silence: every learned tensor of the encoder is found, in its shape, or it is an error
 that names what was found and what is needed. Files are read as tensors only; nothing in them is executed.
@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ ENCODER = "swinViT."
 # What training code of others puts before a parameter's name, outermost first or in any other order.
 WRAPPERS = re.compile(r"^(?:(?:module|model|network|backbone|encoder|swin_?vit)\.)+", re.IGNORECASE)
 
-# Their names for ours: the original Swin's MLP, and the doubled index of Disruptive Autoencoders (MONAI filter_swinunetr).
+# Their names for ours: the original Swin's MLP; the doubled index of Disruptive Autoencoders (MONAI filter_swinunetr).
 RENAMED = ((re.compile(r"\.mlp\.fc([12])\."), r".mlp.linear\1."), (re.compile(r"^(layers[1-4])\.0\.0\."), r"\1.0."))
 
 NESTS = ("state_dict", "model", "network_weights", "model_state_dict", "net")
@@ -53,7 +52,7 @@ class Coverage:
 
 
 def save_encoder(path: Path, network: SwinUNETR, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write the encoder as MONAI's SwinUNETR names it (`swinViT.*`), with its settings; the file appears whole or not at all.
+    """Write the encoder under MONAI's names (`swinViT.*`), with its settings; the file appears whole or not at all.
 
     metadata: further entries (preprocessing, provenance, ...), kept as JSON.
     """
@@ -62,26 +61,23 @@ def save_encoder(path: Path, network: SwinUNETR, metadata: Mapping[str, Any] | N
     for key, value in {**network.encoder_settings, **(metadata or {})}.items():
         entries[key] = json.dumps(value)
     tensors = {ENCODER + name: tensor.contiguous() for name, tensor in network.swinViT.state_dict().items()}
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, name, metadata=entries)
-        with open(name, "rb+") as file:
+        save_file(tensors, unfinished, metadata=entries)
+        with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_encoder_metadata(path: Path) -> dict[str, Any]:
     """The entries of an `encoder.safetensors` (lists for tuples); DataFault for any other file."""
     path = Path(path)
     entries = _safetensors(path)[1]
+    _check_format(path, entries)
     if entries.get("format") != FORMAT:
-        found = entries.get("format", "no format entry")
-        raise DataFault(f"{path}: {found}, but this version reads {FORMAT}; give an encoder.safetensors of spade-pretrain")
+        raise DataFault(f"{path}: does not say {FORMAT}; give the encoder.safetensors of a pretraining run")
     return {key: value if key == "format" else json.loads(value) for key, value in entries.items()}
 
 
@@ -111,7 +107,14 @@ def load_encoder(network: SwinUNETR, path: Path, *, allow_partial: bool = False)
         raise DataFault(_explain(path, network, found, coverage))
     for name, tensor in fitting.items():
         if not tensor.isfinite().all():
-            raise DataFault(f"{path}: {name} holds values that are not finite; give a checkpoint from before it diverged")
+            raise DataFault(
+                f"{path}: {name} holds values that are not finite; give a checkpoint from before it diverged"
+            )
+    for name, buffer in network.swinViT.named_buffers():
+        if name in found and found[name].shape == buffer.shape and not torch.equal(found[name].to(buffer), buffer):
+            raise DataFault(
+                f"{path}: {name} orders the biases differently; convert the checkpoint to MONAI's order first"
+            )
     network.swinViT.load_state_dict({**own, **fitting})
     return coverage
 
@@ -121,7 +124,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, dict(file.metadata() or {})
     except SafetensorError as error:
         raise DataFault(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
 
@@ -139,12 +142,25 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise DataFault(f"{path}: not a whole torch file ({error}); copy or download it again") from error
-    while isinstance(held, Mapping) and (nest := next((key for key in NESTS if isinstance(held.get(key), Mapping)), None)):
+    while isinstance(held, Mapping) and (
+        nest := next((key for key in NESTS if isinstance(held.get(key), Mapping)), None)
+    ):
         held = held[nest]
-    tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)} if isinstance(held, Mapping) else {}
+    tensors = (
+        {key: value for key, value in held.items() if isinstance(value, Tensor)} if isinstance(held, Mapping) else {}
+    )
     if not tensors:
-        raise DataFault(f"{path}: holds no state dict ({type(held).__name__} found); give a mapping of names to tensors")
+        raise DataFault(
+            f"{path}: holds no state dict ({type(held).__name__} found); give a mapping of names to tensors"
+        )
     return tensors
+
+
+def _check_format(path: Path, entries: Mapping[str, str]) -> None:
+    """A file of ours from another version is not guessed at; a file of others says nothing here."""
+    stated = entries.get("format", "")
+    if stated.startswith("spade3d-encoder-") and stated != FORMAT:
+        raise DataFault(f"{path}: written as {stated}, this version reads {FORMAT}; install the version that wrote it")
 
 
 def _check_file(path: Path) -> None:
@@ -161,13 +177,16 @@ def _encoder_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         for pattern, ours in RENAMED:
             name = pattern.sub(ours, name)
         if name in origin:
-            raise DataFault(f"{path}: {origin[name]} and {key} are both {name}; keep one of the two networks in the file")
+            raise DataFault(
+                f"{path}: {origin[name]} and {key} are both {name}; keep one of the two networks in the file"
+            )
         found[name], origin[name] = tensor, key
     return found
 
 
 def _check_settings(path: Path, network: SwinUNETR, entries: Mapping[str, str]) -> None:
-    """Settings that no shape tells (the order of corners, the clipped windows) must agree where a file of ours states them."""
+    """Settings that no shape tells (order of corners, clipped windows) must agree where a file of ours states them."""
+    _check_format(path, entries)
     if entries.get("format") != FORMAT:
         return
     differing = [
@@ -186,7 +205,9 @@ def _explain(path: Path, network: SwinUNETR, found: Mapping[str, Tensor], covera
     sizes = []
     if embedding is not None and embedding.ndim == 5:
         theirs = {"feature_size": embedding.shape[0], "in_channels": embedding.shape[1]}
-        sizes = [f"its {key} is {value}, here {settings[key]}" for key, value in theirs.items() if value != settings[key]]
+        sizes = [
+            f"its {key} is {value}, here {settings[key]}" for key, value in theirs.items() if value != settings[key]
+        ]
     table = found.get("layers1.0.blocks.0.attn.relative_position_bias_table")
     if table is not None and table.ndim == 2:
         i, j, k = settings["window"]

@@ -58,7 +58,7 @@ class SwinTransformer(nn.Module):
     in_channels, embed_dim   channels of the image; of the tokens at stage 0 (stage s has embed_dim * 2**s)
     depths, heads            blocks and attention heads of each of the four stages; every second block is shifted
     window, patch            cells of a window; voxels of a patch, along i, j, k
-    drop_path                probability that a sample skips the last block (stochastic depth), linear from 0 at the first
+    drop_path                chance that a sample skips the last block (stochastic depth), linear from 0 at the first
     use_v2                   a residual convolution block before every stage (SwinUNETR-V2)
     merging                  "v1" (MONAI's "merging") or "v2" ("mergingv2"): the order of corners
     monai_compatible         read the bias of a window that the grid clips as MONAI does (see windows.relative_bias)

@@ -1,7 +1,8 @@
 """Swin-UNETR (Hatamizadeh et al. 2022): the encoder and a convolutional decoder, weights exchangeable with MONAI's.
 
-The state dict has MONAI's keys and shapes, and the same numbers come out where MONAI accepts the input; here any size is
-accepted. Two deliberate differences, both switches: see `monai_compatible` and `merging` of swin.SwinTransformer.
+The state dict has MONAI's keys and shapes, and the same numbers come out where MONAI accepts the input; here any size
+is accepted. One deliberate difference: a window clipped by a small grid reads its own biases, unless
+`monai_compatible` asks for MONAI's (see windows.relative_bias).
 """
 
 import torch.nn.functional as F
@@ -98,8 +99,7 @@ class SwinUNETR(nn.Module):
             i, j, k = images.shape[2:]
             hidden = F.interpolate(token_mask[:, None].to(images.dtype), scale_factor=2) > 0
             images = images.masked_fill(hidden[:, :, :i, :j, :k], 0)
-        # Tokens come channels last, which the decoder's convolutions and norms take 1.2 times as long over.
-        s0, s1, s2, s3, s4 = (stage.contiguous() for stage in stages)
+        s0, s1, s2, s3, s4 = stages
         x = self.decoder5(self.encoder10(s4), s3)
         x = self.decoder4(x, self.encoder4(s2))
         x = self.decoder3(x, self.encoder3(s1))

@@ -168,8 +168,8 @@ def attention_weights(
 class _Attend(torch.autograd.Function):
     """`attend`, tile by tile, with its own backward.
 
-    Within a tile a vector is a column, (dim, n): with 8 to 16 channels a head, (dim, n) @ (n, n) runs three times as
-    fast as (n, n) @ (n, dim) on a CPU.
+    Within a tile a vector is a column, (dim, n): with the 8 channels a head of feature_size 24, (dim, n) @ (n, n) runs
+    three times as fast on a CPU as (n, n) @ (n, dim); with 16, as fast.
     """
 
     @staticmethod

@@ -68,12 +68,12 @@ def line_chart(
 ) -> Html:
     """Lines over steps. Where several steps share a point, the line is their mean and the shade their range."""
     drawn = [(s.name, *summarise(s, width // _PIXELS_PER_POINT)) for s in series]
-    xs = np.concatenate([d[1] for d in drawn]) if drawn else np.empty(0)
+    xs = np.concatenate([np.asarray(s.x, np.float64) for s in series]) if series else np.empty(0)
     ys = np.concatenate([np.concatenate(d[3:]) for d in drawn]) if drawn else np.empty(0)
     ys = ys[np.isfinite(ys)]
     if not len(ys):
         return tag("figure", tag("figcaption", title), tag("p", "Nothing was logged.", class_="lead"), class_="chart")
-    x_ticks, y_ticks = ticks(xs.min(), xs.max(), width // 110), ticks(ys.min(), ys.max(), max(height // 55, 2))
+    x_ticks, y_ticks = ticks(xs.min(), xs.max(), width // 90), ticks(ys.min(), ys.max(), max(height // 55, 2))
     labels = _labels(y_ticks)
     left, right, top, bottom = 14 + 7 * max(map(len, labels)), width - 16, 8, height - 36
     span = (float(xs.min()), float(xs.max())) if xs.max() > xs.min() else (x_ticks[0], x_ticks[-1])
@@ -152,8 +152,8 @@ def interval_chart(
         marks.append(tag("line", x1=_at(across(value)), x2=_at(across(value)), y1=top, y2=bottom, class_=marked))
         marks.append(tag("text", label, x=_at(across(value)), y=bottom + 17, text_anchor="middle"))
     if sides:
-        marks.append(tag("text", f"← {sides[0]}", x=_at(across(0) - 10), y=bottom + 36, text_anchor="end"))
-        marks.append(tag("text", f"{sides[1]} →", x=_at(across(0) + 10), y=bottom + 36, text_anchor="start"))
+        marks.append(tag("text", f"← {sides[0]}", x=_at(across(0.0) - 10), y=bottom + 36, text_anchor="end"))
+        marks.append(tag("text", f"{sides[1]} →", x=_at(across(0.0) + 10), y=bottom + 36, text_anchor="start"))
     else:
         marks.append(tag("text", axis, x=_at((left + right) / 2), y=bottom + 36, text_anchor="middle"))
     for n, (row, text) in enumerate(zip(rows, written)):

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, Fault
 from spade3d.training.checkpoint import atomic
 
 PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
@@ -38,7 +38,7 @@ class Journal:
             kept = [row for row in read_log(path) if row["step"] <= done]
             with atomic(path) as file:
                 file.writelines(_line(row) for row in kept)
-        self._file = open(path, "ab")
+        self._file = open(path, "ab", buffering=0)  # one write a line: a failed one is not tried again at close
         self._board = self._open_board(out / "tensorboard", done)
         self._seconds_per_step = 0.0
         self._shown_at = -math.inf
@@ -62,8 +62,7 @@ class Journal:
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Log a step and show it."""
-        self._file.write(_line(row))
-        self._file.flush()
+        self._write(row)
         scalars = {f"losses/{name}": value for name, value in row["losses"].items()}
         scalars |= {name: row[name] for name in ("total", "lr", "grad_norm", "crops_per_second")}
         scalars |= {f"signs/{n}": v for n, v in row.get("signs", {}).items() if isinstance(v, int | float)}
@@ -75,8 +74,7 @@ class Journal:
 
     def validation(self, step: int, values: Mapping[str, int | float]) -> None:
         """Log what validation found at a step."""
-        self._file.write(_line({"step": step, "validation": dict(values)}))
-        self._file.flush()
+        self._write({"step": step, "validation": dict(values)})
         self._chart(step, {f"validation/{name}": value for name, value in values.items()})
         self.say(f"{self.label} {step}/{self.steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
@@ -87,6 +85,14 @@ class Journal:
     def sync(self) -> None:
         """Have the disk hold every row so far: a checkpoint must not be newer than its log."""
         os.fsync(self._file.fileno())
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(_line(row))
+        except OSError as error:
+            raise Fault(
+                f"{self._file.name}: {error}; make room, then run the same command again with --resume"
+            ) from error
 
     def _show(self, row: Mapping[str, Any]) -> None:
         step = row["step"]

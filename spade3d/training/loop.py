@@ -150,7 +150,6 @@ def train(
     """
     saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
     found = saves.find() if resume else saves.begin()
-    seed_everything(seed)
     engine = _Engine(task, optimiser, device, precision)
     at = engine.restore(found) if found else _Position()
     marker = out / "preempted"
@@ -185,6 +184,11 @@ def train(
         if resume:
             nothing = "" if found else ": nothing was saved yet"
             journal.say(f"resuming {label} after step {at.step} of {steps}{nothing}")
+        # Chance begins here, not earlier: whatever was set up so far may have drawn from the global generators.
+        if found:
+            set_rng_state(found.state["rng"], device)
+        else:
+            seed_everything(seed)
         # From here on there is always something to continue from, and nothing that an interruption left out.
         if found is None or look():
             save()
@@ -217,7 +221,9 @@ class _Engine:
     def __init__(self, task: Task, optimiser: Optimiser, device: torch.device, precision: str):
         self.task, self.settings, self.device = task, optimiser, device
         self.autocast = autocast_for(precision, device)
-        self.model = task.to(device).train()  # what is called with a batch: where data parallelism would wrap the task
+        task.to(device)
+        task.train()
+        self.model: nn.Module = task  # what is called with a batch: the one place where data parallelism wraps the task
         groups = task.parameter_groups(optimiser.weight_decay)
         self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas)
         self.trained = [parameter for group in groups for parameter in group["params"]]
@@ -293,7 +299,7 @@ class _Engine:
         }
 
     def restore(self, found: Found) -> _Position:
-        """Put everything back to where a checkpoint left it."""
+        """Put task and optimiser back to where a checkpoint left them."""
         state = found.state
         try:
             self.task.load_state_dict(state["task"])
@@ -301,7 +307,6 @@ class _Engine:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise DataFault(f"{found.path}: does not fit the task ({reason}); resume with what wrote it") from error
-        set_rng_state(state["rng"], self.device)
         return _Position(**state["at"])
 
 

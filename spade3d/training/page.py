@@ -16,7 +16,7 @@ import numpy as np
 from spade3d.training.checkpoint import atomic
 from spade3d.training.page_style import STYLE
 
-_RAISED = str.maketrans("0123456789+−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")
+_RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _VOID = frozenset({"meta", "img", "br", "col"})
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -55,8 +55,9 @@ def number(value: object, digits: int | None = None) -> str:
         written = f"{value:.4g}"
     else:
         written = f"{round(float(value), digits) + 0.0:,.{digits}f}"  # + 0.0: no minus before a zero
-    mantissa, _, exponent = written.replace(",", "\u202f").replace("-", "−").partition("e")
-    return f"{mantissa} · 10{exponent.translate(_RAISED).replace('⁺', '').lstrip('⁰') or '⁰'}" if exponent else mantissa
+    mantissa, _, exponent = written.partition("e")
+    mantissa = mantissa.replace(",", "\u202f").replace("-", "−")
+    return f"{mantissa} · 10{str(int(exponent)).translate(_RAISED)}" if exponent else mantissa
 
 
 def counted(count: int, one: str, many: str = "") -> str:

@@ -17,7 +17,7 @@ body {
   margin: 0; font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
   font-variant-numeric: tabular-nums;
 }
-main { max-width: 60rem; margin: 0 auto; padding: 3.5rem 1.5rem 1rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 3.5rem 1.5rem 1rem; }
 h1, h2, .figure b { font-family: Charter, "Iowan Old Style", "Source Serif 4", Georgia, "DejaVu Serif", serif; }
 h1 { font-size: 2.3rem; line-height: 1.15; font-weight: 600; margin: 0 0 .75rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.45rem; line-height: 1.25; font-weight: 600; margin: 0 0 .4rem; }
@@ -33,7 +33,7 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1.3rem; margin: 1.75rem 0 0; pa
   border: solid var(--line); border-width: 1px 0; font-size: .92rem; }
 nav a { text-decoration: none; } nav a:hover { text-decoration: underline; }
 section { margin: 3.25rem 0 0; scroll-margin-top: 1rem; }
-footer { max-width: 60rem; margin: 3.5rem auto 0; padding: 1.25rem 1.5rem 3rem; color: var(--soft); font-size: .85rem;
+footer { max-width: 64rem; margin: 3.5rem auto 0; padding: 1.25rem 1.5rem 3rem; color: var(--soft); font-size: .85rem;
   overflow-wrap: anywhere; }
 
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem;

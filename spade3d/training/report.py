@@ -13,7 +13,7 @@ import yaml
 from spade3d.faults import DataFault
 from spade3d.training.charts import SMALL, Series, line_chart
 from spade3d.training.crop_pictures import crop_pictures
-from spade3d.training.health import collapse
+from spade3d.training.health import FEWEST_ROWS, collapse
 from spade3d.training.journal import read_log
 from spade3d.training.page import (
     Column,
@@ -31,6 +31,7 @@ from spade3d.training.page import (
     write_page,
 )
 
+_FOOTER = "One file: nothing is loaded, nothing is sent. Written by spade3d. Not for diagnosis."
 # The settings a reader asks for first, by the last part of their key; the rest is folded below them.
 _FIRST = {
     "recipe": "Recipe",
@@ -106,7 +107,9 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
     same places in voxels of each, and `spacing` (3,) in mm; any other volume (i, j, k) is shown under its name.
     """
     opened = open_run(run)
-    cases, rejected = opened.provenance.get("cases", ()), opened.provenance.get("rejected", ())
+    if missing := sorted({"cases", "rejected"} - opened.provenance.keys()):
+        raise DataFault(f"{run / 'provenance.json'}: no {', '.join(missing)}; a report says what was learned from")
+    cases, rejected = opened.provenance["cases"], opened.provenance["rejected"]
     subjects = sorted({str(c["subject"]) for c in cases})
     steps = opened.log[-1]["step"] if opened.log else 0
     kind, reading = life(opened.log)
@@ -136,7 +139,7 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
         sections.insert(2, Section("What it was shown", tuple(crop_pictures(pictures))))
     sections.append(origin(opened))
     lead = tag("p", f"{verdict}, in {counted(steps, 'step')}. {reading}", class_="verdict")
-    html = page("Pretraining report", run.resolve().name, (lead, top), sections, footer=_footer())
+    html = page("Pretraining report", run.resolve().name, (lead, top), sections, footer=_FOOTER)
     return write_page(run / "report.html", html)
 
 
@@ -149,6 +152,11 @@ def life(log: Sequence[Mapping]) -> tuple[str, str]:
     step, signs = logged[-1]
     if alarms and alarms[-1][0] == step:
         return "warning", f"At the last reading, step {number(step)}, {alarms[-1][1]}."
+    if signs["rows"] < FEWEST_ROWS:
+        return (
+            "note",
+            f"The signs were read from {counted(int(signs['rows']), 'crop')}: too few to judge the embedding.",
+        )
     of = f"{number(signs['rank'], 1)} of {number(min(signs['rows'], signs['dims']))} directions"
     alive = f"The embedding shows no sign of collapse: it spreads over {of}."
     if alarms:
@@ -157,7 +165,7 @@ def life(log: Sequence[Mapping]) -> tuple[str, str]:
     return "good", alive
 
 
-def curves(log: Sequence[Mapping], *, terms: bool = True) -> Iterator[Html]:
+def curves(log: Sequence[Mapping]) -> Iterator[Html]:
     """The total, each term of it, learning rate, gradient norm and throughput over the steps."""
     if skipped := sum(bool(row.get("skipped")) for row in log):
         yield callout(
@@ -166,7 +174,7 @@ def curves(log: Sequence[Mapping], *, terms: bool = True) -> Iterator[Html]:
     yield line_chart([series("total", log, lambda row: row["total"])], "Total loss")
     names = list(dict.fromkeys(name for row in log for name in row["losses"]))
     charts = []
-    if terms and len(names) > 1:
+    if len(names) > 1:
         charts += [line_chart([series(n, log, lambda row, n=n: row["losses"].get(n))], n, **SMALL) for n in names]
     for field, title in (
         ("lr", "Learning rate"),
@@ -240,10 +248,6 @@ def duration(log: Sequence[Mapping]) -> str:
 def _late(log: Sequence[Mapping]) -> float | None:
     totals = [row["total"] for row in log[-max(len(log) // 10, 1) :] if math.isfinite(row["total"])]
     return sum(totals) / len(totals) if totals else None
-
-
-def _footer() -> str:
-    return "One file: nothing is loaded, nothing is sent. Written by spade3d. Not for diagnosis."
 
 
 def _learned_from(cases: Sequence[Mapping], rejected: Sequence[Mapping], subjects: Sequence[str]) -> Iterator[Html]:

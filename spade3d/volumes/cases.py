@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from spade3d.volumes import naming
 from spade3d.volumes.descriptions import read_json, read_label_names, read_subjects
@@ -39,7 +39,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def is_scan(file: PurePath) -> bool:
+def is_scan(file: Path) -> bool:
     """Whether a file is a scan (or a label map) by its suffix."""
     return file.name.lower().endswith(SCAN_SUFFIXES)
 
@@ -108,7 +108,9 @@ def with_labels_json(dataset: Dataset) -> Dataset:
     names: dict[int, str] = {}
     at_odds = None in tables and len(tables) > 1
     for table in tables.values():
-        at_odds |= any(canonical_organ(names.get(value, name)) != canonical_organ(name) for value, name in table.items())
+        at_odds |= any(
+            canonical_organ(names.get(value, name)) != canonical_organ(name) for value, name in table.items()
+        )
         names |= table
     if not at_odds:
         return replace(dataset, label_names=dict(sorted(names.items())))
@@ -125,7 +127,7 @@ def with_names_made_unique(dataset: Dataset) -> Dataset:
 
     def patient_folders(case: Case) -> tuple[str, ...]:
         folders = folders_between(dataset.root, case.image)
-        telling = naming.read_name(PurePath(*folders, "x")).folders
+        telling = naming.read_name(Path(*folders, "x")).folders
         return tuple(folder for folder in telling if naming.patient_of(folder))
 
     shared = Counter(case.name for case in dataset.cases)
@@ -139,7 +141,7 @@ def with_names_made_unique(dataset: Dataset) -> Dataset:
             name = "_".join((*(where if shared[name] == 1 else folders_between(dataset.root, case.image)), name))
         if not subject:
             subject = "_".join(where) or dataset.root.resolve().name
-        elif len(homes[subject]) > 1 and case.series is None:
+        elif len(homes[subject]) > 1 and case.series is None and subject not in where:
             subject = "_".join((*where, subject))
         stem, number = name, 2
         while name in cases:

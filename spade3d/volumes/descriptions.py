@@ -29,9 +29,7 @@ def read_json(path: Path) -> Json:
         raise DataFault(f"{path}: {text} is no JSON number; remove it")
 
     try:
-        content = json.loads(
-            path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique, parse_constant=no_number
-        )
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique, parse_constant=no_number)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise DataFault(f"{path}: not valid JSON ({reason}); mend it or remove it") from error

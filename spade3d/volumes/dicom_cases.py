@@ -11,10 +11,10 @@ from spade3d.volumes.dicom import dicom_series, is_dicom_folder
 from spade3d.volumes.walking import some
 
 # What often lies beside scans and is no DICOM; not opened to find out.
-_OTHER_SUFFIXES = frozenset(
-    ".json .csv .tsv .txt .md .xml .yaml .yml .html .pdf .png .jpg .jpeg .raw .zraw .gz .zip .py .xlsx .bval .bvec "
-    ".npy .npz .hdr .img".split()
-)
+_OTHER_SUFFIXES = frozenset({
+    ".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".yaml", ".yml", ".html", ".pdf", ".png", ".jpg", ".jpeg",
+    ".raw", ".zraw", ".gz", ".zip", ".py", ".xlsx", ".bval", ".bvec", ".npy", ".npz", ".hdr", ".img",
+})  # fmt: skip
 
 
 def cases_of_series(root: Path, files: Iterable[Path]) -> tuple[tuple[Case, ...], tuple[str, ...], tuple[Path, ...]]:

@@ -233,10 +233,11 @@ def _plain(root: Path, _: bool) -> Dataset:
     what = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common())
     notes = (*walked.notes, *notes, *more, *([f"files that are no scans: {what}"] if what else []))
     if not cases and not series:
+        found = "; ".join(notes) or "the folder is empty"
         raise DataFault(
-            f"{root}: no scan found ({'; '.join(notes) or 'the folder is empty'}); needed are "
-            f"{', '.join(SCAN_SUFFIXES)} or DICOM files, alone or as an MSD or nnU-Net dataset.json, a MONAI datalist, BTCV, AMOS, MM-WHS, "
-            "TotalSegmentator, BIDS, or folders of images and labels"
+            f"{root}: no scan found ({found}); needed are {', '.join(SCAN_SUFFIXES)} or DICOM files, alone or as an "
+            "MSD or nnU-Net dataset.json, a MONAI datalist, BTCV, AMOS, MM-WHS, TotalSegmentator, BIDS, or folders of "
+            "images and labels"
         )
     nested = [str(file.parent.relative_to(root)) for file in walked.files if file.name == "dataset.json"]
     if nested:

@@ -4,23 +4,29 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 
 from spade3d.volumes.volume import scan_stem
 
 IMAGE_WORDS = frozenset({"image", "images", "img", "imgs", "scan", "volume"})
-LABEL_WORDS = frozenset(
-    "label labels labelmap seg segs segmentation segmentations mask masks gt groundtruth dseg annotation".split()
-)
+LABEL_WORDS = frozenset({
+    "label", "labels", "labelmap", "seg", "segs", "segmentation", "segmentations", "mask", "masks", "gt",
+    "groundtruth", "dseg", "annotation",
+})  # fmt: skip
+_MR_WORDS = (
+    "mr", "mri", "mra", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi", "lge", "cine", "pd",
+    "pdw", "swi",
+)  # fmt: skip
 MODALITY_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("ct", "cect", "cta", "cbct", "hu"), "CT"),
-    **dict.fromkeys("mr mri mra t1 t1w t1c t1ce t1gd t2 t2w flair adc dwi lge cine pd pdw swi".split(), "MR"),
+    **dict.fromkeys(_MR_WORDS, "MR"),
     **dict.fromkeys(("pet", "suv", "fdg"), "PT"),
 }
 # One patient's scans under one name: ends of a file name that tell the scan, not the patient.
-_SCAN_WORDS = frozenset(
-    "ed es systole diastole arterial venous portal native delayed pre post contrast baseline followup 0000".split()
-)
+_SCAN_WORDS = frozenset({
+    "ed", "es", "systole", "diastole", "arterial", "venous", "portal", "native", "delayed", "pre", "post",
+    "contrast", "baseline", "followup", "0000",
+})  # fmt: skip
 
 _ROLE_FOLDER = re.compile(
     r"(?P<role>images?|imgs?|scans?|volumes?|labels?|masks?|segmentations?|segs?|annotations?|gt)"
@@ -99,7 +105,7 @@ class Name:
         return (self.part, *self.folders, "/", *(word for word in self.words if word not in MODALITY_WORDS))
 
 
-def read_name(path: PurePath) -> Name:
+def read_name(path: Path) -> Name:
     """Read one path relative to its dataset; role words count in the stem and in the names of its folders."""
     stem_words = words(scan_stem(path))
     labels = bool(LABEL_WORDS & set(stem_words))
@@ -119,21 +125,21 @@ def read_name(path: PurePath) -> Name:
 class Pairing:
     """Each image with its labels (or None), and each label file that belongs to no image with the reason."""
 
-    images: Mapping[PurePath, PurePath | None]
-    left: Mapping[PurePath, str]
+    images: Mapping[Path, Path | None]
+    left: Mapping[Path, str]
 
 
-def pair(paths: Iterable[PurePath]) -> Pairing:
+def pair(paths: Iterable[Path]) -> Pairing:
     """Give label files to images by name: equal words, then without the channel number, then without the modality.
 
     Nothing is guessed: where a name fits two images, or two label files fit one, none is given away.
     Every path is in the answer exactly once; an image is never another's labels.
     """
     names = {path: read_name(path) for path in sorted(set(paths))}
-    images: dict[PurePath, PurePath | None] = {path: None for path, name in names.items() if not name.labels}
+    images: dict[Path, Path | None] = {path: None for path, name in names.items() if not name.labels}
     left = {path: "no image has this name" for path, name in names.items() if name.labels}
     for key in ("key", "key_without_channel", "key_without_modality"):
-        groups: dict[tuple[str, ...], tuple[list[PurePath], list[PurePath]]] = defaultdict(lambda: ([], []))
+        groups: dict[tuple[str, ...], tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
         for path, labels in images.items():
             if labels is None:
                 groups[getattr(names[path], key)][0].append(path)

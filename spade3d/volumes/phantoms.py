@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 
 from spade3d.faults import DataFault, Fault
-from spade3d.volumes.anatomies import KINDS, Anatomy, draw_anatomy
+from spade3d.volumes.abdomen import abdomen, abdomen_hu
+from spade3d.volumes.anatomy import Anatomy, Wave
+from spade3d.volumes.heart import heart, heart_hu, heart_mr
 from spade3d.volumes.volume import write_volume
 
+KINDS = ("abdomen-ct", "heart-ct", "heart-mr")
 SHAPE = (96, 96, 64)
 SPACING = {"abdomen-ct": (4.0, 4.0, 4.0), "heart-ct": (3.0, 3.0, 3.0), "heart-mr": (3.0, 3.0, 3.0)}
 
@@ -54,6 +58,28 @@ def phantom(
     affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) - 1) / 2
     tissues, labels = paint(anatomy, shape, affine)
     return Phantom(scan(anatomy, tissues, rng), labels, affine)
+
+
+def draw_anatomy(kind: str, rng: np.random.Generator) -> Anatomy:
+    """Draw one patient. `kind`: one of KINDS."""
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no phantom; there are {', '.join(KINDS)}")
+    of_heart = kind != "abdomen-ct"
+    parts = (heart if of_heart else abdomen)(rng)
+    look = {"abdomen-ct": abdomen_hu, "heart-ct": heart_hu, "heart-mr": heart_mr}[kind](rng)
+    size = np.exp(rng.normal(0, 0.06) + rng.normal(0, 0.05, 3))
+    turn = Rotation.from_euler("xyz", rng.normal(0, 3, 3), degrees=True).as_matrix()
+    waves = tuple(
+        Wave(
+            rng.uniform(-1, 1, 3) * (3.0 if of_heart else 5.0),
+            (direction := rng.normal(size=3)) / np.linalg.norm(direction) * 2 * np.pi / rng.uniform(220, 450),
+            rng.uniform(0, 2 * np.pi, 3),
+        )
+        for _ in range(4)
+    )
+    mr = kind == "heart-mr"
+    texture, noise = (0.06, rng.uniform(0.04, 0.1)) if mr else (6.0, rng.uniform(8, 18))
+    return Anatomy(kind, parts, look, turn * size, waves, texture, float(noise))
 
 
 def paint(anatomy: Anatomy, shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +154,8 @@ def write_dataset(
 ) -> list[Path]:
     """Write `patients` labelled scans and `unlabelled` more as BTCV or MM-WHS are laid out; the images' paths.
 
-    Patient n is the same whatever the number of patients; `say` is told of each. DataFault where `out` already holds something.
+    Patient n is the same whatever the number of patients; `say` is told of each.
+    DataFault where `out` already holds something.
     """
     if out.exists() and any(out.iterdir()):
         raise DataFault(f"{out}: is not empty; phantoms are written into a new or an empty folder")

@@ -25,18 +25,29 @@ import numpy as np
 from spade3d.faults import DataFault
 from spade3d.volumes.case_labels import label_table, read_case_labels
 from spade3d.volumes.claim import claimed
+from spade3d.volumes.geometry import canonical_flips
 from spade3d.volumes.layouts import Case, Dataset
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.sealed import (
     PARTIAL,
-    NewerStore,
+    Damaged,
     checksum_fault,
     read_json,
     size_fault,
     write_array,
     write_json,
 )
-from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, VolumeStore, case_key, read_index
+from spade3d.volumes.store import (
+    CASES,
+    INDEX,
+    RECORD,
+    Contents,
+    StoredCase,
+    VolumeStore,
+    case_key,
+    is_store,
+    read_index,
+)
 from spade3d.volumes.volume import read_volume, voxel_fingerprint
 from spade3d.volumes.workers import outcomes
 
@@ -159,6 +170,9 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
         lost = sorted(set(np.unique(labels).tolist()) - set(present.tolist()))
         notes += [f"{case.name}: the labels hold background only"] if not present.any() else []
         notes += [f"{case.name}: label values {lost} vanish at this spacing or outside the body"] if lost else []
+    to_canonical = canonical_flips(volume.affine, volume.shape)
+    moved = prepared.labels is not None and not np.allclose(prepared.affine, to_canonical.affine(volume.affine))
+    truth = to_canonical.apply(labels).astype(np.uint16) if moved else None
     (job.store / folder / RECORD).unlink(missing_ok=True)  # from here on the case is not done
     record = StoredCase(
         name=case.name,
@@ -178,6 +192,7 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
         signature=signature,
         image=write_array(job.store, f"{folder}/image.b2nd", prepared.voxels),
         labels=None if prepared.labels is None else write_array(job.store, f"{folder}/labels.b2nd", prepared.labels),
+        truth=write_array(job.store, f"{folder}/truth.b2nd", truth) if moved else None,
     )
     write_json(job.store / folder / RECORD, record.to_dict())
     return record
@@ -214,13 +229,11 @@ def _check_out(dataset: Dataset, out: Path, preprocessing: Preprocessing) -> Non
     """Refuse to write over anything but this dataset's store of this preprocessing, finished or not."""
     if out.exists() and not out.is_dir():
         raise DataFault(f"{out}: is a file; a folder for the store is needed: choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).exists() and not (out / CASES).is_dir():
+    if out.is_dir() and any(out.iterdir()) and not is_store(out):
         raise DataFault(f"{out}: holds files that are no store; choose another --out, or an empty folder")
     try:
         there = read_index(out)
-    except NewerStore:
-        raise
-    except DataFault:  # a damaged index is written anew; the cases carry their own records
+    except Damaged:  # a damaged index is written anew; the cases carry their own records
         return
     if there is None:
         return
@@ -247,10 +260,7 @@ def _sources(case: Case) -> list[Path]:
         if path.is_dir():
             files += sorted(slice_file for slice_file in path.rglob("*") if slice_file.is_file())
         elif path.suffix.lower() in (".nhdr", ".mhd"):
-            files += [
-                path,
-                *sorted(raw for raw in path.parent.iterdir() if raw != path and raw.name.startswith(path.stem)),
-            ]
+            files += sorted(beside for beside in path.parent.iterdir() if beside.name.startswith(path.stem))
         else:
             files.append(path)
     return files
@@ -278,9 +288,7 @@ def _done(store: Path, folder: str, signature: str) -> StoredCase | None:
     try:
         content = read_json(store / folder / RECORD)
         record = None if content is None else StoredCase.from_dict(content)
-    except NewerStore:
-        raise
-    except (DataFault, KeyError, TypeError, ValueError):  # damaged: it is prepared again
+    except (Damaged, KeyError, TypeError, ValueError):  # it is prepared again
         return None
     if record is None or record.signature != signature:
         return None

@@ -27,6 +27,10 @@ READING = {"nthreads": 1}
 AGAIN = "run spade-prepare again, it redoes only what is damaged"
 
 
+class Damaged(DataFault):
+    """A record that is not as it was written, and may be written anew; one of a newer program is no such."""
+
+
 @dataclass(frozen=True)
 class ArrayFile:
     """One compressed array on disk."""
@@ -54,7 +58,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The record in a file, None if there is no file; DataFault if it is damaged or of a newer schema."""
+    """The record in a file, None if there is no file; Damaged, or DataFault if it cannot be read or is newer."""
     try:
         sealed = json.loads(path.read_bytes())
         schema, content = int(sealed["schema"]), sealed["content"]
@@ -63,18 +67,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except OSError as problem:
         raise DataFault(f"{path}: cannot be read ({problem.strerror}); check its permissions") from problem
     except (ValueError, KeyError, TypeError) as problem:
-        raise DataFault(f"{path}: damaged, not a record of a store; {AGAIN}") from problem
+        raise Damaged(f"{path}: damaged, not a record of a store; {AGAIN}") from problem
     if schema > SCHEMA:
-        raise NewerStore(
+        raise DataFault(
             f"{path}: written by a newer spade3d (schema {schema}, this one knows {SCHEMA}); install that one"
         )
     if sealed.get("xxh3") != xxhash.xxh3_64_hexdigest(_canonical(content)):
-        raise DataFault(f"{path}: damaged, its checksum does not match; {AGAIN}")
+        raise Damaged(f"{path}: damaged, its checksum does not match; {AGAIN}")
     return content
-
-
-class NewerStore(DataFault):
-    """A store that a later version wrote: never to be overwritten by this one."""
 
 
 def size_fault(store: Path, array: ArrayFile) -> str | None:
@@ -107,7 +107,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -1,9 +1,9 @@
 """Implicit shapes in mm: superellipsoids and tubes along curves, asked point by point whether they hold it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
@@ -56,15 +56,16 @@ class Capsule:
 
 
 Shape = Blob | Capsule
+Vector = Sequence[int | float] | np.ndarray
 
 
-def blob(centre: ArrayLike, radii: ArrayLike, exponent: float = 2.0, turned: ArrayLike | None = None) -> Blob:
+def blob(centre: Vector, radii: Vector, exponent: int | float = 2.0, turned: Vector | None = None) -> Blob:
     """A superellipsoid; `turned`: degrees about x, then y, then z."""
     turn = None if turned is None else Rotation.from_euler("xyz", turned, degrees=True).as_matrix()
     return Blob(np.asarray(centre, float), np.asarray(radii, float), float(exponent), turn)
 
 
-def tube(points: ArrayLike, radii: ArrayLike, pieces: int = 8) -> tuple[Capsule, ...]:
+def tube(points: Sequence[Vector] | np.ndarray, radii: Vector, pieces: int = 8) -> tuple[Capsule, ...]:
     """A tube along the smooth curve through `points`, its radius running through `radii`, as `pieces` capsules."""
     points = np.asarray(points, float)
     knots = np.linspace(0, 1, len(points))

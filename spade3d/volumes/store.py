@@ -1,9 +1,10 @@
 """VolumeStore: prepared scans as chunked compressed arrays that many processes read crops from, each array checked.
 
-    STORE/index.json                    what is in it and how it was prepared; written last
-    STORE/cases/<key>/image.b2nd        int16 (i, j, k), Blosc2: Zstd 5, shuffle, chunks 64^3 of blocks 32^3
-    STORE/cases/<key>/labels.b2nd       uint16, the values of the file; only where there are labels
-    STORE/cases/<key>/case.json         the case's record; written last of the three
+    STORE/index.json                        what is in it and how it was prepared; written last
+    STORE/prepared_cases/<key>/image.b2nd   int16 (i, j, k), Blosc2: Zstd 5, shuffle, chunks 64^3 of blocks 32^3
+    STORE/prepared_cases/<key>/labels.b2nd  uint16, the values of the file; only where there are labels
+    STORE/prepared_cases/<key>/truth.b2nd   uint16, the labels on their own grid, where the scan was resampled
+    STORE/prepared_cases/<key>/case.json    the case's record; written last of the four
 
 The size of every array is checked when the store is opened, its checksum the first time that a process reads it.
 `prepare.py` writes stores.
@@ -24,10 +25,11 @@ import numpy as np
 from spade3d.faults import DataFault
 from spade3d.volumes.geometry import spacing_of
 from spade3d.volumes.preprocessing import Normalisation, Preprocessing
-from spade3d.volumes.sealed import AGAIN, READING, ArrayFile, checksum_fault, read_json, size_fault
+from spade3d.volumes.sealed import AGAIN, READING, ArrayFile, Damaged, checksum_fault, read_json, size_fault
 from spade3d.volumes.volume import Grid
 
-INDEX, RECORD, CASES = "index.json", "case.json", "cases"
+INDEX, RECORD = "index.json", "case.json"
+CASES = "prepared_cases"  # no dataset has a folder of this name: by it a store is known, finished or not
 
 VoxelBox = tuple[tuple[int, int, int], tuple[int, int, int]]  # start and stop, along i, j, k
 
@@ -53,6 +55,7 @@ class StoredCase:
     signature: str  # of the source files and of all that decides what is stored: prepared anew when it changes
     image: ArrayFile
     labels: ArrayFile | None
+    truth: ArrayFile | None  # the labels on the source's grid, where that is another one
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -62,7 +65,7 @@ class StoredCase:
     @property
     def files(self) -> tuple[ArrayFile, ...]:
         """The arrays of this case."""
-        return (self.image,) if self.labels is None else (self.image, self.labels)
+        return tuple(array for array in (self.image, self.labels, self.truth) if array is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON keeps to the last digit."""
@@ -74,7 +77,7 @@ class StoredCase:
     def from_dict(cls, values: Mapping[str, Any]) -> "StoredCase":
         """The inverse of `to_dict`; KeyError or TypeError for anything else."""
         (r0, a0, s0), (r1, a1, s1) = values["body_box_mm"]
-        grid, labels = values["source_grid"], values["labels"]
+        grid = values["source_grid"]
         return cls(
             **{name: values[name] for name in ("name", "subject", "part", "modality", "source", "has_labels")},
             **{name: values[name] for name in ("fingerprint", "signature")},
@@ -86,7 +89,7 @@ class StoredCase:
             body_box_mm=((r0, a0, s0), (r1, a1, s1)),
             notes=tuple(values["notes"]),
             image=ArrayFile(**values["image"]),
-            labels=None if labels is None else ArrayFile(**labels),
+            **{name: None if values[name] is None else ArrayFile(**values[name]) for name in ("labels", "truth")},
         )
 
 
@@ -147,10 +150,9 @@ class VolumeStore:
         path = Path(path)
         contents = read_index(path)
         if contents is None:
-            unfinished = (path / CASES).is_dir()
             raise DataFault(
                 f"{path}: the store was not finished; {AGAIN}"
-                if unfinished
+                if is_store(path)
                 else f"{path}: {'not a store (it holds no index.json)' if path.is_dir() else 'no such folder'}; "
                 "give the folder that spade-prepare wrote"
             )
@@ -182,6 +184,14 @@ class VolumeStore:
             raise ValueError(f"case {self.cases[i].name} has no labels")
         return self._read(self.cases[i], array, box)
 
+    def truth(self, i: int) -> np.ndarray:
+        """The uint16 label values on the grid of the case's source, canonical axes: what a prediction is held against.
+
+        Resampled labels would judge a prediction by what resampling lost. ValueError for a case without labels.
+        """
+        case = self.cases[i]
+        return self.labels(i) if case.truth is None else self._read(case, case.truth, None)
+
     def verify(self) -> list[DataFault]:
         """Read every file of the store anew; what is wrong with it, nothing if all is well."""
         faults = []
@@ -193,9 +203,6 @@ class VolumeStore:
         return faults
 
     def _read(self, case: StoredCase, array: ArrayFile, box: VoxelBox | None) -> np.ndarray:
-        start, stop = box if box is not None else ((0, 0, 0), case.shape)
-        if not all(0 <= a < b <= n for a, b, n in zip(start, stop, case.shape, strict=True)):
-            raise ValueError(f"box {start} to {stop} leaves the {case.shape} voxels of case {case.name}, or is empty")
         opened = self._arrays.of_this_process()
         handle = opened.get(array.file)
         if handle is None:
@@ -203,6 +210,9 @@ class VolumeStore:
             if fault:
                 raise DataFault(f"{self.path}: case {case.name}: {fault}; {AGAIN}")
             handle = opened[array.file] = blosc2.open(str(self.path / array.file), mode="r", dparams=READING)
+        start, stop = box if box is not None else ((0, 0, 0), handle.shape)
+        if not all(0 <= a < b <= n for a, b, n in zip(start, stop, handle.shape, strict=True)):
+            raise ValueError(f"box {start} to {stop} leaves the {handle.shape} voxels of case {case.name}, or is empty")
         return handle[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,6 +234,11 @@ class _Arrays(threading.local):
         return self.handles
 
 
+def is_store(path: Path) -> bool:
+    """Whether spade-prepare wrote into this folder, finished or not."""
+    return (path / CASES).is_dir()
+
+
 def case_key(name: str) -> str:
     """A folder name for a case: legible, of bounded length, one per name whatever characters that holds."""
     legible = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:64]
@@ -238,7 +253,7 @@ def read_index(store: Path) -> Contents | None:
     try:
         return Contents.from_dict(content)
     except (KeyError, TypeError, ValueError) as problem:
-        raise DataFault(f"{store / INDEX}: damaged, not the index of a store; {AGAIN}") from problem
+        raise Damaged(f"{store / INDEX}: damaged, not the index of a store; {AGAIN}") from problem
 
 
 def _three(values: Any) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 KERNEL = """
 from spade3d.kernel_cache import compiled
@@ -52,9 +53,11 @@ def test_a_read_only_package_is_served_by_a_temporary_folder(tmp_path):
     (folder, where, cached), complaint = run(READ_ONLY + USE, tmp_path)
     assert where.startswith(folder) and cached == "1"
     assert f"kept in {folder}" in complaint
-    assert not os.path.exists(folder), "the temporary folder outlived its process"
+    assert not Path(folder).exists(), "the temporary folder outlived its process"
 
 
 def test_without_compilation_it_is_plain_python(tmp_path):
-    lines, _ = run("import kernel\nprint(kernel.twice(21), type(kernel.twice).__name__)", tmp_path, NUMBA_DISABLE_JIT="1")
+    lines, _ = run(
+        "import kernel\nprint(kernel.twice(21), type(kernel.twice).__name__)", tmp_path, NUMBA_DISABLE_JIT="1"
+    )
     assert lines == ["42 function"]

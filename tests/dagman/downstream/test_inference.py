@@ -94,7 +94,13 @@ def test_padding_takes_the_fill():
 
 @pytest.mark.parametrize(
     ("size", "window", "overlap", "starts"),
-    [(10, 4, 0.5, [0, 2, 4, 6]), (11, 4, 0.5, [0, 2, 4, 6, 7]), (4, 4, 0.5, [0]), (3, 4, 0.5, [0]), (3, 1, 0.9, [0, 1, 2])],
+    [
+        (10, 4, 0.5, [0, 2, 4, 6]),
+        (11, 4, 0.5, [0, 2, 4, 6, 7]),
+        (4, 4, 0.5, [0]),
+        (3, 4, 0.5, [0]),
+        (3, 1, 0.9, [0, 1, 2]),
+    ],
 )
 def test_windows_start_every_stride_and_end_flush(size, window, overlap, starts):
     assert window_starts(size, window, overlap) == starts

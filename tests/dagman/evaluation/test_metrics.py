@@ -26,7 +26,9 @@ def blobs(seed: int, shape: tuple[int, int, int], classes: int = 3) -> tuple[np.
     return truth, prediction
 
 
-def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float, spacing=(1, 1, 1)) -> np.ndarray:
+def ball(
+    shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float, spacing=(1, 1, 1)
+) -> np.ndarray:
     away = sum(((index - at) * step) ** 2 for index, at, step in zip(np.indices(shape), centre, spacing))
     return away <= radius**2
 
@@ -189,3 +191,5 @@ def test_what_cannot_be_measured_is_said():
         case_metrics(labels.astype(float), labels, (1, 1, 1), (1,))
     with pytest.raises(DataFault, match="from -1 to 0"):
         case_metrics(labels, labels.astype(np.int16) - np.eye(4, dtype=np.int16), (1, 1, 1), (1,))
+    with pytest.raises(ValueError, match="different label values"):
+        case_metrics(labels, labels, (1, 1, 1), (1, 2, 1))

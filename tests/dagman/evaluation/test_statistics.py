@@ -56,7 +56,9 @@ def test_interval_covers_as_it_says():
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(200):
-        result = mean_with_interval({str(i): [value] for i, value in enumerate(rng.normal(0.8, 0.05, 25))}, resamples=999)
+        result = mean_with_interval(
+            {str(i): [value] for i, value in enumerate(rng.normal(0.8, 0.05, 25))}, resamples=999
+        )
         held += result.low <= 0.8 <= result.high
     assert 0.88 <= held / 200 <= 0.98
     assert result.note == ""
@@ -128,8 +130,9 @@ def test_comparison_by_hand():
     assert [one.class_ for one in (mean, liver, spleen)] == [None, 1, 2]
     assert liver.difference == pytest.approx(0.4 / 7) and liver.low < liver.difference < liver.high
     assert (liver.wins, liver.ties, liver.losses, liver.subjects, liver.pairs) == (6, 0, 1, 7, 7)
-    # The largest change is the only negative one: sums of positive ranks <= 7 (of 28), both tails; six ranks tie at 3.5.
-    assert liver.p == pytest.approx(2 * 8 / 128)
+    # The one negative change has rank 7, the six tied gains 3.5 each. As few as 7 negative ranks have: nothing, one
+    # gain (6 ways), two gains (15), the loss (1): 23 of the 128 sign patterns, in each of the two tails.
+    assert liver.p == pytest.approx(2 * 23 / 128)
     assert liver.p_holm == pytest.approx(2 * liver.p) and mean.p_holm == mean.p == liver.p
     assert (spleen.difference, spleen.p, spleen.ties) == (0.0, 1.0, 7)
     assert mean.difference == pytest.approx(0.2 / 7) and mean.mean_b - mean.mean_a == pytest.approx(mean.difference)

@@ -143,6 +143,16 @@ def test_unusable_files_are_named(tmp_path, source):
     with pytest.raises(DataFault, match="not finite"):
         load_encoder(small(1), tmp_path / "nan.pt")
 
+    index = "layers1.0.blocks.0.attn.relative_position_index"
+    torch.save({**state, index: state[index].T}, tmp_path / "order.pt")
+    with pytest.raises(DataFault, match="orders the biases differently"):
+        load_encoder(small(1), tmp_path / "order.pt")
+
+    save_file(state, tmp_path / "newer.safetensors", metadata={"format": "spade3d-encoder-9"})
+    for read in (read_encoder_metadata, lambda path: load_encoder(small(1), path)):
+        with pytest.raises(DataFault, match="written as spade3d-encoder-9"):
+            read(tmp_path / "newer.safetensors")
+
     save_file({"swinViT.a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(DataFault, match="no format entry"):
+    with pytest.raises(DataFault, match="does not say spade3d-encoder-1"):
         read_encoder_metadata(tmp_path / "plain.safetensors")

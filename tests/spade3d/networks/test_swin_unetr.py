@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spade3d.faults import UsageFault
+from spade3d.networks.swin import AttentionMap
 from spade3d.networks.swin_unetr import SwinUNETR
 
 
@@ -89,8 +90,6 @@ def test_attention_maps_are_what_the_block_used(network):
 
 
 def test_received_attention_by_hand():
-    from spade3d.networks.swin import AttentionMap
-
     # One window of three places over a grid of two cells: the cells get 0.5 and 0.25 on average, padding the rest.
     weights = torch.tensor([[0.6, 0.2, 0.2], [0.4, 0.3, 0.3], [0.0, 1.0, 0.0]]).view(1, 1, 1, 3, 3)
     received = AttentionMap(weights, torch.tensor([[1, 0, -1]]), (1, 2, 1)).received()

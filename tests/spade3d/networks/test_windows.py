@@ -49,8 +49,13 @@ def slow_attention(q, k, v, table, grid, window, shift):
 
 @pytest.mark.parametrize(
     ("grid", "window", "shift"),
-    [((4, 4, 4), (2, 2, 2), (0, 0, 0)), ((5, 3, 4), (2, 3, 3), (1, 1, 1)), ((5, 5, 3), (3, 3, 3), (1, 1, 1)), ((1, 2, 5), (3, 3, 3), (1, 1, 1))],
-)  # fmt: skip
+    [
+        ((4, 4, 4), (2, 2, 2), (0, 0, 0)),
+        ((5, 3, 4), (2, 3, 3), (1, 1, 1)),
+        ((5, 5, 3), (3, 3, 3), (1, 1, 1)),
+        ((1, 2, 5), (3, 3, 3), (1, 1, 1)),
+    ],
+)
 def test_attention_equals_the_slow_way(grid, window, shift):
     generator = torch.Generator().manual_seed(0)
     cells, heads, dim = grid[0] * grid[1] * grid[2], 2, 3
@@ -65,7 +70,12 @@ def test_attention_equals_the_slow_way(grid, window, shift):
     columns = qkv.view(-1, 3, heads, dim)
     for sample, head in itertools.product(range(2), range(heads)):
         q, k, v = (
-            dict(zip([*keys, None], [*columns[sample * cells : (sample + 1) * cells, part, head], columns[-1, part, head]]))
+            dict(
+                zip(
+                    [*keys, None],
+                    [*columns[sample * cells : (sample + 1) * cells, part, head], columns[-1, part, head]],
+                )
+            )
             for part in range(3)
         )
         expected = slow_attention(q, k, v, table[:, head], grid, window, shift)
@@ -73,19 +83,19 @@ def test_attention_equals_the_slow_way(grid, window, shift):
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("tile", [1, 700, 2**19])
+@pytest.mark.parametrize("tile", [1, 300, 2**19])
 def test_the_backward_is_the_derivative(monkeypatch, tile):
     # Tiles of one head and one window, of some, and of everything.
     monkeypatch.setattr(windows, "TILE_SCORES_CPU", tile)
-    plan = plan_of((5, 3, 3), (3, 2, 2), (1, 1, 1))
+    plan = plan_of((4, 3, 2), (3, 2, 2), (1, 1, 1))
     generator = torch.Generator().manual_seed(1)
-    qkv = torch.randn(46, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+    qkv = torch.randn(25, 12, generator=generator, dtype=torch.float64, requires_grad=True)
     table = torch.randn(5 * 3 * 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
 
     def attended(qkv, table):
         return windows.attend(qkv, windows.relative_bias(table, (3, 2, 2), (3, 2, 2), False), plan)
 
-    assert torch.autograd.gradcheck(attended, (qkv, table))
+    assert torch.autograd.gradcheck(attended, (qkv, table), fast_mode=True)
 
 
 def test_a_whole_window_reads_the_bias_through_the_stored_index():
@@ -132,7 +142,9 @@ def test_a_plan_made_without_gradients_serves_a_training_step():
     qkv, table = torch.randn(28, 6), torch.randn(27, 1)
 
     def attended(qkv):
-        return windows.attend(qkv, windows.relative_bias(table, (2, 2, 2), (2, 2, 2), False), plan_of((3, 3, 3), (2, 2, 2), (1, 1, 1)))
+        return windows.attend(
+            qkv, windows.relative_bias(table, (2, 2, 2), (2, 2, 2), False), plan_of((3, 3, 3), (2, 2, 2), (1, 1, 1))
+        )
 
     with torch.inference_mode():
         attended(qkv)

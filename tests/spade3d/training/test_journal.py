@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, Fault
 from spade3d.training import journal as journal_module
 from spade3d.training.journal import Journal, read_log
 
@@ -60,6 +60,13 @@ def test_a_bad_line_inside_is_named(tmp_path):
         read_log(tmp_path / "log.jsonl")
     with pytest.raises(DataFault, match="no such log"):
         read_log(tmp_path / "none.jsonl")
+
+
+def test_a_full_disk_is_said_plainly(tmp_path):
+    journal = Journal(tmp_path, label="training", steps=1)
+    journal._file.close()
+    with open("/dev/full", "wb", buffering=0) as journal._file, pytest.raises(Fault, match="No space left.*--resume"):
+        journal.step(row(1))
 
 
 def test_resuming_drops_the_rows_of_a_lost_future(tmp_path):

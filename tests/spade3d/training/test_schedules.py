@@ -9,7 +9,14 @@ from spade3d.training.schedules import linear, momentum, warmup_cosine
 
 @pytest.mark.parametrize(
     ("progress", "factor"),
-    [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.01 + 0.99 / 2), (1.0, 0.01), (0.325, 0.01 + 0.99 * (2 + 2**0.5) / 4)],
+    [
+        (0.0, 0.0),
+        (0.05, 0.5),
+        (0.1, 1.0),
+        (0.55, 0.01 + 0.99 / 2),
+        (1.0, 0.01),
+        (0.325, 0.01 + 0.99 * (2 + 2**0.5) / 4),
+    ],
 )
 def test_warmup_cosine_by_hand(progress, factor):
     assert warmup_cosine(progress, warmup=0.1, floor=0.01) == pytest.approx(factor, abs=1e-12)

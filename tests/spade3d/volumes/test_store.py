@@ -23,7 +23,7 @@ from spade3d.volumes.layouts import Case, Dataset, read_layout
 from spade3d.volumes.prepare import prepare
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.sealed import PARTIAL, write_json
-from spade3d.volumes.store import CASES, INDEX, VolumeStore
+from spade3d.volumes.store import CASES, INDEX, VolumeStore, is_store
 from spade3d.volumes.volume import write_volume
 
 LPS = np.array([[-1.0, 0, 0, 40.0], [0, -1.0, 0, 50.0], [0, 0, 2.0, -30.0], [0, 0, 0, 1]])
@@ -170,7 +170,14 @@ def test_a_store_that_cannot_be_trusted_is_not_opened(tmp_path):
     assert "newer spade3d (schema 99" in refusal()
     with pytest.raises(DataFault, match="schema 99"):
         prepare(three_cases(tmp_path / "data"), out, Preprocessing())
+    sealed = json.loads(index)["content"]
+    write_json(out / INDEX, sealed | {"preprocessing": sealed["preprocessing"] | {"version": 99}})
+    with pytest.raises(DataFault, match="newer spade3d"):
+        prepare(three_cases(tmp_path / "data"), out, Preprocessing())
+    assert is_store(out)
+    assert not is_store(tmp_path / "data")
     (out / INDEX).unlink()
+    assert is_store(out)
     assert "not finished; run spade-prepare again" in refusal()
     (out / INDEX).write_text(index)
     array = out / store.cases[2].image.file

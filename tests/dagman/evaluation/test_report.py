@@ -1,0 +1,191 @@
+"""The fine-tuning and comparison reports say what was found, warn where it is worth less, and never claim more."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dagman.evaluation.case_pictures import CasePicture
+from dagman.evaluation.report import comparison_report, finetuning_report, headline
+from dagman.evaluation.scores import case_means, read_rows, telling_cases
+from dagman.evaluation.statistics import paired_comparison, write_cases
+from spade3d.faults import DataFault
+
+NAMES = {1: "liver", 2: "spleen <b>"}
+
+
+def rows(subjects: int, gain: float = 0.0, seed: int = 0) -> list[dict]:
+    """Two cases a subject, two structures; liver in case 0 is undefined, spleen in case 1 is missed."""
+    rng = np.random.default_rng(seed)
+    table = []
+    for case in range(2 * subjects):
+        for label, name in NAMES.items():
+            row = {"case": f"case_{case}", "subject": f"s{case // 2}", "class": label, "name": name}
+            row |= {"dice": float(rng.uniform(0.6, 0.8)) + gain, "hd95_mm": 4.0, "nsd": 0.9}
+            table.append(row | {"voxels_true": 100, "voxels_predicted": 90})
+    table[0] |= {"dice": math.nan, "hd95_mm": math.nan, "nsd": math.nan, "voxels_true": 0, "voxels_predicted": 0}
+    table[3] |= {"dice": 0.0, "hd95_mm": 173.2, "nsd": 0.0, "voxels_predicted": 0}
+    return table
+
+
+def make_run(folder, table, **changed):
+    folder.mkdir()
+    (folder / "config.yaml").write_text("task: segmentation\nsteps: 2\nseed: 0\n")
+    timing = {"seconds": 1.0, "data_seconds": 0.1, "crops_per_second": 2.0}
+    log = [{"step": n, "losses": {"dice": 1.0}, "total": 1.0, "lr": 0.1, "grad_norm": 1.0, **timing} for n in (1, 2)]
+    log.append({"step": 2, "validation": {"mean_dice": 0.7}})
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    (folder / "provenance.json").write_text(json.dumps({"versions": {"dagman": "0.1"}}))
+    write_cases(folder / "cases.csv", table)
+    leakage = {"validation_in_training": [], "validation_in_pretraining": [], "pretraining": "checked"}
+    summary = {
+        "mean_dice": 0.7012,
+        "mean_dice_interval": [0.65, 0.75],
+        "mean_hd95_mm": 4.0,
+        "mean_nsd": 0.9,
+        "protocol": {"name": "subject split"},
+        "coverage": {"loaded": 126, "total": 126, "source": "run1/encoder.safetensors"},
+        "labels": 8,
+        "seed": 0,
+        "split": {"train": ["p1", "p2"], "validation": sorted({row["case"] for row in table})},
+        "leakage": leakage | changed.pop("leakage", {}),
+        "notes": [],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary | changed))
+    return folder
+
+
+def text(path) -> str:
+    return path.read_text(encoding="utf-8").replace("\u00a0", " ")
+
+
+def test_the_headline_the_undefined_and_the_missed(tmp_path):
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(4))))
+    assert "Mean Dice 0.701 (95 % interval 0.650 to 0.750) over 2 structures, 8 validation cases of 4 subjects." in html
+    assert "compared with nothing here" in html
+    assert "Loaded 126 of 126 encoder tensors from run1/encoder.safetensors." in html
+    assert "no validation subject entered training" in html
+    assert "No validation subject is among the subjects that the checkpoint was pretrained on." in html
+    assert "Validation Dice while training" in html and "spleen &lt;b&gt;" in html
+    liver = html[html.index("<tbody>") :].split("</tr>")[0]
+    spleen = html[html.index("<tbody>") :].split("</tr>")[1]
+    assert [cell.split("<")[0] for cell in liver.split('class="right">')[-4:]] == ["7", "1", "0", "0"]
+    assert [cell.split("<")[0] for cell in spleen.split('class="right">')[-4:]] == ["8", "0", "1", "0"]
+
+
+@pytest.mark.parametrize(
+    "leakage, warning, reassured",
+    [
+        ({"validation_in_training": ["s1"]}, "1 validation subject also entered training (s1)", "entered training."),
+        (
+            {"validation_in_pretraining": ["s1", "s2"]},
+            "2 validation subjects had been in the pretraining",
+            "pretrained on.",
+        ),
+        ({"pretraining": "unknown"}, "does not say what it was pretrained on", "pretrained on."),
+    ],
+)
+def test_leakage_is_said_beside_the_headline_and_nothing_reassures(tmp_path, leakage, warning, reassured):
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(2), leakage=leakage)))
+    assert warning in html[: html.index("<nav")]
+    assert not any(reassured in part.split("</p>")[0] for part in html.split('class="callout good"')[1:])
+
+
+def test_a_case_on_both_sides_of_the_split_is_found_even_if_the_run_did_not(tmp_path):
+    split = {"train": ["case_1", "case_9"], "validation": ["case_0", "case_1"]}
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(1), split=split)))
+    assert "1 validation subject also entered training (case_1)" in html
+
+
+def test_a_run_from_scratch_and_a_partial_checkpoint(tmp_path):
+    scratch = make_run(tmp_path / "scratch", rows(2), coverage=None, leakage={"pretraining": "none"})
+    assert "from scratch" in text(finetuning_report(scratch))
+    partial = make_run(tmp_path / "partial", rows(2), coverage={"loaded": 100, "total": 126, "source": "x.pt"})
+    assert "Loaded 100 of 126 encoder tensors from x.pt; 26 began at random" in text(finetuning_report(partial))
+
+
+def test_one_subject_has_no_interval(tmp_path):
+    run = make_run(tmp_path / "run", rows(1), mean_dice_interval=[None, None])
+    assert "Mean Dice 0.701 (no interval: too few subjects)" in text(finetuning_report(run))
+
+
+def test_pictures_show_three_planes_of_scan_truth_prediction_and_difference(tmp_path):
+    truth = np.zeros((20, 24, 6), np.uint8)
+    truth[5:12, 6:14, 2:4] = 1
+    image = np.random.default_rng(0).uniform(size=truth.shape)
+    spacing = (1.0, 1.0, 8.0)
+    missed = CasePicture("case <7>", image, truth, np.roll(truth, 2, axis=0), spacing, "worst")
+    empty = CasePicture("empty", image, np.zeros_like(truth), np.zeros_like(truth), spacing, "nothing to see")
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(2)), [missed, empty]))
+    assert html.count("data:image/png;base64,") == 2 * 3 * 4
+    assert "case &lt;7&gt;" in html and "axial 3 of 6" in html and "liver" in html
+    with pytest.raises(ValueError, match="one grid"):
+        replace(missed, truth=truth[:-1])
+
+
+def test_the_cases_to_show_are_chosen_by_rank():
+    table = [{"case": name, "class": 1, "dice": dice} for name, dice in zip("abcde", (0.9, math.nan, 0.1, 0.5, 0.7))]
+    assert list(case_means(table)) == ["c", "d", "e", "a", "b"]
+    assert telling_cases(table) == [("c", "worst"), ("e", "median"), ("a", "best")]
+    assert telling_cases(table[:2]) == [("a", "the only case")]
+    assert telling_cases(table[1:2]) == []
+
+
+@pytest.mark.parametrize("name, text", [("summary.json", None), ("summary.json", "{}"), ("cases.csv", None)])
+def test_what_is_missing_is_named(tmp_path, name, text):
+    run = make_run(tmp_path / "run", rows(2))
+    (run / name).unlink()
+    if text:
+        (run / name).write_text(text)
+    with pytest.raises(DataFault, match=name):
+        finetuning_report(run)
+
+
+def compared(tmp_path, subjects: int, gain: float):
+    arms, tables = {}, {}
+    for arm, more, seed in (("scratch", 0.0, 1), ("pretrained <x>", gain, 1 if gain else 2)):
+        folders = [make_run(tmp_path / f"{arm[:4]}-{n}", rows(subjects, more, seed + 10 * n)) for n in range(2)]
+        arms[arm] = folders
+        tables[arm] = [{**row, "seed": n} for n, folder in enumerate(folders) for row in read_rows(folder)]
+    found = paired_comparison(*tables.values())
+    return text(comparison_report(tmp_path, {"pretrained <x>": found}, arms)), found
+
+
+def test_a_gain_in_every_subject_is_shown(tmp_path):
+    html, found = compared(tmp_path, 8, 0.05)
+    assert "pretrained &lt;x&gt; had a better mean Dice than scratch: mean difference +0.04" in html
+    assert html.count("<td>better</td>") == 3
+    assert html.count('class="dot"') == 2 * (16 + 15 + 16)  # two seeds; the mean, liver (one undefined) and spleen
+    assert all(one.low > 0 for one in found)
+
+
+def test_no_gain_is_not_called_one(tmp_path):
+    html, _ = compared(tmp_path, 8, 0.0)
+    assert "No difference in Dice shown between pretrained &lt;x&gt; and scratch: " in html
+    assert "had a better" not in html and "had a worse" not in html
+
+
+def test_too_few_subjects_cannot_show_a_difference_however_large(tmp_path):
+    html, found = compared(tmp_path, 4, 0.1)
+    assert found[0].low > 0
+    assert (
+        "No difference in Dice shown between pretrained &lt;x&gt; and scratch, and 4 subjects could not show one"
+        in html
+    )
+    assert "only 4 subjects" in html[: html.index("<nav")]
+
+
+def test_a_smaller_distance_is_better_and_nan_shows_nothing(tmp_path):
+    _, (whole, *_) = compared(tmp_path, 8, 0.05)
+    farther = replace(whole, metric="hd95_mm", difference=1.0, low=0.5, high=1.5)
+    assert "pretrained had a worse mean HD95 (mm) than scratch" in headline(farther, "scratch", "pretrained")
+    nothing = replace(whole, low=math.nan, high=math.nan, p=math.nan, p_holm=math.nan)
+    assert headline(nothing, "scratch", "pretrained").startswith("No difference")
+
+
+def test_arms_that_do_not_pair_are_refused(tmp_path):
+    run = make_run(tmp_path / "run", rows(2))
+    with pytest.raises(ValueError, match="do not match"):
+        comparison_report(tmp_path, {"b": []}, {"a": [run], "b": [run, run]})
