@@ -24,7 +24,7 @@ from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault
-from spade3d.networks.foreign import Coverage, load_encoder, read_encoder_metadata
+from spade3d.networks.foreign import Coverage, load_encoder, describe_encoder
 from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes import build_network
 from spade3d.scans import open_scans
@@ -125,7 +125,7 @@ def pretraining_of(settings: FinetuneSettings) -> dict | None:
     """What the checkpoint says it learned from; None without a checkpoint, {} where it does not say."""
     if settings.init is None:
         return None
-    return read_encoder_metadata(Path(settings.init)).get("provenance", {})
+    return describe_encoder(Path(settings.init)).get("provenance", {})
 
 
 def look(task: Task, model: SegmentationModel, store, split: Split, settings, device) -> dict[str, float]:

@@ -89,10 +89,11 @@ def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int],
 
 def network_of(checkpoint: Path, asked: Network) -> Network:
     """The network that a checkpoint says it belongs to; what was asked for explicitly stays, and must then fit it."""
-    from spade3d.networks.foreign import read_encoder_metadata
+    from spade3d.networks.foreign import describe_encoder
 
-    said = read_encoder_metadata(checkpoint)
+    said = describe_encoder(checkpoint)
     known = {name: said[name] for name in Network.model_fields if name in said}
+    known["window"] = said["window"][0]
     explicit = asked.model_dump(exclude_unset=True)
     return Network(**(known | {name: value for name, value in explicit.items() if value is not None}))
 

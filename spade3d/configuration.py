@@ -10,20 +10,30 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spade3d.faults import UsageFault
 
 MAX_YAML_BYTES = 1 << 20
-MAX_YAML_ALIASES = 100
+
+
+def ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    """A range from its lower to its upper end; ValueError the other way round."""
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end of a range comes first")
+    return ends
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = Annotated[tuple[float, float], AfterValidator(ordered)]
 Voxels = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Millimetres = tuple[Positive, Positive, Positive]
 
@@ -33,13 +43,21 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def truth_is_no_number(cls, value: Any, info) -> Any:
+        """pydantic would read `steps: yes` as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("true and false are for switches only")
+        return value
+
 
 class Data(Settings):
     """Which scans, and how they are prepared."""
 
     path: str | None = None
     spacing: Millimetres | None = None
-    window_hu: tuple[float, float] = (-175.0, 250.0)
+    window_hu: Range = (-175.0, 250.0)
     mr: Literal["percentile", "zscore"] = "percentile"
 
 
@@ -47,12 +65,22 @@ class Network(Settings):
     """The Swin-UNETR."""
 
     feature_size: Annotated[int, Field(ge=12, le=192, multiple_of=12)] | None = None
-    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
-    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    depths: tuple[Count, Count, Count, Count] = (2, 2, 2, 2)
+    heads: tuple[Count, Count, Count, Count] = (3, 6, 12, 24)
     window: Annotated[int, Field(ge=2, le=16)] = 7
     drop_path: Share = 0.0
     use_v2: bool = False
+    merging: Literal["v1", "v2"] = "v1"
     monai_compatible: bool = False
+
+    @model_validator(mode="after")
+    def heads_share_the_width(self) -> Self:
+        """Stage s is feature_size * 2^s channels wide; its heads share them evenly."""
+        for stage, heads in enumerate(self.heads):
+            width = (self.feature_size or 0) * 2**stage
+            if width % heads:
+                raise ValueError(f"{heads} heads cannot share the {width} channels of stage {stage + 1} evenly")
+        return self
 
 
 class Optim(Settings):
@@ -118,10 +146,26 @@ def explain(tree: type[Settings], problem: Mapping, origin: Mapping) -> str:
     written = next((origin[where[:n]] for n in range(len(where), 0, -1) if where[:n] in origin), "configuration")
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(tree), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`--help` lists the known keys"
+        near = nearest_key(key, known_keys(tree))
+        hint = f"did you mean {near}?" if near else "`--help` lists the known keys"
         return f"{written}: {key} is not a known key; {hint}"
-    return f"{written}: {key}: {problem['input']!r} given; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{written}: {key}: {_brief.repr(problem['input'])} given; {said[0].lower()}{said[1:]}"
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The known key most like this one, in whole or in its last part alone (`lr` is like `optim.lr`)."""
+
+    def likeness(candidate: str) -> float:
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return max(whole, 0.99 * last)
+
+    best = max(known, key=likeness)
+    return best if likeness(best) >= 0.6 else None
+
+
+_brief = reprlib.Repr(maxdict=3, maxlist=6, maxtuple=6, maxlevel=3, maxstring=80, maxother=80)
 
 
 def known_keys(tree: type[Settings], prefix: str = "") -> list[str]:
@@ -146,17 +190,23 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         place = layer
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UsageFault(f"{name}: {parent} was given a value of its own by another variable; keep one of them")
         place[key] = parse_yaml(text, name)
     return layer
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file; duplicate keys, aliases without end and Python tags are refused."""
+    """A mapping from a YAML file; duplicate keys, aliases and Python tags are refused."""
     if not path.is_file():
         raise UsageFault(f"{path}: no such configuration file; give the path of a YAML file")
     if path.stat().st_size > MAX_YAML_BYTES:
         raise UsageFault(f"{path}: {path.stat().st_size} bytes; a configuration of at most {MAX_YAML_BYTES} is read")
-    content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageFault(f"{path}: not readable as UTF-8 text ({error}); give a YAML file") from None
+    content = parse_yaml(text, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -167,27 +217,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
         reason = " ".join(str(error).split())
         raise UsageFault(f"{source}: not readable as YAML ({reason}); correct it there") from None
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and alias bombs, and reads 2e-4 as a number (YAML 1.1 would not)."""
+    """SafeLoader that refuses duplicate keys and aliases, and reads 2e-4 as a number (YAML 1.1 would not).
 
-    aliases = 0
+    Ten aliases of ten aliases, nine times over, are a billion values, and an alias of itself never ends; settings need
+    none.
+    """
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            self.aliases += 1
-            if self.aliases > MAX_YAML_ALIASES:
-                raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
+            event = self.peek_event()
+            raise yaml.YAMLError(f"alias *{event.anchor}, line {event.start_mark.line + 1}: write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"a key that is no word, line {key_node.start_mark.line + 1}")
             if key in seen:
                 raise yaml.YAMLError(f"key {key!r} is given twice, line {key_node.start_mark.line + 1}")
             seen.add(key)
@@ -207,7 +260,14 @@ _StrictLoader.add_implicit_resolver(
 
 def to_yaml(settings: Settings) -> str:
     """The tree as YAML that `read_yaml` reads back to the same tree."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """SafeDumper that writes a value out again instead of an alias."""
+
+    def ignore_aliases(self, data):
+        return True
 
 
 def with_values(settings: Tree, values: Mapping[str, Any]) -> Tree:

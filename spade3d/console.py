@@ -19,6 +19,8 @@ from spade3d import __version__
 from spade3d.configuration import Settings, explain
 from spade3d.faults import DataFault, Fault, UsageFault
 
+UNFINISHED = "unfinished"  # a file
+
 
 def command_line(name: str, help_text: str) -> App:
     """An empty command; its options come from the function that is registered as its default."""
@@ -63,38 +65,45 @@ def existing(path: Path, what: str) -> Path:
 
 @contextmanager
 def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
-    """A folder for a new run. Refused when it already holds one (`holds`, a file name); gone again after a Fault.
+    """A folder for a new run, which has begun once it holds the file `holds`. Refused when it has, or is not empty.
 
-    Only a fault before that file exists removes the folder, and only one that was made here: what has begun can be
-    resumed.
+    Whatever goes wrong before leaves nothing behind. Where the process was killed, and could not clean up, UNFINISHED
+    tells that what lies there never began to run: it may be begun again.
     """
     if (out / holds).exists():
         raise DataFault(f"{out}: already holds a run; give another --out, or continue this one with --resume")
     if out.exists() and not out.is_dir():
         raise DataFault(f"{out}: is a file; --out needs a folder, new or empty")
-    if out.is_dir() and any(out.iterdir()):
-        raise DataFault(f"{out}: is not empty ({len(list(out.iterdir()))} entries); give a new or an empty --out")
-    made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        entries = [entry.name for entry in out.iterdir()]
+        if entries and UNFINISHED not in entries:
+            raise DataFault(f"{out}: is not empty ({len(entries)} entries); give a new or an empty --out")
+        (out / UNFINISHED).touch()
+    except OSError as error:
+        raise DataFault(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     try:
         yield out
-    except (Fault, KeyboardInterrupt):
+    except BaseException:
         if not (out / holds).exists():
             for entry in out.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if made:
-                out.rmdir()
+            for folder in made:
+                folder.rmdir()
         raise
+    (out / UNFINISHED).unlink()
 
 
 def print_choice(title: str, rows: Mapping[str, Any]) -> None:
     """What was chosen, on standard error."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None)
     for key, value in rows.items():
-        table.add_row(key, str(value))
+        table.add_row(key, Text(str(value)))  # as it is: a subject may be called [b]
     Console(stderr=True).print(table)
 
 
@@ -114,7 +123,8 @@ def progress_of(what: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    about, name = (TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[name]"))
+    columns = (about, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), name)
     if not console.is_terminal:
         yield (
             lambda done, total, name: (
@@ -122,7 +132,7 @@ def progress_of(what: str) -> Iterator[Callable[[int, int, str], None]]:
             )
         )
         return
-    with Progress(*columns, TextColumn("{task.fields[name]}"), console=console) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=None, name="")
         yield lambda done, total, name: progress.update(task, completed=done, total=total, name=name)
 

@@ -96,9 +96,9 @@ class SpadeSettings(Common):
     optim: Optim = Optim()
 
 
-# What a network of this size costs on a CPU core: seconds of one training step per million voxels through the whole
-# Swin-UNETR at feature size 24, measured (benchmarks/results/step_cost.json); grows with the square of the width.
-CPU_SECONDS = 9.0
+# What a training step costs on two CPU cores: seconds per million voxels through the whole Swin-UNETR at feature size
+# 24 (measured: 4.8 to 6); grows with the square of the width.
+CPU_SECONDS = 6.0
 PRETRAINING_BUDGET_S = 480.0
 MATCHED_CELL = 4  # voxels: places are matched on a grid of one cell in 4 x 4 x 4 voxels
 

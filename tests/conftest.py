@@ -1,8 +1,10 @@
-"""What every test may use: the real scans when they are there, and shapes checked at every call."""
+"""What every test may use: the real scans when they are there, scans in memory, and shapes checked at every call."""
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -19,3 +21,59 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scans at {folder}")
     return folder
+
+
+class InMemory:
+    """A store of arrays in memory: what crops and streams read of a VolumeStore, and nothing else."""
+
+    def __init__(self, cases, images, labels, label_names):
+        self.cases, self.images, self.labelled, self.label_names = tuple(cases), images, labels, label_names
+
+    def image(self, i, box=None):
+        return self.images[i] if box is None else self.images[i][tuple(map(slice, *box))]
+
+    def labels(self, i, box=None):
+        return self.labelled[i] if box is None else self.labelled[i][tuple(map(slice, *box))]
+
+
+@pytest.fixture(scope="session")
+def in_memory():
+    """Makes a store of images (i, j, k): `in_memory([image, ...], spacing=..., labels=[...])`; intensity is as stored."""
+    from spade3d.volumes.body_frame import field_of_view
+    from spade3d.volumes.geometry import spacing_of
+    from spade3d.volumes.preprocessing import Normalisation
+
+    def make(images, *, spacing=(1.0, 1.0, 1.0), affines=None, labels=None, label_names=None, normalisation=None):
+        affines = affines or [np.diag([*spacing, 1.0])] * len(images)
+        cases = [
+            SimpleNamespace(
+                name=f"scan {i}",
+                subject=f"patient {i}",
+                affine=affine,
+                spacing=spacing_of(affine),
+                shape=image.shape,
+                normalisation=normalisation or Normalisation(0.0, 1.0, -1e4, 1e4),
+                body_box_mm=field_of_view(image.shape, affine),
+                has_labels=labels is not None,
+                label_values=() if labels is None else tuple(np.unique(labels[i][labels[i] > 0]).tolist()),
+            )
+            for i, (image, affine) in enumerate(zip(images, affines, strict=True))
+        ]
+        return InMemory(cases, [image.astype(np.int16) for image in images], labels, label_names or {})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ramps(in_memory):
+    """Makes, for each axis, a store of one scan whose voxels hold their own place along that axis in mm."""
+    from spade3d.volumes.preprocessing import Normalisation
+
+    def make(shape, affine):
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        return [
+            in_memory([index], affines=[affine], normalisation=Normalisation(0.0, float(mm), -1e4, 1e4))
+            for index, mm in zip(np.indices(shape), spacing, strict=True)
+        ]
+
+    return make

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spade3d.crops.crop import Box, Views, cut, cut_labels, draw_box, draw_view, keep_inside
+from spade3d.crops.crop import Box, Crop, Views, cut, cut_labels, draw_box, draw_view, keep_inside, scan_bounds
 from spade3d.crops.pairs import as_images
 from spade3d.faults import DataFault
 
@@ -27,14 +27,17 @@ class Classes:
         """Background included: the channels of a network."""
         return len(self.names) + 1
 
-    def index(self, labels: np.ndarray) -> np.ndarray:
-        """Values of the files -> classes 0..n, uint8; DataFault for a value that is none of them."""
+    def index(self, labels: np.ndarray, case: str) -> np.ndarray:
+        """Values of the files (uint16) -> classes 0..n (uint8). DataFault, naming the case, for any other value."""
         table = np.full(1 << 16, 255, dtype=np.uint8)
         table[[0, *self.values]] = np.arange(len(self))
         classes = table[labels]
         if (classes == 255).any():
             strange = np.unique(labels[classes == 255])
-            raise DataFault(f"label values {strange.tolist()} are not among {list(self.values)}; correct the labels")
+            raise DataFault(
+                f"{case}: label values {strange.tolist()} are not among {list(self.values)}; correct the labels, or "
+                "give them names in the dataset's table"
+            )
         return classes
 
     def written(self, classes: np.ndarray) -> np.ndarray:
@@ -90,7 +93,7 @@ class LabelledStream:
 
     def find_spots(self, case: int) -> list[np.ndarray]:
         """For each class present: some of its voxels (n, 3) in mm of the scan, evenly spread over all of them."""
-        labels = self.classes.index(self.store.labels(case))
+        labels = self.classes.index(self.store.labels(case), self.store.cases[case].name)
         spacing = np.asarray(self.store.cases[case].spacing)
         found = []
         for c in range(1, len(self.classes)):
@@ -105,17 +108,18 @@ class LabelledStream:
     def batch(self, step: int) -> LabelledBatch:
         rng = np.random.default_rng([self.seed, step])
         crops = [self.draw(rng) for _ in range(self.sampling.crops)]
-        classes = [self.classes.index(cut_labels(self.store, crop)).astype(np.int64) for crop in crops]
+        classes = [
+            self.classes.index(cut_labels(self.store, crop), self.store.cases[crop.case].name).astype(np.int64)
+            for crop in crops
+        ]
         return LabelledBatch(as_images([cut(self.store, crop) for crop in crops]), as_images(classes))
 
-    def draw(self, rng: np.random.Generator):
+    def draw(self, rng: np.random.Generator) -> Crop:
         """A view somewhere in a scan; near a voxel of a class drawn evenly among those present, in a share of cases."""
         sampling = self.sampling
         size = np.asarray(sampling.shape) * sampling.spacing
         case = self.cases[rng.integers(len(self.cases))]
-        stored, spots = self.store.cases[case], self.spots[case]
-        spacing = np.asarray(stored.spacing)
-        bounds = np.stack([-0.5 * spacing, (np.asarray(stored.shape) - 0.5) * spacing])
+        spots, bounds = self.spots[case], scan_bounds(self.store.cases[case])
         box = draw_box(rng, tuple(size), bounds)
         if spots and rng.random() < sampling.foreground:
             of_class = spots[rng.integers(len(spots))]

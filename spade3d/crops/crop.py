@@ -23,7 +23,10 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Intensity:
-    """How a view is coloured: x -> clip(contrast * blur(x)^gamma + brightness + noise), x in [0, 1]."""
+    """How a view is coloured: x -> clip(contrast * blur(x)^gamma + brightness + noise) for x in the scan's [low, high].
+
+    gamma acts on x as a share of [low, high], which is x itself for CT and percentiles ([0, 1]).
+    """
 
     gamma: float = 1.0
     contrast: float = 1.0
@@ -153,7 +156,7 @@ def cut(store, crop: Crop) -> np.ndarray:
     needs passes of its own. Only the part of the scan that the crop touches is read and decompressed.
     """
     if crop.intensity.blur > 0:
-        return coloured(cut(store, crop.plain()), crop.intensity, store.cases[crop.case].normalisation)
+        return _colour(cut(store, crop.plain()), crop.intensity, store.cases[crop.case].normalisation)
     case, look = store.cases[crop.case], crop.intensity
     to_stored = mm_to_stored(case) @ crop.to_mm
     start, stop = touched(to_stored, crop.shape, case.shape)
@@ -169,7 +172,11 @@ def cut(store, crop: Crop) -> np.ndarray:
 
 def coloured(clean: np.ndarray, look: Intensity, normalisation) -> np.ndarray:
     """The intensity change alone: `cut(crop) == coloured(cut(crop.plain()), crop.intensity)`, to rounding."""
-    out = clean.copy()
+    return _colour(clean.copy(), look, normalisation)
+
+
+def _colour(out: np.ndarray, look: Intensity, normalisation) -> np.ndarray:
+    """Change `out`, which is C-contiguous, in place."""
     if look.blur > 0:
         kernels.blur(out, look.blur)
     low, high = np.float32(normalisation.low), np.float32(normalisation.high)
@@ -203,14 +210,18 @@ def scan_to_world(case) -> np.ndarray:
     return case.affine @ mm_to_stored(case)
 
 
+def scan_bounds(case) -> np.ndarray:
+    """The faces of a scan, (2, 3) in its millimetres: half a voxel beyond its outermost voxel centres."""
+    spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
+    return np.stack([-0.5 * spacing, (np.asarray(case.shape) - 0.5) * spacing])
+
+
 def body_bounds(case) -> np.ndarray:
     """The body's box within its scan, (2, 3) in millimetres of the scan, never beyond the scan's faces."""
     (low, high), from_world = case.body_box_mm, np.linalg.inv(scan_to_world(case))
     corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
     body = corners @ from_world[:3, :3].T + from_world[:3, 3]
-    spacing = np.linalg.norm(case.affine[:3, :3], axis=0)
-    first, last = -0.5 * spacing, (np.asarray(case.shape) - 0.5) * spacing
-    return np.stack([np.clip(body.min(axis=0), first, last), np.clip(body.max(axis=0), first, last)])
+    return np.clip([body.min(axis=0), body.max(axis=0)], *scan_bounds(case))
 
 
 def touched(to_stored: np.ndarray, shape, stored_shape):

@@ -106,7 +106,8 @@ def resample(stored, to_stored, scaling, colours, seed, out):
     # The lower corner of a cell is at most the last but one voxel; along an axis of one voxel its corners coincide.
     last_i, last_j, last_k = _I(max(ni - 2, 0)), _I(max(nj - 2, 0)), _I(max(nk - 2, 0))
     up_i, up_j, up_k = np.uintp(nj * nk if ni > 1 else 0), np.uintp(nk if nj > 1 else 0), np.uintp(1 if nk > 1 else 0)
-    corner, u, v, w = np.empty(mk, np.int32), np.empty(mk, np.float32), np.empty(mk, np.float32), np.empty(mk, np.float32)
+    corner, shares = np.empty(mk, np.int32), np.empty((3, mk), np.float32)
+    u, v, w = shares[0], shares[1], shares[2]
     di, dj, dk = to_stored[0, 2], to_stored[1, 2], to_stored[2, 2]
     for i in range(mi):
         for j in range(mj):

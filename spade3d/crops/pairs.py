@@ -26,6 +26,7 @@ from spade3d.crops.crop import (
     draw_partner,
     draw_view,
     keep_inside,
+    scan_bounds,
     scan_to_world,
 )
 from spade3d.crops.selection import BODY, Places, alike
@@ -126,33 +127,36 @@ class PairStream:
 
     def draw(self, rng: np.random.Generator) -> list[tuple[Box, Crop, Crop]]:
         """Boxes a and b of the anchor and their counterparts, each with the student's and the teacher's view."""
-        sampling, size = self.sampling, self.size_mm
-        chosen = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False)
-        anchor = int(chosen[0])
-        a = draw_box(rng, size, self.bounds[anchor])
-        b = draw_partner(rng, a, self.bounds[anchor], sampling.overlap)
+        sampling = self.sampling
+        anchor, *others = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False).tolist()
+        pairs = {anchor: self.draw_pair(rng, anchor)}
+        for case in others:
+            placed = self.to_frame[anchor] is not None and self.to_frame[case] is not None
+            counterparts = (self.counterpart(box, anchor, case) for box in pairs[anchor])
+            pairs[case] = tuple(counterparts) if placed else self.draw_pair(rng, case)
         drawn = []
-        for case in (int(case) for case in chosen):
-            for box in (a, b):
-                there = box if case == anchor else self.counterpart(rng, box, anchor, case)
-                views = [draw_view(rng, case, there, sampling.shape, sampling.views) for _ in range(2)]
-                drawn.append((there, *views))
+        for case, boxes in pairs.items():
+            for box in boxes:
+                views = [draw_view(rng, case, box, sampling.shape, sampling.views) for _ in range(2)]
+                drawn.append((box, *views))
         return drawn
+
+    def draw_pair(self, rng: np.random.Generator, case: int) -> tuple[Box, Box]:
+        """Two overlapping boxes of one scan: of the anchor, and of a scan that has no place of the body to share."""
+        a = draw_box(rng, self.size_mm, self.bounds[case])
+        return a, draw_partner(rng, a, self.bounds[case], self.sampling.overlap)
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
         return tuple(float(n * mm) for n, mm in zip(self.sampling.shape, self.sampling.spacing, strict=True))
 
-    def counterpart(self, rng: np.random.Generator, box: Box, anchor: int, case: int) -> Box:
-        """The box of another scan at the same place of the body; drawn anywhere where one of the two has no frame.
+    def counterpart(self, box: Box, anchor: int, case: int) -> Box:
+        """The box of another scan at the same place of the body, where both scans have a frame.
 
         Its size follows the frames too (a larger patient has a larger counterpart, as in the figure). It is kept inside
-        the scan; whether it still shows the same place is for the selection to say.
+        the body; whether it still shows the same place is for the selection to say.
         """
-        here, there = self.to_frame[anchor], self.to_frame[case]
-        if here is None or there is None:
-            return draw_box(rng, box.size, self.bounds[case])
-        across = np.linalg.inv(there) @ here
+        across = np.linalg.inv(self.to_frame[case]) @ self.to_frame[anchor]
         size = np.abs(across[:3, :3]) @ np.asarray(box.size)
         centre = across[:3, :3] @ np.asarray(box.centre) + across[:3, 3]
         return Box(tuple(keep_inside(centre, size, self.bounds[case])), tuple(size))
@@ -177,18 +181,20 @@ class PairStream:
         """Places that a student's view shares with a teacher's view of its partner crop (a with b, b with a).
 
         Only within a scan, where correspondence is exact. Cells of the student's view are matched with the teacher's
-        grid; the features are then read at the exact place in both views, so no rounding is left in a positive.
+        grid; the features are then read at the exact place in both views, so no rounding is left in a positive. A view
+        may reach beyond the scan, where it shows nothing: places there are left out.
         """
         sampling = self.sampling
         query_crop, query_voxel, key_crop, key_voxel, places = [], [], [], [], []
         for q, (_, view, _) in enumerate(drawn):
             k = q ^ 1  # the partner: a <-> b of the same scan
             other = drawn[k][2]
-            shared = np.flatnonzero(match(view, other, sampling.grid).valid)
-            shared = np.sort(rng.permutation(shared)[: sampling.places])
-            where = cell_places(view, sampling.grid)[shared]
-            query_crop.append(np.full(len(shared), q))
-            key_crop.append(np.full(len(shared), k))
+            first, last = scan_bounds(self.store.cases[view.case])
+            where = cell_places(view, sampling.grid)
+            shown = match(view, other, sampling.grid).valid & ((where >= first) & (where <= last)).all(axis=1)
+            where = where[np.sort(rng.permutation(np.flatnonzero(shown))[: sampling.places])]
+            query_crop.append(np.full(len(where), q))
+            key_crop.append(np.full(len(where), k))
             query_voxel.append(voxels_at(view, where))
             key_voxel.append(voxels_at(other, where))
             frame = np.eye(4) if self.to_frame[view.case] is None else self.to_frame[view.case]

@@ -62,7 +62,7 @@ def cell_size(size: int, cells: int) -> int:
 
 
 class ProjectionHead(nn.Module):
-    """Where a contrast is measured: linear, layer norm, GELU, linear. The norm of the result is left to the objective."""
+    """Where a contrast is measured: linear, layer norm, GELU, linear. The result is not normed: objectives do."""
 
     def __init__(self, in_features: int, hidden: int, out_features: int):
         super().__init__()

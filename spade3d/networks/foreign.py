@@ -71,14 +71,35 @@ def save_encoder(path: Path, network: SwinUNETR, metadata: Mapping[str, Any] | N
         unfinished.unlink(missing_ok=True)
 
 
-def read_encoder_metadata(path: Path) -> dict[str, Any]:
-    """The entries of an `encoder.safetensors` (lists for tuples); DataFault for any other file."""
+def describe_encoder(path: Path) -> dict[str, Any]:
+    """The settings of an encoder, whoever wrote it: what our file says, or what the shapes of another's tensors tell.
+
+    From shapes come feature_size, in_channels, depths, heads, window (a cube) and use_v2. What shapes cannot tell is
+    assumed as MONAI has it: `merging` "v1", and clipped windows read as MONAI reads them (`monai_compatible`).
+    """
     path = Path(path)
-    entries = _safetensors(path)[1]
+    tensors, entries = _safetensors(path) if path.suffix == ".safetensors" else (_pickled(path), {})
     _check_format(path, entries)
-    if entries.get("format") != FORMAT:
-        raise DataFault(f"{path}: does not say {FORMAT}; give the encoder.safetensors of a pretraining run")
-    return {key: value if key == "format" else json.loads(value) for key, value in entries.items()}
+    if entries.get("format") == FORMAT:
+        return {key: value if key == "format" else json.loads(value) for key, value in entries.items()}
+    found = _encoder_names(path, tensors)
+    table = "layers{}.0.blocks.{}.attn.relative_position_bias_table"
+    firsts = [found.get(table.format(stage, 0)) for stage in (1, 2, 3, 4)]
+    embedding = found.get("patch_embed.proj.weight")
+    if embedding is None or any(first is None for first in firsts):
+        some = ", ".join(sorted(tensors)[:3])
+        raise DataFault(f"{path}: no Swin encoder among its {len(tensors)} tensors ({some}, ...); give a Swin-UNETR's")
+    side = (round(firsts[0].shape[0] ** (1 / 3)) + 1) // 2
+    return {
+        "in_channels": embedding.shape[1],
+        "feature_size": embedding.shape[0],
+        "depths": [sum(table.format(stage, n) in found for n in range(64)) for stage in (1, 2, 3, 4)],
+        "heads": [first.shape[1] for first in firsts],
+        "window": [side, side, side],
+        "use_v2": any(name.startswith("layers1c.") for name in found),
+        "merging": "v1",
+        "monai_compatible": True,
+    }
 
 
 def load_encoder(network: SwinUNETR, path: Path, *, allow_partial: bool = False) -> Coverage:

@@ -23,7 +23,8 @@ class Split:
 
 
 def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
-    """The dataset's own validation part where it names one with labels; else fold `fold` of the labelled subjects.
+    """The dataset's own validation part where it names one with labels and leaves somebody to train; else fold `fold`
+    of the labelled subjects.
 
     `cases` have `subject`, `part` and `has_labels`. Train holds every other case, labelled or not, that shares no
     subject with validation; unlabelled cases of a validation subject are in neither. Without labels nobody judges:
@@ -34,8 +35,8 @@ def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
         return Split(tuple(range(len(cases))), (), "no labels: every scan trains, none judges")
     named = [i for i in labelled if cases[i].part in ("validation", "test")]
     subjects = sorted({cases[i].subject for i in labelled}, key=_shuffled)
-    if named:
-        judges = {cases[i].subject for i in named}
+    judges = {cases[i].subject for i in named}
+    if judges and any(case.subject not in judges for case in cases):
         rule = f"the dataset's own validation part: {len(judges)} subjects"
     elif len(subjects) < 2:
         return Split(tuple(range(len(cases))), (), f"one labelled subject ({subjects[0]}): it trains, none judges")
@@ -72,4 +73,4 @@ def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, s
 
 
 def _shuffled(subject: str) -> str:
-    return hashlib.sha256(subject.encode()).hexdigest()
+    return hashlib.sha256(subject.encode("utf-8", "surrogateescape")).hexdigest()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spade3d.faults import DataFault
-from spade3d.networks.foreign import load_encoder, read_encoder_metadata, save_encoder
+from spade3d.networks.foreign import load_encoder, describe_encoder, save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 
 SMALL = {"feature_size": 12, "window": 3}
@@ -33,7 +33,7 @@ def test_our_file_comes_back_with_its_settings(tmp_path, source):
     save_encoder(path, source, {"preprocessing": {"spacing": [1.5, 1.5, 2.0]}, "provenance": {"seed": 3}})
     assert [file.name for file in tmp_path.iterdir()] == ["encoder.safetensors"]
     assert all(name.startswith("swinViT.") for name in load_file(path))
-    metadata = read_encoder_metadata(path)
+    metadata = describe_encoder(path)
     assert metadata["format"] == "spade3d-encoder-1"
     assert metadata["feature_size"] == 12 and metadata["heads"] == [3, 6, 12, 24] and metadata["use_v2"] is False
     assert metadata["preprocessing"] == {"spacing": [1.5, 1.5, 2.0]} and metadata["provenance"] == {"seed": 3}
@@ -149,10 +149,21 @@ def test_unusable_files_are_named(tmp_path, source):
         load_encoder(small(1), tmp_path / "order.pt")
 
     save_file(state, tmp_path / "newer.safetensors", metadata={"format": "spade3d-encoder-9"})
-    for read in (read_encoder_metadata, lambda path: load_encoder(small(1), path)):
+    for read in (describe_encoder, lambda path: load_encoder(small(1), path)):
         with pytest.raises(DataFault, match="written as spade3d-encoder-9"):
             read(tmp_path / "newer.safetensors")
 
     save_file({"swinViT.a": torch.zeros(1)}, tmp_path / "plain.safetensors")
-    with pytest.raises(DataFault, match="does not say spade3d-encoder-1"):
-        read_encoder_metadata(tmp_path / "plain.safetensors")
+    with pytest.raises(DataFault, match="no Swin encoder among its 1 tensors"):
+        describe_encoder(tmp_path / "plain.safetensors")
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_v2": True}, {"depths": (2, 1, 3, 1), "heads": (2, 2, 4, 4)}])
+def test_shapes_tell_the_settings_of_other_peoples_encoders(tmp_path, settings):
+    network = small(0, **settings)
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": {"module." + k: v for k, v in network.swinViT.state_dict().items()}}, path)
+    said = describe_encoder(path)
+    assert said.pop("monai_compatible") is True
+    ours = {key: list(value) if isinstance(value, tuple) else value for key, value in network.encoder_settings.items()}
+    assert said == {key: ours[key] for key in said}
