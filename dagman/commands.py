@@ -33,12 +33,18 @@ def finetune(tokens: list[str] | None = None) -> None:
 
         Parameters
         ----------
-        data: a labelled dataset in any known layout, a JSON list or a store; or `data.path` of the config.
-        out: the folder of the run, new or empty.
-        config: YAML files, merged left to right.
-        resume: continue the run in --out.
-        strict: stop at the first bad scan; make leakage from pretraining an error.
-        json: print the result as one JSON object.
+        data
+            a labelled dataset in any known layout, a JSON list or a store; or `data.path` of the config.
+        out
+            the folder of the run, new or empty.
+        config
+            YAML files, merged left to right.
+        resume
+            continue the run in --out.
+        strict
+            stop at the first bad scan; make leakage from pretraining an error.
+        json
+            print the result as one JSON object.
         """
         from dagman.finetuning import run_finetuning
 
@@ -75,12 +81,18 @@ def predict(tokens: list[str] | None = None) -> None:
 
         Parameters
         ----------
-        model: a run of dagman-finetune, or its model.safetensors.
-        scans: scans, DICOM folders, or folders of scans.
-        out: where OUT/<scan>.nii.gz are written, on the grid and with the label values of the training data.
-        device: auto, cpu or cuda.
-        strict: stop at the first bad scan instead of leaving it out.
-        json: print the result as one JSON object.
+        model
+            a run of dagman-finetune, or its model.safetensors.
+        scans
+            scans, DICOM folders, or folders of scans.
+        out
+            where OUT/<scan>.nii.gz are written, on the grid and with the label values of the training data.
+        device
+            auto, cpu or cuda.
+        strict
+            stop at the first bad scan instead of leaving it out.
+        json
+            print the result as one JSON object.
         """
         if not scans:
             raise UsageFault("no scans given; name files or folders after the model")
@@ -109,9 +121,12 @@ def compare(tokens: list[str] | None = None) -> None:
 
         Parameters
         ----------
-        runs: two or more runs under one protocol, on the same cases.
-        out: where report.html and comparison.json go; an earlier comparison there is replaced.
-        json: print the result as one JSON object.
+        runs
+            two or more runs under one protocol, on the same cases.
+        out
+            where report.html and comparison.json go; an earlier comparison there is replaced.
+        json
+            print the result as one JSON object.
         """
         if len(runs) < 2:
             raise UsageFault(f"{len(runs)} runs given; a comparison needs at least two")

@@ -29,6 +29,7 @@ from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes import build_network
 from spade3d.scans import open_scans
 from spade3d.training.loop import Optimiser, Task, train
+from spade3d.training.precision import autocast_for
 from spade3d.volumes.geometry import canonical_flips, spacing_of
 from spade3d.volumes.split import Split, draw_labelled, split_cases
 from spade3d.volumes.store import VolumeStore, is_store
@@ -43,16 +44,19 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
         split = split_cases(store.cases, settings.folds, settings.fold)
         taught = draw_labelled(store.cases, split.train, settings.labels, settings.seed)
     else:
+        place = find_device(settings.device)
+        autocast_for(settings.precision, torch.device(place))  # refused here, while nothing is done yet
         with console.fresh_folder(out, CONFIG):
             store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
             report_rejected(store)
             split = split_cases(store.cases, settings.folds, settings.fold)
             taught = draw_labelled(store.cases, split.train, settings.labels, settings.seed)
             check_split(store, split)
-            settings = choose(settings, store, taught, find_device(settings.device))
-            classes_of(store)
-            # A checkpoint that does not fit is refused here, while there is still nothing to take back.
+            # From all who may teach, not from those drawn: runs of other --labels and --seed share crop and steps.
+            settings = choose(settings, store, draw_labelled(store.cases, split.train, None, settings.seed), place)
+            # A checkpoint that does not fit, or has seen the judges, is refused while there is nothing to take back.
             fresh_network(settings, classes_of(store))
+            find_leakage(store, split, pretraining_of(settings), strict=strict)
             write_json(out / PROVENANCE, describe(store, taught, split))
             write_text(out / CONFIG, to_yaml(settings))
     classes, device = classes_of(store), torch.device(settings.device)

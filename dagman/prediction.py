@@ -23,8 +23,7 @@ def predict_scans(model_path: Path, scans: Sequence[Path], out: Path, device: st
     model = load_model(model_path)
     place = torch.device(find_device(device))
     cases = [case for path in scans for case in read_layout(path).cases]
-    check_names(cases)
-    out.mkdir(parents=True, exist_ok=True)
+    check_names(cases, out)
     volumes, left_out = {}, 0
     with console.progress_of("segmenting") as progress:
         for done, case in enumerate(cases, 1):
@@ -37,7 +36,7 @@ def predict_scans(model_path: Path, scans: Sequence[Path], out: Path, device: st
                 print(f"left out {case.name}: {fault}", file=sys.stderr)
                 left_out += 1
                 continue
-            write_on_grid(out / f"{file_name(case)}.nii.gz", found, Grid(volume.shape, volume.affine))
+            write_on_grid(console.results_folder(out) / file_name(case), found, Grid(volume.shape, volume.affine))
             ml = float(np.prod(spacing_of(volume.affine))) / 1000
             volumes[case.name] = {
                 name: round(int((found == value).sum()) * ml, 3)
@@ -50,12 +49,14 @@ def predict_scans(model_path: Path, scans: Sequence[Path], out: Path, device: st
 
 
 def file_name(case: Case) -> str:
-    return case.name.replace("/", "_")
+    return f"{case.name.replace('/', '_')}.nii.gz"
 
 
-def check_names(cases: Sequence[Case]) -> None:
-    """Two scans may not write one file."""
+def check_names(cases: Sequence[Case], out: Path) -> None:
+    """Two scans may not write one file, and nothing is written over: OUT may be the folder of the scans."""
     names = [file_name(case) for case in cases]
+    if there := next((out / name for name in names if (out / name).exists()), None):
+        raise DataFault(f"{there}: exists already, and would be written over; give another --out")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataFault(f"two scans are both called {twice[0]}; predict them into different --out folders")

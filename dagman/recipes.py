@@ -7,9 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from spade3d.configuration import Common, Network, Optim, Positive, Settings, Share, Voxels, with_values
+from spade3d.configuration import (
+    Common,
+    Network,
+    Optim,
+    Positive,
+    PositiveRange,
+    Range,
+    Settings,
+    Share,
+    Voxels,
+    with_values,
+)
+from spade3d.faults import DataFault
 from spade3d.recipes import stepped, steps_for
 
 if TYPE_CHECKING:
@@ -27,11 +39,11 @@ class LabelledCrops(Settings):
     foreground: Share = 0.67
     flip: tuple[bool, bool, bool] = (False, False, False)
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
-    zoom: tuple[Positive, Positive] = (0.85, 1.18)
-    gamma: tuple[Positive, Positive] = (0.8, 1.25)
-    contrast: tuple[Positive, Positive] = (0.9, 1.1)
+    zoom: PositiveRange = (0.85, 1.18)
+    gamma: PositiveRange = (0.8, 1.25)
+    contrast: PositiveRange = (0.9, 1.1)
     brightness: Annotated[float, Field(ge=0)] = 0.05
-    blur: tuple[float, float] = (0.0, 0.7)
+    blur: Range = (0.0, 0.7)
     blur_chance: Share = 0.1
     noise: Annotated[float, Field(ge=0)] = 0.03
 
@@ -65,7 +77,7 @@ def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int],
     """
     from spade3d.scans import typical_grid
 
-    shape, spacing = typical_grid(store, tuple(cases))
+    shape, spacing = typical_grid(store, cases)
     crop = settings.crop.shape or stepped(shape, at_most=64 if device == "cpu" else 96)
     network = settings.network
     if settings.init is not None:
@@ -81,7 +93,7 @@ def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int],
             "network": network.model_dump() | {"feature_size": width},
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 5),
-            "data.spacing": tuple(round(float(mm), 4) for mm in spacing),
+            "data.spacing": spacing,
             "device": device,
         },
     )
@@ -95,7 +107,11 @@ def network_of(checkpoint: Path, asked: Network) -> Network:
     known = {name: said[name] for name in Network.model_fields if name in said}
     known["window"] = said["window"][0]
     explicit = asked.model_dump(exclude_unset=True)
-    return Network(**(known | {name: value for name, value in explicit.items() if value is not None}))
+    try:
+        return Network(**(known | {name: value for name, value in explicit.items() if value is not None}))
+    except ValidationError as error:
+        reasons = "; ".join(problem["msg"] for problem in error.errors())
+        raise DataFault(f"{checkpoint}: no network can be built for it ({reasons}); give another checkpoint") from None
 
 
 def build_stream(

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from spade3d import console
-from spade3d.configuration import Data, Settings, read_yaml, resolve, to_yaml
+from spade3d.configuration import Common, Data, Settings, read_yaml, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes import Recipe, find_recipe
 
@@ -44,17 +44,30 @@ def prepare(tokens: list[str] | None = None) -> None:
 
         Parameters
         ----------
-        data: a folder of scans, a dataset in any known layout, or a JSON list.
-        out: the store; an interrupted or older one of the same settings is completed.
-        spacing: mm along right-left, front-back, foot-head; left out, the median of the set.
-        window: CT window in HU.
-        mr: intensity of MR, percentile or zscore.
-        workers: processes; 0 follows the machine.
-        strict: stop at the first bad scan instead of leaving it out.
-        json: print the result as one JSON object.
+        data
+            a folder of scans, a dataset in any known layout, or a JSON list.
+        out
+            the store; an interrupted or older one of the same settings is completed.
+        spacing
+            mm along right-left, front-back, foot-head; left out, the median of the set.
+        window
+            CT window in HU.
+        mr
+            intensity of MR, percentile or zscore.
+        workers
+            processes; 0 follows the machine.
+        strict
+            stop at the first bad scan instead of leaving it out.
+        json
+            print the result as one JSON object.
         """
         from spade3d.scans import open_scans
+        from spade3d.volumes.store import is_store
 
+        if workers < 0:
+            raise UsageFault(f"--workers {workers}: 0 or more are needed")
+        if is_store(data):
+            raise DataFault(f"{data}: is a store already; use it as it is, or give the scans it was made from")
         flags = {"spacing": spacing, "window_hu": window, "mr": mr}
         settings = resolve(PrepareSettings, [], {"data": flags}, environment={}).data
         store = open_scans(data, out, settings, workers=workers, strict=strict)
@@ -113,12 +126,18 @@ def register_pretrain(app: App, recipe: Recipe) -> None:
 
         Parameters
         ----------
-        data: a folder of scans, a dataset in any known layout, a JSON list or a store; or `data.path` of the config.
-        out: the folder of the run, new or empty.
-        config: YAML files, merged left to right.
-        resume: continue the run in --out.
-        strict: stop at the first bad scan instead of leaving it out.
-        json: print the result as one JSON object.
+        data
+            a folder of scans, a dataset in any known layout, a JSON list or a store; or `data.path` of the config.
+        out
+            the folder of the run, new or empty.
+        config
+            YAML files, merged left to right.
+        resume
+            continue the run in --out.
+        strict
+            stop at the first bad scan instead of leaving it out.
+        json
+            print the result as one JSON object.
         """
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if data is not None:
@@ -138,8 +157,11 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
     data = console.existing(Path(settings.data.path), "a folder of scans, a dataset or a store")
 
+    import torch
+
     from spade3d.provenance import describe, write_json, write_text
     from spade3d.scans import open_scans
+    from spade3d.training.precision import autocast_for
     from spade3d.volumes.split import split_cases
     from spade3d.volumes.store import VolumeStore, is_store
 
@@ -147,11 +169,13 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         store = VolumeStore.open(out / STORE if is_store(out / STORE) else data)
         split = split_cases(store.cases, settings.folds, settings.fold)
     else:
+        device = find_device(settings.device)
+        autocast_for(settings.precision, torch.device(device))  # refused here, while nothing is done yet
         with console.fresh_folder(out, CONFIG):
             store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
             report_rejected(store)
             split = split_cases(store.cases, settings.folds, settings.fold)
-            settings = recipe.choose(settings, store, split.train, find_device(settings.device))
+            settings = recipe.choose(settings, store, split.train, device)
             write_json(out / PROVENANCE, describe(store, split.train, split))
             write_text(out / CONFIG, to_yaml(settings))
 
@@ -161,8 +185,6 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
 
     announce(recipe, settings, store, split)
     built = recipe.build(settings, store, split.train)
-    import torch
-
     outcome = train(
         built.task,
         built.batches,
@@ -190,12 +212,14 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
     }
 
 
-def begun_settings(tree: type[Settings], out: Path, config, flags) -> Settings:
+def begun_settings(tree: type[Common], out: Path, config, flags) -> Common:
     """The settings of a run that is to be continued; refused where the options now ask for something else."""
     if not (out / CONFIG).is_file():
         raise DataFault(f"{out}: holds no run to resume (no {CONFIG}); start it without --resume")
     begun = resolve(tree, [out / CONFIG], {}, environment={})
     asked = resolve(tree, [out / CONFIG, *config], flags, environment={})
+    if asked.device == "auto":  # what that means was decided when the run began
+        asked = with_values(asked, {"device": begun.device})
     if asked != begun:
         theirs, ours = begun.model_dump(), asked.model_dump()
         other = ", ".join(key for key in theirs if theirs[key] != ours[key])

@@ -11,9 +11,9 @@ import difflib
 import os
 import re
 import reprlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -34,6 +34,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], AfterValidator(ordered)]
+PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 Voxels = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Millimetres = tuple[Positive, Positive, Positive]
 
@@ -74,7 +76,7 @@ class Network(Settings):
     monai_compatible: bool = False
 
     @model_validator(mode="after")
-    def heads_share_the_width(self) -> Self:
+    def heads_share_the_width(self) -> Network:
         """Stage s is feature_size * 2^s channels wide; its heads share them evenly."""
         for stage, heads in enumerate(self.heads):
             width = (self.feature_size or 0) * 2**stage
@@ -154,18 +156,20 @@ def explain(tree: type[Settings], problem: Mapping, origin: Mapping) -> str:
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The known key most like this one, in whole or in its last part alone (`lr` is like `optim.lr`)."""
+    """The known key, or part of the tree, most like this one, as a whole or in its last word (`lr`: `optim.lr`)."""
+    named = sorted({*known, *(parent for path in known if (parent := path.rpartition(".")[0]))})
 
     def likeness(candidate: str) -> float:
         whole = difflib.SequenceMatcher(None, key, candidate).ratio()
         last = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
         return max(whole, 0.99 * last)
 
-    best = max(known, key=likeness)
+    best = max(named, key=likeness)
     return best if likeness(best) >= 0.6 else None
 
 
-_brief = reprlib.Repr(maxdict=3, maxlist=6, maxtuple=6, maxlevel=3, maxstring=80, maxother=80)
+_brief = reprlib.Repr()
+_brief.maxdict, _brief.maxlevel, _brief.maxstring, _brief.maxother = 3, 3, 80, 80
 
 
 def known_keys(tree: type[Settings], prefix: str = "") -> list[str]:
@@ -239,8 +243,8 @@ class _StrictLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.YAMLError(f"a key that is no word, line {key_node.start_mark.line + 1}")
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"a key that is no word ({key!r}), line {key_node.start_mark.line + 1}")
             if key in seen:
                 raise yaml.YAMLError(f"key {key!r} is given twice, line {key_node.start_mark.line + 1}")
             seen.add(key)
@@ -271,7 +275,10 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def with_values(settings: Tree, values: Mapping[str, Any]) -> Tree:
-    """The tree with dotted keys set, validated again: what a recipe uses to put in what it chose."""
+    """The tree with dotted keys set, validated again: what a recipe uses to put in what it chose.
+
+    UsageFault where what was given does not go with what was chosen.
+    """
     content = settings.model_dump()
     for dotted, value in values.items():
         *parents, key = dotted.split(".")
@@ -279,4 +286,7 @@ def with_values(settings: Tree, values: Mapping[str, Any]) -> Tree:
         for parent in parents:
             place = place[parent]
         place[key] = value
-    return type(settings).model_validate(content)
+    try:
+        return type(settings).model_validate(content)
+    except ValidationError as error:
+        raise UsageFault("; ".join(explain(type(settings), problem, {}) for problem in error.errors())) from None

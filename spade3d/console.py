@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts import ValidationError as BadValue
 from pydantic import ValidationError
 
@@ -19,12 +19,25 @@ from spade3d import __version__
 from spade3d.configuration import Settings, explain
 from spade3d.faults import DataFault, Fault, UsageFault
 
+# OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, of which
+# another program keeps one busy, a training step took 26 to 50 s instead of 2 (0.6 on a quiet machine, either way).
+# libgomp reads this when torch is imported, which happens later.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 UNFINISHED = "unfinished"  # a file
 
 
 def command_line(name: str, help_text: str) -> App:
     """An empty command; its options come from the function that is registered as its default."""
-    return App(name=name, help=help_text, version=__version__, help_format="plaintext")
+    no_empty = Parameter(negative_iterable=())  # or every range would also have a switch --empty-RANGE
+    return App(
+        name=name,
+        help=help_text,
+        version=__version__,
+        help_format="plaintext",
+        default_parameter=no_empty,
+        suppress_keyboard_interrupt=False,  # `run` answers it
+    )
 
 
 def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
@@ -93,6 +106,15 @@ def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
                 folder.rmdir()
         raise
     (out / UNFINISHED).unlink()
+
+
+def results_folder(out: Path) -> Path:
+    """The folder of results, made where it is not there yet; DataFault where it cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataFault(f"{out}: no folder can be made there ({error.strerror}); give another --out") from error
+    return out
 
 
 def print_choice(title: str, rows: Mapping[str, Any]) -> None:

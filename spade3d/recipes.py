@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from spade3d.configuration import Common, Optim, Positive, Settings, Share, Voxels, with_values
+from spade3d.configuration import (
+    Common,
+    Optim,
+    Positive,
+    PositiveRange,
+    Range,
+    Settings,
+    Share,
+    ShareRange,
+    Voxels,
+    with_values,
+)
 from spade3d.faults import UsageFault
 
 if TYPE_CHECKING:
@@ -57,16 +68,16 @@ class CropSettings(Settings):
 
     shape: Voxels | None = None
     scans: Annotated[int, Field(ge=1, le=64)] = 2
-    overlap: tuple[Share, Share] = (0.2, 0.8)
+    overlap: ShareRange = (0.2, 0.8)
     alike_iou: Share = 0.5
     places: Annotated[int, Field(ge=1)] = 64
     flip: tuple[bool, bool, bool] = (True, True, True)
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
-    zoom: tuple[Positive, Positive] = (0.8, 1.25)
-    gamma: tuple[Positive, Positive] = (0.7, 1.5)
-    contrast: tuple[Positive, Positive] = (0.8, 1.2)
+    zoom: PositiveRange = (0.8, 1.25)
+    gamma: PositiveRange = (0.7, 1.5)
+    contrast: PositiveRange = (0.8, 1.2)
     brightness: Annotated[float, Field(ge=0)] = 0.1
-    blur: tuple[float, float] = (0.0, 1.0)
+    blur: Range = (0.0, 1.0)
     blur_chance: Share = 0.3
     noise: Annotated[float, Field(ge=0)] = 0.05
 
@@ -112,7 +123,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     """
     from spade3d.scans import typical_grid
 
-    shape, spacing = typical_grid(store, tuple(cases))
+    shape, spacing = typical_grid(store, cases)
     crop = settings.crop.shape or stepped(shape * 2 / 3, at_most=48 if device == "cpu" else 96)
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
     width = settings.network.feature_size or (24 if device == "cpu" else 48)
@@ -127,7 +138,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
             "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
-            "data.spacing": tuple(round(float(mm), 4) for mm in spacing),
+            "data.spacing": spacing,
             "device": device,
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,9 @@ def _same(a, b) -> bool:
     return a == b if isinstance(a, str) or b is None else np.allclose(a, b)
 
 
-def typical_grid(store: VolumeStore, cases: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Median shape (3,) in voxels and median spacing (3,) in mm of some cases of a store."""
+def typical_grid(store: VolumeStore, cases: Sequence[int]) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Median shape (3,) in voxels of some cases of a store, and the spacing in mm that it was prepared to, to the last
+    digit (else the same configuration would not prepare the same scans again); their median, where it was to none."""
     chosen = [store.cases[i] for i in cases]
-    return np.median([case.shape for case in chosen], axis=0), np.median([case.spacing for case in chosen], axis=0)
+    r, a, s = store.preprocessing.spacing or np.median([case.spacing for case in chosen], axis=0).tolist()
+    return np.median([case.shape for case in chosen], axis=0), (r, a, s)

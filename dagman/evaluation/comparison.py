@@ -11,6 +11,7 @@ from pathlib import Path
 from dagman.evaluation.report import comparison_report
 from dagman.evaluation.scores import read_rows, read_summary
 from dagman.evaluation.statistics import paired_comparison
+from spade3d import console
 from spade3d.faults import DataFault, UsageFault
 from spade3d.provenance import write_json
 
@@ -29,7 +30,7 @@ def compare_runs(runs: Sequence[Path], out: Path) -> dict:
     reference, *others = sides
     rows = {side: [row | {"seed": seed} for seed, run in of.items() for row in read_rows(run)] for side, of in sides.items()}
     found = {side: paired_comparison(rows[reference], rows[side]) for side in others}
-    out.mkdir(parents=True, exist_ok=True)
+    console.results_folder(out)
     result = {
         "reference": reference,
         "runs": {side: {str(seed): str(run) for seed, run in of.items()} for side, of in sides.items()},

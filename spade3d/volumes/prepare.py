@@ -110,7 +110,7 @@ def prepare(
     jobs = [Job(case, out, preprocessing, label_names) for case in cases]
     report = progress or (lambda done, total, name: None)
 
-    new = not out.exists()
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
     _check_out(dataset, out, preprocessing)
     try:
         (out / CASES).mkdir(parents=True, exist_ok=True)
@@ -126,22 +126,32 @@ def prepare(
         for outcome in all_outcomes:
             renew_claim()
             if isinstance(outcome, Rejection):
-                if strict:
-                    raise DataFault(f"case {outcome.name}: {outcome.reason}")
                 rejected.append({"name": outcome.name, "reason": outcome.reason})
+                if strict:
+                    break
             else:
                 done[outcome.name] = outcome
             report(len(done) + len(rejected), len(jobs), outcome.name)
-        if done:
+        if done and not (strict and rejected):
             write_json(out / INDEX, _contents(dataset, preprocessing, label_names, done, rejected).to_dict())
+    if strict and rejected:
+        _undo(new)
+        raise DataFault(f"case {rejected[0]['name']}: {rejected[0]['reason']}")
     if not done:
-        if new:
-            shutil.rmtree(out)
+        _undo(new)
         some = "; ".join(f"{one['name']}: {one['reason']}" for one in rejected[:3])
         raise DataFault(
             f"{dataset.root}: none of {len(jobs)} cases can be used ({some}{' ...' if len(rejected) > 3 else ''})"
         )
     return VolumeStore.open(out)
+
+
+def _undo(made: list[Path]) -> None:
+    """Take back the folder of a store that was refused, and the folders made for it; one that was there stays."""
+    for folder in made[:1]:
+        shutil.rmtree(folder)
+    for folder in made[1:]:
+        folder.rmdir()
 
 
 def prepare_case(job: Job) -> StoredCase | Rejection:

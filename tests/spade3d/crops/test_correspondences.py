@@ -91,7 +91,7 @@ def test_cells_tile_the_crop_also_unevenly():
     crop = Crop(0, (10, 8, 9), box_to_mm(Box((0.0, 0.0, 0.0), (10.0, 8.0, 9.0)), (10, 8, 9)))
     places = cell_places(crop, (5, 3, 9)).reshape(5, 3, 9, 3)
     np.testing.assert_allclose(places[:, 0, 0, 0], [-4, -2, 0, 2, 4])  # two voxels of 1 mm a cell
-    np.testing.assert_allclose(places[0, :, 0, 1], [-8 / 3, 0, 8 / 3])
+    np.testing.assert_allclose(places[0, :, 0, 1], [-8 / 3, 0, 8 / 3], atol=1e-12)
     np.testing.assert_allclose(places.mean(axis=(0, 1, 2)), 0, atol=1e-12)
     np.testing.assert_allclose(cell_to_mm(crop, crop.shape), crop.to_mm)
     np.testing.assert_allclose(voxels_at(crop, cell_places(crop, crop.shape))[-1], [9, 7, 8])

@@ -1,0 +1,227 @@
+"""The Spade task: what it asks of the student, how the teacher follows, and what is remembered."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spade3d.contrast.objectives import info_nce
+from spade3d.contrast.spade import Spade, SpadeTerms, contrast
+from spade3d.crops.pairs import PairStream, Sampling
+from spade3d.crops.selection import Places, apart
+from spade3d.networks.features import Features
+from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.volumes.preprocessing import Normalisation
+
+TERMS = SpadeTerms(far_mm=6.0, far_local_mm=4.0, global_memory=16, local_memory=40, global_dim=8, local_dim=6)
+
+
+class TinyNetwork(nn.Module):
+    """The least that has a bottleneck, a decoded map and logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv3d(1, 8, 4, stride=4)
+        self.full = nn.Conv3d(1, 6, 3, padding=1)
+        self.out = nn.Conv3d(6, 1, 1)
+
+    def forward(self, images):
+        return Features((self.down(images).tanh(),), self.full(images).tanh())
+
+    def logits(self, features):
+        return self.out(features.decoded)
+
+
+@pytest.fixture(scope="module")
+def batches(in_memory):
+    rng = np.random.default_rng(0)
+    place = np.indices((24, 22, 20)).sum(axis=0) * 10
+    images = [place + rng.integers(0, 100, place.shape) for _ in range(3)]
+    store = in_memory(images, normalisation=Normalisation(0.0, 1 / 740, 0.0, 1.0))
+    sampling = Sampling(shape=(8, 8, 8), spacing=(1.0, 1.0, 1.0), scans=2, grid=(4, 4, 4), places=5)
+    return PairStream(store, range(3), [np.eye(4)] * 3, sampling)
+
+
+@pytest.fixture
+def task():
+    torch.manual_seed(0)
+    return Spade(TinyNetwork(), bottleneck=8, decoded=6, terms=TERMS).train()
+
+
+def learn(task, optimiser, batch, progress=0.0):
+    losses = task.losses(batch, progress)
+    optimiser.zero_grad()
+    sum(losses.values()).backward()
+    optimiser.step()
+    task.after_step(progress)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def test_losses_have_names_and_are_weighted(task, batches):
+    batch = batches.batch(0)
+    task.losses(batches.batch(1), 0.0)
+    task.after_step(0.0)  # something to be told apart from
+    losses = task.losses(batch, 0.0)
+    assert list(losses) == ["global", "local", "restoration"]
+    assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
+    task.terms = replace(TERMS, global_weight=2.0, local_weight=0.0, restoration_weight=3.0)
+    again = task.losses(batch, 0.0)
+    for name, weight in (("global", 2.0), ("local", 0.0), ("restoration", 3.0)):
+        torch.testing.assert_close(again[name], weight * losses[name])
+
+
+def test_restoration_is_the_square_of_what_is_missing(task, batches):
+    batch = batches.batch(0)
+    restored = task.student.network.logits(task.student.network(batch.student))
+    missing = ((restored - batch.clean) ** 2).mean()
+    torch.testing.assert_close(task.losses(batch, 0.0)["restoration"], missing)
+
+
+def test_the_teacher_takes_no_gradient_and_never_trains(task, batches):
+    losses = task.losses(batches.batch(0), 0.0)
+    sum(losses.values()).backward()
+    assert all(p.grad is None and not p.requires_grad for p in task.teacher.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.student.parameters())
+    assert task.student.training and not any(module.training for module in task.teacher.modules())
+    trained = {id(p) for group in task.parameter_groups(0.1) for p in group["params"]}
+    assert trained == {id(p) for p in task.student.parameters()}
+
+
+def test_both_branches_begin_as_one(task, batches):
+    batch = batches.batch(0)
+    views = batch.student, batch.query_crop, batch.query_voxel
+    for ours, its in zip(task.student(*views)[1:], task.teacher(*views)[1:], strict=True):
+        torch.testing.assert_close(ours, its)
+        torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(ours)))
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_the_teacher_follows_along_a_cosine(task, progress):
+    before = copy.deepcopy(task.teacher.state_dict())
+    with torch.no_grad():
+        for parameter in task.student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    task.after_step(progress)
+    m = 1 - (1 - TERMS.momentum) * (1 + math.cos(math.pi * progress)) / 2
+    for name, ours in task.student.state_dict().items():
+        torch.testing.assert_close(task.teacher.state_dict()[name], m * before[name] + (1 - m) * ours)
+
+
+def test_the_teacher_s_vectors_are_remembered_after_the_step(task, batches):
+    batch = batches.batch(0)
+    task.losses(batch, 0.0)
+    assert len(task.global_memory) == len(task.local_memory) == 0
+    _, t_g, t_l = task.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
+    task.after_step(0.0)
+    torch.testing.assert_close(task.global_memory.vectors, t_g)
+    torch.testing.assert_close(task.local_memory.vectors, t_l)
+    np.testing.assert_array_equal(task.global_memory.places.mm, batch.boxes.mm)
+    np.testing.assert_array_equal(task.local_memory.places.mm, batch.places.mm)
+    for step in range(1, 6):
+        task.losses(batches.batch(step), 0.0)
+        task.after_step(0.0)
+    assert len(task.global_memory) == 16 and len(task.local_memory) == 40  # full
+
+
+def test_accumulated_batches_are_all_remembered(task, batches):
+    for step in range(3):
+        task.losses(batches.batch(step), 0.0)
+    task.after_step(0.0)
+    assert len(task.global_memory) == 12 and not task.unremembered
+
+
+def test_a_step_that_was_skipped_leaves_nothing(task, batches):
+    before = copy.deepcopy(task.teacher.state_dict())
+    task.losses(batches.batch(0), 0.0)
+    task.after_skip()
+    assert not task.unremembered and len(task.global_memory) == len(task.local_memory) == 0
+    assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
+
+
+def test_signs_of_life_get_both_embeddings(task, batches):
+    task.losses(batches.batch(0), 0.0)
+    assert task.embedding.shape == task.paired.shape == (4, 8)
+    assert not task.embedding.requires_grad and "embedding" not in task.state_dict()
+
+
+def test_a_fixed_batch_is_learned(task, batches):
+    optimiser = torch.optim.AdamW(task.student.parameters(), lr=5e-3)
+    for step in range(1, 5):
+        learn(task, optimiser, batches.batch(step))
+    history = [learn(task, optimiser, batches.batch(0)) for _ in range(25)]
+    for name, share in {"global": 0.97, "local": 0.97, "restoration": 0.7}.items():
+        assert history[-1][name] < share * history[0][name]
+
+
+def test_a_task_goes_on_from_its_state(task, batches):
+    """Teacher, memories and their places: the losses after loading are the same to the last digit."""
+    optimiser = torch.optim.SGD(task.student.parameters(), lr=0.01)
+    for step in range(3):
+        learn(task, optimiser, batches.batch(step), progress=0.1)
+    torch.manual_seed(9)
+    other = Spade(TinyNetwork(), bottleneck=8, decoded=6, terms=TERMS).train()
+    other.load_state_dict(copy.deepcopy(task.state_dict()))
+    others = torch.optim.SGD(other.student.parameters(), lr=0.01)
+    for step in range(3, 6):
+        assert learn(task, optimiser, batches.batch(step)) == learn(other, others, batches.batch(step))
+
+
+def test_contrast_selects_by_place(task, batches):
+    batch = batches.batch(0)
+    task.losses(batches.batch(1), 0.0)
+    task.after_step(0.0)
+    keys = nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    memory = task.global_memory
+    found = contrast(keys.flip(0), batch.boxes, keys, memory, batch.alike, 0.5, 0.2)
+    everything = Places.joined([batch.boxes, memory.places])
+    negative = torch.from_numpy(apart(batch.boxes, everything, 0.5))
+    positive = torch.cat([batch.alike, torch.zeros(4, 4, dtype=torch.bool)], dim=1)
+    assert (positive & negative).any()  # the overlapping partner is far, and still no negative
+    negative &= ~positive
+    expected = info_nce(keys.flip(0), torch.cat([keys, memory.vectors]), positive, negative, 0.2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_logits_keep_their_precision_under_autocast(task, batches):
+    batch, keys = batches.batch(0), nn.functional.normalize(torch.randn(4, 8), dim=-1)
+    task.losses(batches.batch(1), 0.0)
+    task.after_step(0.0)
+    exact = contrast(keys, batch.boxes, keys, task.global_memory, batch.alike, 6.0, 0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contrast(keys, batch.boxes, keys, task.global_memory, batch.alike, 6.0, 0.05), exact)
+
+
+def test_a_batch_without_matched_places_has_no_local_loss(task, batches):
+    batch = batches.batch(0)
+    none = torch.zeros(0, dtype=torch.int64)
+    bare = replace(
+        batch,
+        query_crop=none,
+        key_crop=none,
+        query_voxel=torch.zeros(0, 3),
+        key_voxel=torch.zeros(0, 3),
+        places=Places(np.zeros((0, 3)), np.zeros(0, dtype=np.int64)),
+    )
+    losses = task.losses(bare, 0.0)
+    sum(losses.values()).backward()
+    task.after_step(0.0)
+    assert losses["local"] == 0 and len(task.local_memory) == 0
+
+
+def test_spade_trains_a_swin_unetr(in_memory):
+    torch.manual_seed(0)
+    network = SwinUNETR(1, 1, feature_size=12, heads=(1, 1, 1, 1), window=2, depths=(1, 1, 1, 1))
+    task = Spade(network, bottleneck=16 * 12, decoded=12, terms=TERMS).train()
+    image = np.random.default_rng(0).integers(0, 100, (24, 24, 24))
+    store = in_memory([image], normalisation=Normalisation(0.0, 0.01, 0.0, 1.0))
+    sampling = Sampling(shape=(16, 16, 16), spacing=(1.0, 1.0, 1.0), grid=(4, 4, 4), places=5)
+    batches = PairStream(store, [0], [np.eye(4)], sampling)
+    task.losses(batches.batch(0), 0.0)
+    task.after_step(0.0)
+    losses = task.losses(batches.batch(1), 0.5)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.student.parameters())

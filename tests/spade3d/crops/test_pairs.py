@@ -1,0 +1,233 @@
+"""Pairs: a batch is a pure function of (seed, step), and all that it says about places is true in millimetres."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from spade3d.crops.crop import Box, Views, body_bounds, coloured, cut, scan_to_world
+from spade3d.crops.pairs import PairBatch, PairStream, Sampling
+from spade3d.crops.selection import BODY
+from spade3d.volumes.body_frame import box_frames
+
+SAMPLING = Sampling(shape=(12, 10, 8), spacing=(1.5, 1.5, 2.0), scans=3, grid=(6, 5, 4), places=7)
+SHAPES = [(30, 26, 14), (33, 24, 15), (28, 30, 12)]
+AFFINES = [
+    np.diag([0.9, 1.1, 3.0, 1.0]),
+    np.array([[0.0, -1.2, 0, 40], [0.8, 0, 0, -7], [0, 0, 2.5, 300], [0, 0, 0, 1]]),
+    np.diag([1.0, 1.0, 3.5, 1.0]),
+]
+
+
+@pytest.fixture(scope="module")
+def store(in_memory):
+    rng = np.random.default_rng(0)
+    return in_memory([rng.integers(0, 1000, shape) for shape in SHAPES], affines=AFFINES)
+
+
+@pytest.fixture(scope="module")
+def frames(store):
+    return [frame.to_frame for frame in box_frames([case.body_box_mm for case in store.cases])]
+
+
+def stream_of(store, frames, sampling=SAMPLING, seed=0):
+    return PairStream(store, range(len(store.cases)), frames, sampling, seed=seed)
+
+
+def drawn_in(stream, step):
+    return stream.draw(np.random.default_rng([stream.seed, step]))
+
+
+def equal(one, other):
+    tensors = [name for name, value in vars(one).items() if torch.is_tensor(value)]
+    same = all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+    return same and all(
+        np.array_equal(getattr(one, name).mm, getattr(other, name).mm)
+        and np.array_equal(getattr(one, name).space, getattr(other, name).space)
+        for name in ("boxes", "places")
+    )
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(store, frames):
+    batches = list(stream_of(store, frames).stream(0, 4))
+    assert [batch.step for batch in batches] == [0, 1, 2, 3]
+    (again,) = stream_of(store, frames).stream(2, 3)  # resuming is starting there
+    assert equal(again, batches[2]) and not equal(again, batches[1])
+    assert not equal(stream_of(store, frames, seed=1).batch(2), again)
+
+
+def test_the_layout_of_a_batch(store, frames):
+    batch = stream_of(store, frames).batch(0)
+    n = 2 * SAMPLING.scans
+    for images in (batch.student, batch.teacher, batch.clean):
+        assert images.shape == (n, 1, *SAMPLING.shape) and images.dtype == torch.float32
+    assert len(batch) == 2 * n and batch.boxes.mm.shape == (n, 6) and batch.alike.shape == (n, n)
+    m = len(batch.places)
+    assert 0 < m <= n * SAMPLING.places
+    assert batch.query_voxel.shape == batch.key_voxel.shape == (m, 3) and batch.places.mm.shape == (m, 3)
+    # Places are read from a crop and its overlapping partner: a with b, b with a.
+    assert torch.equal(batch.key_crop, batch.query_crop ^ 1) and batch.query_crop.dtype == torch.int64
+    for voxel in (batch.query_voxel, batch.key_voxel):
+        assert (voxel >= -0.5).all() and (voxel <= torch.tensor(SAMPLING.shape) - 0.5).all()
+
+
+def test_moving_a_batch_leaves_places_in_main_memory(store, frames):
+    batch = stream_of(store, frames).batch(0)
+    moved = batch.to(torch.device("meta"))
+    assert isinstance(moved, PairBatch) and moved.student.is_meta and moved.key_voxel.is_meta
+    assert moved.boxes is batch.boxes and moved.places is batch.places and moved.step == 0
+
+
+def test_what_each_branch_sees(store, frames):
+    """The student's view is its clean view coloured; the teacher's is the same box, turned otherwise."""
+    stream = stream_of(store, frames)
+    batch = stream.batch(1)
+    for n, (box, view, other) in enumerate(drawn_in(stream, 1)):
+        assert view.case == other.case and not np.allclose(view.to_mm, other.to_mm)
+        middle = [*((np.array(SAMPLING.shape) - 1) / 2), 1]
+        for crop in (view, other):
+            np.testing.assert_allclose((crop.to_mm @ middle)[:3], box.centre)
+        clean = cut(store, view.plain())
+        np.testing.assert_array_equal(batch.clean[n, 0], clean)
+        np.testing.assert_array_equal(
+            batch.student[n, 0], coloured(clean, view.intensity, store.cases[view.case].normalisation)
+        )
+        np.testing.assert_array_equal(batch.teacher[n, 0], cut(store, other))
+
+
+def test_matched_places_are_one_place_in_both_views(store, frames):
+    stream = stream_of(store, frames)
+    for step in range(4):
+        batch, drawn = stream.batch(step), drawn_in(stream, step)
+        for q, query, k, key, place, space in zip(
+            batch.query_crop.tolist(),
+            batch.query_voxel.double().numpy(),
+            batch.key_crop.tolist(),
+            batch.key_voxel.double().numpy(),
+            batch.places.mm,
+            batch.places.space,
+            strict=True,
+        ):
+            view, other = drawn[q][1], drawn[k][2]
+            mm = view.to_mm @ [*query, 1]
+            np.testing.assert_allclose(mm, other.to_mm @ [*key, 1], atol=1e-4)
+            case = store.cases[view.case]
+            np.testing.assert_allclose(frames[view.case] @ scan_to_world(case) @ mm, [*place, 1], atol=1e-4)
+            assert space == BODY
+            voxel = mm[:3] / case.spacing
+            assert (voxel >= -0.5 - 1e-4).all() and (voxel <= np.array(case.shape) - 0.5 + 1e-4).all()
+
+
+def test_matched_places_are_drawn_without_repetition(store, frames):
+    batch = stream_of(store, frames).batch(0)
+    read = torch.cat([batch.query_crop[:, None], batch.query_voxel], dim=1)
+    assert len(read.unique(dim=0)) == len(read)
+    assert batch.query_crop.bincount().max() <= SAMPLING.places
+
+
+def test_places_outside_the_scan_are_not_matched(in_memory):
+    """Crops of twice the scan: most of their cells show nothing at all."""
+    store = in_memory([np.ones((8, 8, 8))])
+    sampling = replace(SAMPLING, shape=(16, 16, 16), spacing=(1.0, 1.0, 1.0), grid=(8, 8, 8), places=999)
+    batch = PairStream(store, [0], [np.eye(4)], sampling).batch(0)
+    assert 0 < len(batch.places) < 2 * 8**3 / 4
+    assert (batch.places.mm >= -0.5).all() and (batch.places.mm <= 7.5).all()
+
+
+def test_positives_are_the_same_scan_and_the_same_place(store, frames):
+    stream = stream_of(store, frames)
+    for step in range(3):
+        batch, drawn = stream.batch(step), drawn_in(stream, step)
+        for q, k in np.ndindex(6, 6):
+            low_q, high_q = batch.boxes.mm[q].reshape(2, 3)
+            low_k, high_k = batch.boxes.mm[k].reshape(2, 3)
+            shared = np.prod(np.maximum(np.minimum(high_q, high_k) - np.maximum(low_q, low_k), 0))
+            union = np.prod(high_q - low_q) + np.prod(high_k - low_k) - shared
+            expected = drawn[q][1].case == drawn[k][1].case or shared / union >= SAMPLING.alike_iou
+            assert batch.alike[q, k] == expected
+        # a of the anchor and its counterparts lie at one place of the body.
+        assert batch.alike[0, 2] and batch.alike[0, 4] and batch.alike[1, 3] and batch.alike[1, 5]
+
+
+def test_the_two_crops_of_a_scan_overlap_as_asked(store, frames):
+    stream = stream_of(store, frames, replace(SAMPLING, scans=1, shape=(6, 6, 3)))
+    for step in range(20):
+        (a, *_), (b, *_) = drawn_in(stream, step)
+        sides = np.asarray(a.size) - np.abs(np.subtract(a.centre, b.centre))
+        assert a.size == b.size and np.prod(np.maximum(sides, 0)) / np.prod(a.size) >= 0.2 - 1e-9
+
+
+def test_the_counterpart_of_equal_frames_is_the_same_box(in_memory):
+    store = in_memory([np.ones((20, 20, 20))] * 2)
+    stream = PairStream(store, [0, 1], [np.eye(4)] * 2, SAMPLING)
+    box = Box((9.0, 8.0, 10.0), (6.0, 7.0, 8.0))
+    found = stream.counterpart(box, 0, 1)
+    np.testing.assert_allclose(found.corners, box.corners)
+
+
+def test_a_larger_patient_has_a_larger_counterpart(in_memory):
+    store = in_memory([np.ones((20, 20, 20)), np.ones((20, 20, 20))], affines=[np.eye(4), np.diag([2.0, 2, 2, 1])])
+    frames = [frame.to_frame for frame in box_frames([case.body_box_mm for case in store.cases])]
+    found = PairStream(store, [0, 1], frames, SAMPLING).counterpart(Box((9.5, 4.5, 9.5), (6.0, 6.0, 6.0)), 0, 1)
+    np.testing.assert_allclose(found.size, 12)
+    np.testing.assert_allclose(found.centre, (19, 9, 19))  # the same voxel of twice the size
+
+
+def test_an_unplaced_scan_is_compared_with_itself_only(store, frames):
+    stream = stream_of(store, [frames[0], None, frames[2]])
+    for step in range(6):
+        batch, drawn = stream.batch(step), drawn_in(stream, step)
+        cases = np.array([view.case for _, view, _ in drawn])
+        assert (batch.boxes.space == np.where(cases == 1, 2, BODY)).all()
+        assert (batch.places.space == np.where(cases[batch.query_crop] == 1, 2, BODY)).all()
+        lone = torch.from_numpy(cases == 1)
+        assert not batch.alike[lone][:, ~lone].any() and not batch.alike[~lone][:, lone].any()
+        # It learns from its own places: its two crops overlap as the anchor's do, and its places are matched.
+        (a, view, _), (b, _, _) = (drawn[n] for n in np.flatnonzero(lone))
+        sides = np.asarray(a.size) - np.abs(np.subtract(a.centre, b.centre))
+        assert np.prod(np.maximum(sides, 0)) / np.prod(a.size) >= 0.2 - 1e-9
+        low, high = body_bounds(store.cases[1])
+        fits = np.asarray(a.size) <= high - low
+        assert (a.corners[:3] >= low - 1e-9)[fits].all() and (a.corners[3:] <= high + 1e-9)[fits].all()
+        assert torch.isin(torch.from_numpy(np.flatnonzero(lone)), batch.query_crop).all()
+
+
+def test_without_frames_every_scan_stands_alone(store):
+    batch = stream_of(store, [None] * 3).batch(0)
+    assert sorted(set(batch.boxes.space.tolist())) == [1, 2, 3]
+    assert batch.alike.sum() == 3 * 4
+
+
+def test_fewer_scans_than_asked_for_make_a_smaller_batch(store, frames):
+    batch = PairStream(store, [2], frames, SAMPLING).batch(0)
+    assert len(batch.student) == 2 and batch.alike.all()
+    with pytest.raises(ValueError, match="no cases"):
+        PairStream(store, [], frames, SAMPLING)
+
+
+def test_views_that_share_no_cell_make_a_batch_without_places(in_memory):
+    store = in_memory([np.ones((40, 4, 4))])
+    still = Views(rotation_deg=0.0)
+    sampling = replace(SAMPLING, shape=(8, 8, 8), spacing=(1.0, 1.0, 1.0), overlap=(0.0, 0.0), views=still)
+    batches = [PairStream(store, [0], [np.eye(4)], replace(sampling, grid=(1, 1, 1))).batch(step) for step in range(9)]
+    empty = [batch for batch in batches if len(batch.places) == 0]
+    assert empty and all(batch.query_voxel.shape == (0, 3) and batch.places.mm.shape == (0, 3) for batch in empty)
+
+
+def test_pictures_show_the_matched_places_of_the_anchor(store, frames):
+    stream = stream_of(store, frames)
+    pictures, batch = stream.pictures(0), stream.batch(0)
+    np.testing.assert_array_equal(pictures["a"], batch.student[0, 0])
+    np.testing.assert_array_equal(pictures["b"], batch.teacher[1, 0])
+    assert pictures["points_a"].shape == pictures["points_b"].shape and len(pictures["points_a"]) > 0
+    mm_a, mm_b = (
+        np.c_[pictures[name], np.ones(len(pictures[name]))] @ crop.to_mm.T
+        for name, crop in (("points_a", drawn_in(stream, 0)[0][1]), ("points_b", drawn_in(stream, 0)[1][2]))
+    )
+    np.testing.assert_allclose(mm_a, mm_b, atol=1e-4)
+
+
+def test_the_size_of_a_crop_is_voxels_times_spacing(store, frames):
+    assert stream_of(store, frames).size_mm == (18.0, 15.0, 16.0) and math.prod(SAMPLING.grid) == 120
