@@ -86,7 +86,8 @@ def one_thread():
 def road(tmp_path_factory) -> Path:
     """scans -> store -> pretrained -> finetuned and scratch -> predicted, comparison."""
     place = tmp_path_factory.mktemp("road")
-    write_dataset("heart-ct", place / "scans", patients=5, unlabelled=2, seed=1, shape=(40, 40, 32), spacing=(6.0, 6.0, 6.0))
+    size = {"shape": (40, 40, 32), "spacing": (6.0, 6.0, 6.0)}
+    write_dataset("heart-ct", place / "scans", patients=5, unlabelled=2, seed=1, **size)
     prepared = run(spade3d.commands.prepare, place / "scans", "--out", place / "store", "--spacing", 6.5, 6.5, 6.5)
     assert prepared == {"store": str(place / "store"), "scans": 7, "labelled": 5, "left_out": 0}
     store, pretrained = place / "store", place / "pretrained"
@@ -189,7 +190,8 @@ def assert_same_grid(one: Path, other: Path):
 
 def test_the_twins_differ_in_the_encoder_only(road):
     configs = [yaml.safe_load((road / name / "config.yaml").read_text()) for name in ("finetuned", "scratch")]
-    assert Path(configs[0].pop("init")) == road / "pretrained" / "encoder.safetensors" and configs[1].pop("init") is None
+    begun = [config.pop("init") for config in configs]
+    assert begun == [str(road / "pretrained" / "encoder.safetensors"), None]
     assert configs[0] == configs[1]
     result = json.loads((road / "comparison" / "comparison.json").read_text())
     (side,) = result["comparisons"]
@@ -268,21 +270,14 @@ def test_resuming_does_not_change_what_was_begun(road, capsys):
 
 def test_predictions_lie_on_the_grid_of_their_scan_whatever_its_axes(road, tmp_path):
     scan = read_volume(sorted((road / "scans" / "ct_test").glob("*_image.nii.gz"))[0])
-    turn = np.array([[0, -1.0, 0, 0], [0, 0, 1.0, 0], [-1.0, 0, 0, 0], [0, 0, 0, 1]])  # the same body, lying otherwise
-    turned = np.flip(scan.voxels.transpose(2, 0, 1), (0, 1))
-    affine = scan.affine @ np.array(
-        [
-            [0, -1.0, 0, scan.shape[0] - 1],
-            [0, 0, 1.0, 0],
-            [-1.0, 0, 0, scan.shape[2] - 1],
-            [0, 0, 0, 1],
-        ]
-    )
-    assert np.array_equal(np.sign(affine[:3, :3]), turn[:3, :3])
+    i, _, k = scan.shape
+    turned = np.flip(scan.voxels.transpose(2, 0, 1), (0, 1))  # the same body: axes I, L, A instead of R, A, S
+    affine = scan.affine @ np.array([[0, -1, 0, i - 1], [0, 0, 1, 0], [-1, 0, 0, k - 1], [0, 0, 0, 1]])
     (tmp_path / "in").mkdir()
     write_volume(tmp_path / "in" / "straight.nii.gz", scan.voxels, scan.affine)
     write_volume(tmp_path / "in" / "turned.nii.gz", np.ascontiguousarray(turned), affine)
-    said = run(dagman.commands.predict, road / "finetuned", tmp_path / "in", "--out", tmp_path / "out", "--device", "cpu")
+    predict = [road / "finetuned", tmp_path / "in", "--device", "cpu", "--out"]
+    said = run(dagman.commands.predict, *predict, tmp_path / "out")
     assert (said["scans"], said["left_out"]) == (2, 0)
     found = {}
     for name in ("straight", "turned"):
@@ -292,6 +287,12 @@ def test_predictions_lie_on_the_grid_of_their_scan_whatever_its_axes(road, tmp_p
     assert said["volumes_ml"]["turned"] == said["volumes_ml"]["straight"]
     table = {0, 500, 600, 420, 550, 205, 820, 850}
     assert set(np.unique(found["straight"].voxels).tolist()) <= table
+
+    before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    with pytest.raises(SystemExit) as end:  # where each prediction would take the place of its scan
+        dagman.commands.predict([str(token) for token in (*predict, tmp_path / "in")])
+    assert end.value.code == 3
+    assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
 
 
 def test_predictions_of_the_run_and_of_the_command_are_the_same(road, tmp_path):

@@ -1,0 +1,348 @@
+"""The command line: its options are a promise, its help is light, bad input ends in one line and nothing written."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+import dagman.commands
+import spade3d.commands
+from spade3d import __version__, console
+from spade3d.networks.foreign import save_encoder
+from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.provenance import write_json
+from spade3d.volumes.volume import write_volume
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+COMMANDS = {
+    "spade-prepare": spade3d.commands.prepare,
+    "spade-pretrain": spade3d.commands.pretrain,
+    "dagman-finetune": dagman.commands.finetune,
+    "dagman-predict": dagman.commands.predict,
+    "dagman-compare": dagman.commands.compare,
+}
+COMMON = """--config --resume --strict --json --out
+    --steps --seed --device --precision --workers --folds --fold --save-every
+    --data.path --data.spacing --data.window-hu --data.mr
+    --network.feature-size --network.depths --network.heads --network.window --network.drop-path --network.use-v2
+    --network.merging --network.monai-compatible
+    --optim.lr --optim.weight-decay --optim.warmup --optim.floor --optim.clip-norm --optim.accumulate
+    --crop.shape --crop.flip --crop.rotation-deg --crop.zoom --crop.gamma --crop.contrast --crop.brightness
+    --crop.blur --crop.blur-chance --crop.noise"""
+OPTIONS = {
+    "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
+    "spade-pretrain": f"""DATA {COMMON} --recipe --crop.scans --crop.overlap --crop.alike-iou --crop.places
+        --contrast.far-mm --contrast.far-local-mm --contrast.temperature --contrast.global-memory
+        --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.momentum
+        --contrast.global-weight --contrast.local-weight --contrast.restoration-weight""",
+    "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --crop.crops --crop.foreground
+        --scoring.overlap --scoring.tolerance-mm --scoring.looks --scoring.look-cases""",
+    "dagman-predict": "MODEL SCANS --out --device --strict --json",
+    "dagman-compare": "RUNS --out --json",
+}
+
+
+def call(name: str, *tokens) -> int:
+    """The exit code of a console script, called in this process."""
+    with pytest.raises(SystemExit) as end:
+        COMMANDS[name]([str(token) for token in tokens])
+    return end.value.code
+
+
+def refused(capsys, name: str, *tokens) -> tuple[int, str]:
+    """Exit code and the one line on standard error, besides progress; nothing is on standard output."""
+    code = call(name, *tokens)
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if not re.match(r"preparing \S+: \d+/\d+ |left out ", line)]
+    assert printed.out == "" and len(lines) == 1, printed.err
+    assert lines[0].startswith(f"{name}: ")
+    return code, lines[0].removeprefix(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_options_are_a_promise(name, monkeypatch):
+    """Other programs rely on these names: to change one is a decision record and a line in CHANGELOG.md."""
+    apps = []
+    monkeypatch.setattr(console, "run", lambda app, tokens, tree=None: apps.append(app) or 0)
+    assert call(name) == 0
+    arguments = apps[0].assemble_argument_collection()
+    names = {name for argument in arguments if not argument.children for name in argument.names}
+    assert {n for n in names if not re.search(r"--(\w+\.)?no-", n)} == set(OPTIONS[name].split())
+
+
+def test_help_and_version_answer_without_the_heavy_imports():
+    script = """
+import sys
+from spade3d.commands import prepare, pretrain
+from dagman.commands import compare, finetune, predict
+for command in (prepare, pretrain, finetune, predict, compare):
+    for option in ("--help", "--version"):
+        try:
+            command([option])
+        except SystemExit as end:
+            assert end.code == 0, end.code
+print(sorted({"torch", "monai", "numba", "SimpleITK", "nibabel", "scipy", "matplotlib"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines().count(__version__) == 5
+    assert done.stdout.count("Usage: ") == 5 and "a folder of scans, a dataset in any known layout" in done.stdout
+
+
+# --- scans that cannot be used -------------------------------------------------------------------------------------
+
+
+def scan(seed: int = 0, shape: tuple[int, ...] = (16, 16, 16)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 1000, shape).astype(np.int16)
+
+
+def folder(path: Path, *images: np.ndarray) -> Path:
+    path.mkdir()
+    for number, image in enumerate(images):
+        write_volume(path / f"scan{number}.nii.gz", image, AFFINE)
+    return path
+
+
+def labelled(path: Path, *labels: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    """An MSD dataset whose table knows the liver as 1."""
+    for part in ("imagesTr", "labelsTr"):
+        (path / part).mkdir(parents=True)
+    for number, map_ in enumerate(labels):
+        write_volume(path / "imagesTr" / f"case{number}.nii.gz", scan(number), AFFINE)
+        write_volume(path / "labelsTr" / f"case{number}.nii.gz", map_.astype(np.uint8), affine)
+    listed = [
+        {"image": f"./imagesTr/case{n}.nii.gz", "label": f"./labelsTr/case{n}.nii.gz"} for n in range(len(labels))
+    ]
+    about = {"name": "livers", "labels": {"background": 0, "liver": 1}, "modality": {"0": "CT"}, "training": listed}
+    write_json(path / "dataset.json", about)
+    return path
+
+
+def livers(count: int) -> list[np.ndarray]:
+    return [scan(10 + n) > 500 for n in range(count)]
+
+
+def damaged(path: Path, harm) -> Path:
+    """A folder of one scan whose bytes went through `harm`."""
+    file = folder(path, scan()) / "scan0.nii.gz"
+    file.write_bytes(harm(file.read_bytes()))
+    return path
+
+
+def array(path: Path, voxels: np.ndarray) -> Path:
+    path.mkdir()
+    nib.save(nib.Nifti1Image(voxels, AFFINE), path / "scan0.nii.gz")
+    return path
+
+
+def with_nan() -> np.ndarray:
+    voxels = scan().astype(np.float32)
+    voxels[2, 3, :5] = np.nan
+    return voxels
+
+
+def shifted() -> np.ndarray:
+    affine = AFFINE.copy()
+    affine[0, 3] = 7.5
+    return affine
+
+
+RGB = np.zeros((16, 16, 16), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+BAD = {
+    "a missing path": (lambda path: path, "no such file or folder"),
+    "an empty folder": (folder, "no scan found (the folder is empty)"),
+    "no scan at all": (lambda path: array(path, scan()) and text_only(path), "no scan found (files that are no scans"),
+    "a truncated file": (lambda path: damaged(path, lambda b: b[: len(b) // 2]), "is truncated"),
+    "a corrupt file": (lambda path: damaged(path, lambda b: b[:-900] + bytes([b[-900] ^ 255]) + b[-899:]), "damaged"),
+    "an empty file": (lambda path: damaged(path, lambda b: b""), "is empty (0 bytes)"),
+    "another file": (lambda path: damaged(path, lambda b: b"no scan" * 99), "is no NIfTI file"),
+    "a picture": (lambda path: array(path, scan(shape=(16, 16))), "is 2-D with shape (16, 16); a 3-D scan is needed"),
+    "one slice": (lambda path: folder(path, scan(shape=(16, 16, 1))), "shape 16x16x1"),
+    "colours": (lambda path: array(path, RGB), "RGB colour"),
+    "NaN voxels": (lambda path: array(path, with_nan()), "5 of 4096 voxels are NaN or Inf"),
+    "a constant volume": (lambda path: folder(path, scan() * 0 + 7), "constant, every voxel is 7"),
+    "labels moved": (lambda path: labelled(path, *livers(2), affine=shifted()), "another grid than its image: origins"),
+    "labels cut": (lambda path: labelled(path, *(one[1:] for one in livers(2))), "shape (16, 16, 16) against (15,"),
+    "unknown values": (lambda path: labelled(path, *(one * 7 for one in livers(2))), "are not in the table (1 liver)"),
+}
+
+
+def text_only(path: Path) -> Path:
+    (path / "scan0.nii.gz").rename(path / "scan0.txt")
+    return path
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_scans_that_cannot_be_used_leave_one_line_and_nothing_else(what, tmp_path, capsys):
+    make, reason = BAD[what]
+    data = make(tmp_path / "data")
+    once = ["--steps", 1]
+    for name, more in {"spade-prepare": [], "spade-pretrain": once, "dagman-finetune": once}.items():
+        code, message = refused(capsys, name, data, "--out", tmp_path / "new" / "out", *more)
+        assert code == 3 and reason in message and message.startswith(str(data))
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_bad_scan_among_good_ones_is_named_counted_and_left_out(tmp_path, capsys):
+    data = folder(tmp_path / "data", scan(0), scan(1), scan(2), scan() * 0)
+    (data / "scan4.nii.gz").write_bytes(b"")
+    small = ["--steps", 1, "--crop.shape", 8, 8, 8, "--network.feature-size", 12, "--contrast.local-memory", 8]
+    for name, more in {"spade-prepare": [], "spade-pretrain": [*small, "--device", "cpu"]}.items():
+        out = tmp_path / name
+        assert call(name, data, "--out", out, "--json", *more) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["left_out"] == 2 and json.loads(printed.out)["scans"] == 3
+        assert f"left out scan3: {data / 'scan3.nii.gz'}: constant" in printed.err
+        assert f"left out scan4: {data / 'scan4.nii.gz'}: is empty" in printed.err
+        assert "2 left out, 3 scans remain" in printed.err
+        code, message = refused(capsys, name, data, "--out", tmp_path / "strict", "--strict", *more)
+        assert code == 3 and message.startswith(f"case scan3: {data / 'scan3.nii.gz'}: constant")
+        assert not (tmp_path / "strict").exists()
+    rejected = json.loads((tmp_path / "spade-pretrain" / "provenance.json").read_text())["rejected"]
+    assert [one["name"] for one in rejected] == ["scan3", "scan4"]
+    assert "is empty (0 bytes)" in (tmp_path / "spade-pretrain" / "report.html").read_text()
+
+
+def test_real_specimens(shared_data, tmp_path, capsys):
+    odd = shared_data / "odd"
+    for place, reason in {
+        "corrupt/constant.nii.gz": "constant, every voxel is 5",
+        "corrupt/crc_error.nii.gz": "the compressed data is damaged",
+        "corrupt/empty.nii.gz": "is empty (0 bytes)",
+        "corrupt/nan_block.nii.gz": "5460 of 61880 voxels are NaN or Inf",
+        "corrupt/truncated.nii.gz": "is truncated",
+        "dicom/generic_rgb_001": "is RGB",
+        "dicom/failing_sliceincrement_001": "slices are missing",
+        "nifti/example4d.nii.gz": "is 4-D",
+        "nifti/sheared_affine.nii.gz": "has a shear",
+    }.items():
+        code, message = refused(capsys, "spade-prepare", odd / place, "--out", tmp_path / "out")
+        assert code == 3 and str(odd / place) in message and reason in message
+        assert not (tmp_path / "out").exists()
+    assert call("spade-prepare", odd / "corrupt", "--out", tmp_path / "out", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["left_out"] == 5 and printed.err.count("left out ") == 5
+
+
+# --- options and folders that cannot be used -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "message"),
+    [
+        ("spade-prepare", "DATA --out OUT --workers -1", "--workers -1: 0 or more"),
+        ("spade-prepare", "DATA --out OUT --window 250 -175", "the lower end of a range comes first"),
+        ("spade-prepare", "DATA --out OUT --mr bright", "'percentile' or 'zscore'"),
+        ("spade-prepare", "DATA --out OUT --spacing 0 1 1", "0.0 given; input should be greater than 0"),
+        ("spade-prepare", "DATA", "--out requires an argument"),
+        ("spade-pretrain", "--out OUT", "no DATA given"),
+        ("spade-pretrain", "DATA DATA --out OUT", "Unused Tokens"),
+        ("spade-pretrain", "DATA --out OUT --optim.lrr 1", "Unknown option: --optim.lrr. Did you mean --optim.lr?"),
+        ("spade-pretrain", "DATA --out OUT --steps many", "--steps: 'many' given; input should be a valid integer"),
+        ("spade-pretrain", "DATA --out OUT --steps 0", "--steps: '0' given; input should be greater than"),
+        ("spade-pretrain", "DATA --out OUT --optim.lr nan", "--optim.lr: 'nan' given; input should be a finite number"),
+        ("spade-pretrain", "DATA --out OUT --crop.shape 8 8", "--crop.shape requires 3"),
+        ("spade-pretrain", "DATA --out OUT --crop.zoom 1.2 0.8", "the lower end of a range comes first"),
+        ("spade-pretrain", "DATA --out OUT --network.heads 5 10 20 40", "5 heads cannot share the 24 channels"),
+        ("spade-pretrain", "DATA --out OUT --device tpu", "--device: 'tpu' given; input should be 'auto', 'cpu' or"),
+        ("spade-pretrain", "DATA --out OUT --recipe dino", "recipe 'dino' is not known; one of: "),
+        ("spade-pretrain", "DATA --out OUT --config none.yaml", "none.yaml: no such configuration file"),
+        ("spade-pretrain", "DATA --out OUT --config YAML", "optim.lrr is not a known key; did you mean optim.lr?"),
+        ("dagman-finetune", "DATA --out OUT --task detection", "--task: 'detection' given; input should be 'segment"),
+        ("dagman-finetune", "DATA --out OUT --labels 9", "--labels 9: only 2 labelled subjects may train"),
+        ("dagman-finetune", "DATA --out OUT --labels 1.5", "--labels 1.5: a whole number of subjects, or a share"),
+        ("dagman-finetune", "DATA --out OUT --fold 3", "fold 3 of 3 asked for"),
+        ("dagman-predict", "DATA --out OUT", "no scans given"),
+        ("dagman-predict", "DATA DATA --out OUT --device tpu", "--device tpu: one of auto, cpu, cuda"),
+        ("dagman-compare", "DATA --out OUT", "1 runs given; a comparison needs at least two"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(name, tokens, message, tmp_path, capsys):
+    places = {"DATA": labelled(tmp_path / "data", *livers(3)), "OUT": tmp_path / "out", "YAML": tmp_path / "c.yaml"}
+    places["YAML"].write_text("optim: {lrr: 1}\n")
+    code, said = refused(capsys, name, *(places.get(token, token) for token in tokens.split()))
+    assert code == 2 and message in said
+    assert not places["OUT"].exists()
+
+
+def test_the_list_of_recipes_is_printed(tmp_path, capsys):
+    _, said = refused(capsys, "spade-pretrain", tmp_path, "--out", tmp_path / "out", "--recipe=dino")
+    assert "spade" in said.partition("one of: ")[2].split(", ")
+
+
+def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_begun(tmp_path, capsys):
+    data, out = labelled(tmp_path / "data", *livers(3)), tmp_path / "out"
+    wide, cut, odd = (tmp_path / f"{name}.safetensors" for name in ("wide", "cut", "odd"))
+    save_encoder(wide, SwinUNETR(1, 1, feature_size=24))
+    cut.write_bytes(wide.read_bytes()[:5000])
+    save_file(SwinUNETR(1, 1, feature_size=20, heads=(2, 4, 5, 8)).swinViT.state_dict(), odd)
+    for init, more, reason in (
+        (wide, ["--network.feature-size", 12], "an encoder with feature_size 24 (here 12)"),
+        (cut, [], "not a whole safetensors file"),
+        (odd, [], "multiple of 12"),
+        (tmp_path / "none.pt", [], "no such file"),
+    ):
+        code, said = refused(capsys, "dagman-finetune", data, "--init", init, "--out", out, "--steps", 1, *more)
+        assert code == 3 and said.startswith(str(init)) and reason in said
+        assert not out.exists()
+
+
+def test_fine_tuning_needs_labels_to_learn_from_and_to_be_judged_by(tmp_path, capsys):
+    for data, reason in (
+        (folder(tmp_path / "plain", scan(0), scan(1)), "no labelled scan"),
+        (labelled(tmp_path / "alone", *livers(1)), "1 labelled subjects (case0) among 1 scans; at least 2 are needed"),
+    ):
+        code, said = refused(capsys, "dagman-finetune", data, "--out", tmp_path / "out", "--steps", 1)
+        assert code == 3 and reason in said
+        assert not (tmp_path / "out").exists()
+
+
+def snapshot(place: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "message"),
+    [
+        ("spade-prepare", "DATA --out FULL", "holds files that are no store"),
+        ("spade-prepare", "DATA --out FILE", "is a file; a folder for the store is needed"),
+        ("spade-prepare", "DATA --out STORE --window 0 80", "holds a store of another preprocessing"),
+        ("spade-prepare", "STORE --out NEW", "is a store already"),
+        ("spade-pretrain", "DATA --out RUN", "already holds a run; give another --out, or continue"),
+        ("spade-pretrain", "DATA --out FULL", "is not empty (1 entries)"),
+        ("spade-pretrain", "DATA --out FILE", "is a file; --out needs a folder"),
+        ("spade-pretrain", "DATA --out NEW --resume", "holds no run to resume"),
+        ("dagman-finetune", "DATA --out RUN", "already holds a run"),
+        ("dagman-predict", "FULL DATA --out NEW", "no model there; give a run of dagman-finetune"),
+        ("dagman-predict", "FILE DATA --out NEW", "not readable as safetensors"),
+        ("dagman-compare", "RUN FULL --out NEW", "holds no finished run of dagman-finetune (no summary.json)"),
+    ],
+)
+def test_folders_that_hold_something_else_are_left_as_they_are(name, tokens, message, tmp_path, capsys):
+    places = {word: tmp_path / word.lower() for word in ("DATA", "FULL", "FILE", "STORE", "RUN", "NEW")}
+    labelled(places["DATA"], *livers(2))
+    folder(places["FULL"], scan())
+    places["FILE"].write_text("x" * 99)
+    folder(places["RUN"]).joinpath("config.yaml").write_text("steps: 1\n")
+    assert call("spade-prepare", places["DATA"], "--out", places["STORE"]) == 0
+    capsys.readouterr()
+    before = snapshot(tmp_path)
+    code, said = refused(capsys, name, *(places.get(token, token) for token in tokens.split()))
+    assert code == 3 and message in said
+    assert snapshot(tmp_path) == before and not places["NEW"].exists()
+
+
+def test_settings_that_a_store_was_not_prepared_with_are_refused(tmp_path, capsys):
+    data, store = folder(tmp_path / "data", scan(0), scan(1)), tmp_path / "store"
+    assert call("spade-prepare", data, "--out", store) == 0
+    capsys.readouterr()
+    code, said = refused(capsys, "spade-pretrain", store, "--out", tmp_path / "out", "--data.window-hu", 0, 80)
+    assert code == 2 and "data.window_hu (0.0, 80.0) asked for, the store has (-175.0, 250.0)" in said
+    assert not (tmp_path / "out").exists()
