@@ -1,1 +1,1 @@
-"""dagman knows how a network attends, how a student learns from a noisy teacher, and what the learned encoder is for."""
+"""dagman knows how a network attends, how a student learns from a noisy teacher, and what the encoder is for."""

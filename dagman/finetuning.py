@@ -24,7 +24,7 @@ from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault
-from spade3d.networks.foreign import Coverage, load_encoder, describe_encoder
+from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes import build_network
 from spade3d.scans import open_scans
@@ -88,7 +88,7 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
     model.save(out / "model.safetensors")
     rows = judge(model, store, split, out / "predictions", settings, device)
     write_cases(out / "cases.csv", rows)
-    summary = summarise(rows, settings, store, split, taught, coverage, leakage)
+    summary = summarise(rows, settings, store, split, taught, loading_of(settings, coverage), leakage)
     write_json(out / "summary.json", summary)
     shown = [show(model, store, case, why, device) for case, why in telling_cases(rows)]
     report = finetuning_report(out, shown)
@@ -117,12 +117,20 @@ def check_split(store: VolumeStore, split: Split) -> None:
 def fresh_network(settings: FinetuneSettings, classes: Classes):
     """The network of a run, drawn from its seed; then its encoder from the checkpoint, if there is one.
 
-    The decoder is drawn the same with and without a checkpoint, so that a twin from scratch differs in the encoder only.
+    The decoder is drawn the same with and without a checkpoint: a twin from scratch differs in the encoder only.
     """
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=len(classes))
     coverage: Coverage | None = None if settings.init is None else load_encoder(network, Path(settings.init))
     return network, coverage
+
+
+def loading_of(settings: FinetuneSettings, coverage: Coverage | None) -> dict | None:
+    """How much of the checkpoint was loaded, and the run it comes from where it says so; None from scratch."""
+    if coverage is None:
+        return None
+    run = describe_encoder(Path(settings.init)).get("run")
+    return {"loaded": coverage.loaded, "total": coverage.total, "source": coverage.source, "run": run}
 
 
 def pretraining_of(settings: FinetuneSettings) -> dict | None:

@@ -1,6 +1,7 @@
 """spade-prepare and spade-pretrain. Options are read before torch is imported, so that --help answers at once."""
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -199,7 +200,11 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         label="pretraining",
         config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
     )
-    how = {"preprocessing": store.preprocessing.to_dict(), "provenance": describe(store, split.train, split)}
+    how = {
+        "preprocessing": store.preprocessing.to_dict(),
+        "provenance": describe(store, split.train, split),
+        "run": {"recipe": recipe.name, "seed": settings.seed, "settings": settings_mark(settings)},
+    }
     save_encoder(out / ENCODER, built.network, how)
     report = pretraining_report(out, built.pictures())
     return {
@@ -210,6 +215,13 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         "scans": len(split.train),
         "left_out": len(store.rejected),
     }
+
+
+def settings_mark(settings: Settings) -> str:
+    """Eight hex digits that are equal for runs that differ in seed, machine or place only."""
+    what = settings.model_dump(mode="json", exclude={"seed", "device", "workers", "save_every"})
+    what["data"].pop("path")
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def begun_settings(tree: type[Common], out: Path, config, flags) -> Common:

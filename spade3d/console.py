@@ -19,8 +19,8 @@ from spade3d import __version__
 from spade3d.configuration import Settings, explain
 from spade3d.faults import DataFault, Fault, UsageFault
 
-# OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, of which
-# another program keeps one busy, a training step took 26 to 50 s instead of 2 (0.6 on a quiet machine, either way).
+# OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, one of
+# them kept busy by another program, a training step took 26 to 50 s instead of 2 (0.6 on a quiet machine).
 # libgomp reads this when torch is imported, which happens later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -196,9 +196,7 @@ def test_the_twins_differ_in_the_encoder_only(road):
     result = json.loads((road / "comparison" / "comparison.json").read_text())
     (side,) = result["comparisons"]
     whole, *classes = result["comparisons"][side]
-    means = [
-        json.loads((road / name / "summary.json").read_text())["mean_dice"] for name in ("scratch", "finetuned")
-    ]
+    means = [json.loads((road / name / "summary.json").read_text())["mean_dice"] for name in ("scratch", "finetuned")]
     assert (whole["mean_a"], whole["mean_b"]) == pytest.approx(tuple(means), abs=1e-5) and len(classes) == 7
 
 

@@ -1,4 +1,4 @@
-"""Comparison of fine-tuning runs: sides by their encoder, pairs by case and seed; nothing is compared that differs else."""
+"""Comparison of fine-tuning runs: sides by their encoder, pairs by case and seed; all else must be the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def compare_runs(runs: Sequence[Path], out: Path) -> dict:
     check_protocols(summaries)
     sides = sides_of(summaries)
     reference, *others = sides
-    rows = {side: [row | {"seed": seed} for seed, run in of.items() for row in read_rows(run)] for side, of in sides.items()}
+    rows = {
+        side: [row | {"seed": seed} for seed, run in of.items() for row in read_rows(run)] for side, of in sides.items()
+    }
     found = {side: paired_comparison(rows[reference], rows[side]) for side in others}
     console.results_folder(out)
     result = {
@@ -40,7 +42,7 @@ def compare_runs(runs: Sequence[Path], out: Path) -> dict:
     report = comparison_report(out, found, {side: list(of.values()) for side, of in sides.items()})
     return {
         "reference": reference,
-        **{f"{side} minus {reference}": _headline(found[side][0]) for side in others},
+        **{f"{side}, against it": _headline(found[side][0]) for side in others},
         "report": str(report),
     }
 
@@ -59,14 +61,19 @@ def sides_of(summaries: Mapping[Path, Mapping]) -> dict[str, dict[int, Path]]:
     seeds = sorted(sides[first])
     for side, of in sides.items():
         if sorted(of) != seeds:
-            raise UsageFault(f"{side} was run with seeds {sorted(of)}, {first} with {seeds}; run both with the same seeds")
+            raise UsageFault(
+                f"{side} was run with seeds {sorted(of)}, {first} with {seeds}; run both with the same seeds"
+            )
     order = [first, *(side for side in sides if side != first)]
     return {side: {seed: sides[side][seed] for seed in seeds} for side in order}
 
 
 def side_of(summary: Mapping) -> str:
-    """What a run's encoder began as."""
-    return f"from {summary['coverage']['source']}" if summary["coverage"] else SCRATCH
+    """What a run's encoder began as: recipe and settings, whatever the seed; the file where it does not say."""
+    if not summary["coverage"]:
+        return SCRATCH
+    run = summary["coverage"].get("run")
+    return f"pretrained ({run['recipe']} {run['settings']})" if run else f"from {summary['coverage']['source']}"
 
 
 def check_protocols(summaries: Mapping[Path, Mapping]) -> None:

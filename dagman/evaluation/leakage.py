@@ -29,8 +29,8 @@ def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any
                 seen.add(case.subject)
     if seen and strict:
         raise DataFault(
-            f"{len(seen)} validation subjects were in the pretraining ({', '.join(sorted(seen)[:6])}); pretrain without "
-            "them (the same --fold in both commands), or drop --strict to run with a warning in the report"
+            f"{len(seen)} validation subjects were in the pretraining ({', '.join(sorted(seen)[:6])}); pretrain "
+            "without them (the same --fold in both commands), or drop --strict to run with a warning in the report"
         )
     return {
         "pretraining": known,

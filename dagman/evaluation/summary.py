@@ -17,7 +17,7 @@ DEFINITIONS = {
 
 
 def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequence[int], coverage, leakage) -> dict:
-    """Everything that summary.json says. `rows` as in cases.csv."""
+    """Everything that summary.json says. `rows` as in cases.csv; `coverage` of the checkpoint, None from scratch."""
     means = {metric: mean_with_interval(values_by_subject(rows, metric)) for metric in REAL}
     subjects = [store.cases[i].subject for i in taught]
     return {
@@ -37,10 +37,10 @@ def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequen
             "crop": list(settings.crop.shape),
             "overlap": settings.scoring.overlap,
             "tolerance_mm": settings.scoring.tolerance_mm,
-            "weights": "the last ones; the best in a look at some validation cases are kept apart, in checkpoints/best.pt",
+            "weights": "the last ones; the best in looks at a few validation cases are apart, in checkpoints/best.pt",
             "definitions": DEFINITIONS,
         },
-        "coverage": coverage and {"loaded": coverage.loaded, "total": coverage.total, "source": coverage.source},
+        "coverage": coverage,
         "labels": len(set(subjects)),
         "labelled_scans": len(taught),
         "seed": settings.seed,

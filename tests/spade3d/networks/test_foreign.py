@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spade3d.faults import DataFault
-from spade3d.networks.foreign import load_encoder, describe_encoder, save_encoder
+from spade3d.networks.foreign import describe_encoder, load_encoder, save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 
 SMALL = {"feature_size": 12, "window": 3}
