@@ -250,7 +250,9 @@ def find_device(asked: str) -> str:
 
 
 def report_rejected(store) -> None:
-    """Name and count the scans that were left out, on standard error."""
+    """What was noticed, and the scans that were left out, by name and in number; on standard error."""
+    for note in store.notes:
+        print(f"note: {note}", file=sys.stderr)
     for rejected in store.rejected:
         print(f"left out {rejected['name']}: {rejected['reason']}", file=sys.stderr)
     if store.rejected:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,14 +46,15 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
 
     An error that nobody foresaw keeps its traceback and ends with 1: it is ours, and a report needs it.
     """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _say(app, UsageFault(_bad_option(error, tree)))
     except Fault as fault:
         return _say(app, fault)
-    except KeyboardInterrupt:
-        print(f"{app.name[0]}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"{app.name[0]}: {stopped or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

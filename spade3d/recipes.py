@@ -67,6 +67,7 @@ class CropSettings(Settings):
     """Two overlapping crops of an anchor scan and their counterparts; sizes in voxels of the prepared scans."""
 
     shape: Voxels | None = None
+    anchors: Annotated[int, Field(ge=1, le=64)] = 2
     scans: Annotated[int, Field(ge=1, le=64)] = 2
     overlap: ShareRange = (0.2, 0.8)
     alike_iou: Share = 0.5
@@ -127,7 +128,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     crop = settings.crop.shape or stepped(shape * 2 / 3, at_most=48 if device == "cpu" else 96)
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
     width = settings.network.feature_size or (24 if device == "cpu" else 48)
-    voxels = 2 * min(settings.crop.scans, len(cases)) * math.prod(crop) * 4 / 3  # the teacher only looks
+    voxels = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases)) * math.prod(crop) * 4 / 3  # the teacher only looks
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     return with_values(
         settings,
@@ -149,7 +150,7 @@ def stepped(shape: np.ndarray, at_most: int, step: int = 8) -> tuple[int, int, i
     return tuple(int(n) for n in np.clip(np.round(np.asarray(shape) / step) * step, step, at_most))
 
 
-def steps_for(voxels: float, width: int, device: str, budget_s: float, *, on_gpu: int) -> int:
+def steps_for(voxels: float | int, width: int, device: str, budget_s: float, *, on_gpu: int) -> int:
     """Steps of a run: a fixed number on a GPU, on a CPU as many as the budget allows (50 to 2,000)."""
     if device != "cpu":
         return on_gpu
@@ -174,6 +175,7 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
     sampling = Sampling(
         shape=crop.shape,
         spacing=settings.data.spacing,
+        anchors=crop.anchors,
         scans=crop.scans,
         overlap=crop.overlap,
         alike_iou=crop.alike_iou,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from spade3d.volumes.store import VolumeStore, is_store
 from spade3d.volumes.volume import Grid, read_grid
 
 
-def open_scans(path: Path, beside: Path, settings: Data, *, workers: int = 0, strict: bool = False) -> VolumeStore:
-    """The store at `path`, or a store made at `beside` from the scans at `path`.
+def open_scans(
+    path: Path, beside: Path, settings: Data, *, workers: int = 0, strict: bool = False, labelled_only: bool = False
+) -> VolumeStore:
+    """The store at `path`, or a store made at `beside` from the scans at `path`, or from those with labels.
 
     Spacing left to the data is the median of the set, axis by axis. Raises DataFault for what cannot be read, and
     UsageFault where the settings ask for another preparation than an existing store has.
@@ -31,7 +34,9 @@ def open_scans(path: Path, beside: Path, settings: Data, *, workers: int = 0, st
     spacing = settings.spacing or choose_spacing(list(readable_grids(dataset)))
     how = Preprocessing(spacing=spacing, window_hu=settings.window_hu, mr=settings.mr)
     with progress_of(f"preparing {dataset.name}") as progress:
-        return prepare(dataset, beside, how, workers=workers, strict=strict, progress=progress)
+        return prepare(
+            dataset, beside, how, workers=workers, strict=strict, labelled_only=labelled_only, progress=progress
+        )
 
 
 def readable_grids(dataset: Dataset) -> Iterator[Grid]:
@@ -39,7 +44,10 @@ def readable_grids(dataset: Dataset) -> Iterator[Grid]:
     faults = []
     for case in dataset.cases:
         try:
-            yield read_grid(case.image, series=case.series)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # `prepare` will note what is odd
+                grid = read_grid(case.image, series=case.series)
+            yield grid
         except DataFault as fault:
             faults.append(fault)
     if len(faults) == len(dataset.cases):

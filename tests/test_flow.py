@@ -29,7 +29,7 @@ from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
 from spade3d.volumes.volume import read_grid, read_labels, read_volume, write_volume
 
-STEPS = 8
+STEPS = 10
 PRETRAIN = ["--steps", STEPS, "--save-every", 3, "--crop.shape", 16, 16, 16, "--crop.places", 16]
 PRETRAIN += ["--network.feature-size", 12, "--network.window", 4, "--contrast.global-memory", 32]
 PRETRAIN += ["--contrast.local-memory", 64, "--seed", 3, "--device", "cpu"]
@@ -236,10 +236,10 @@ def test_its_configuration_repeats_a_run(road, tmp_path):
 
 def test_a_pretraining_that_was_shot_ends_with_the_same_bits(road, tmp_path):
     begun = [road / "store", "--out", tmp_path, *PRETRAIN]
-    assert stopped(signal.SIGKILL, 5, tmp_path, "spade3d.commands.pretrain", begun) == -signal.SIGKILL
+    assert stopped(signal.SIGKILL, 4, tmp_path, "spade3d.commands.pretrain", begun) == -signal.SIGKILL
     assert not (tmp_path / "encoder.safetensors").exists()
     saved = steps_in(tmp_path / "checkpoints")[-1].name
-    assert saved in ("step-0000003.pt", "step-0000006.pt")
+    assert saved in ("step-0000003.pt", "step-0000006.pt", "step-0000009.pt")
     run(spade3d.commands.pretrain, *begun, "--resume")
     assert losses(tmp_path) == losses(road / "pretrained")
     assert same_weights(tmp_path / "encoder.safetensors", road / "pretrained" / "encoder.safetensors")

@@ -38,7 +38,8 @@ class Sampling:
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    scans: int = 2
+    anchors: int = 2
+    scans: int = 2  # for each anchor, itself included
     overlap: tuple[float, float] = (0.2, 0.8)
     alike_iou: float = 0.5
     grid: tuple[int, int, int] = (8, 8, 8)  # cells on which places of two crops are matched
@@ -48,7 +49,8 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
-    """One step of pretraining. Crops are ordered a, b of the anchor, then a, b of each other scan (n = 2 x scans).
+    """One step of pretraining. Crops are ordered a, b of an anchor, then a, b of each of its other scans, then the next
+    anchor's (n = 2 x scans x anchors).
 
     Pictures and points move to the device; what selects (boxes and places, in body-frame mm) stays in main memory.
     """
@@ -126,7 +128,11 @@ class PairStream:
         }
 
     def draw(self, rng: np.random.Generator) -> list[tuple[Box, Crop, Crop]]:
-        """Boxes a and b of the anchor and their counterparts, each with the student's and the teacher's view."""
+        """Boxes a and b of each anchor and their counterparts, each with the student's and the teacher's view."""
+        return [view for _ in range(self.sampling.anchors) for view in self.draw_around(rng)]
+
+    def draw_around(self, rng: np.random.Generator) -> list[tuple[Box, Crop, Crop]]:
+        """One anchor scan and its companions."""
         sampling = self.sampling
         anchor, *others = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False).tolist()
         pairs = {anchor: self.draw_pair(rng, anchor)}
@@ -174,8 +180,8 @@ class PairStream:
 
     def alike(self, drawn: list[tuple[Box, Crop, Crop]], boxes: Places) -> np.ndarray:
         """Global positives (n, n): the same crop, its overlapping partner in the same scan, counterparts elsewhere."""
-        cases = np.array([view.case for _, view, _ in drawn])
-        return (cases[:, None] == cases[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+        pair = np.arange(len(drawn)) // 2
+        return (pair[:, None] == pair[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
 
     def matched(self, rng: np.random.Generator, drawn: list[tuple[Box, Crop, Crop]]) -> dict:
         """Places that a student's view shares with a teacher's view of its partner crop (a with b, b with a).

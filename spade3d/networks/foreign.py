@@ -161,8 +161,11 @@ def _pickled(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, or is damaged, and was not opened ({reason[:200]}); "
             "save its state dict alone, best as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise DataFault(f"{path}: not a whole torch file ({error}); copy or download it again") from error
+    except Exception as error:  # torch runs the file as a small program: other bytes fail in any way there is
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataFault(
+            f"{path}: not a whole torch file ({reason[:200]}); give a checkpoint, or copy or download it again"
+        ) from error
     while isinstance(held, Mapping) and (
         nest := next((key for key in NESTS if isinstance(held.get(key), Mapping)), None)
     ):
@@ -185,6 +188,8 @@ def _check_format(path: Path, entries: Mapping[str, str]) -> None:
 
 
 def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise DataFault(f"{path}: is a folder; give the checkpoint in it, such as {path / 'encoder.safetensors'}")
     if not path.is_file():
         raise DataFault(f"{path}: no such checkpoint file; give a .safetensors or a torch file")
 

@@ -198,7 +198,8 @@ def train(
             row = {"step": step, **engine.step(stream, step / steps)}
             at.step, at.losses = step, row["losses"]
             at.skipped = at.skipped + 1 if "skipped" in row else 0
-            if not at.skipped and step % signs_every == 0 and (signs := _signs(task, step / steps)):
+            due = step % signs_every == 0 or step == steps
+            if not at.skipped and due and (signs := _signs(task, step / steps)):
                 row["signs"] = signs
                 if "alarm" in signs and not alarmed:
                     alarmed = True

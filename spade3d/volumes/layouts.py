@@ -229,7 +229,7 @@ def _plain(root: Path, _: bool) -> Dataset:
     walked = walk(root)
     cases, notes = cases_by_name(root, [file for file in walked.files if is_scan(file)])
     series, more, others = cases_of_series(root, [file for file in walked.files if not is_scan(file)])
-    suffixes = Counter(file.suffix.lower() for file in others)
+    suffixes = Counter(file.suffix.lower() for file in others if file.name not in ("subjects.csv", "labels.json"))
     what = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common())
     notes = (*walked.notes, *notes, *more, *([f"files that are no scans: {what}"] if what else []))
     if not cases and not series:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
@@ -99,7 +100,8 @@ def prepare(
     cases = tuple(case for case in dataset.cases if case.labels is not None or not labelled_only)
     if not cases:
         raise DataFault(
-            f"{dataset.root}: none of {len(dataset.cases)} cases has labels; labels are needed to fine-tune"
+            f"{dataset.root}: none of {len(dataset.cases)} cases has labels, no labelled scan can be learned from; add "
+            "labels where a known layout has them (images/X and labels/X, X_image and X_label, a dataset.json)"
         )
     twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     if twice:
@@ -137,6 +139,9 @@ def prepare(
     if strict and rejected:
         _undo(new)
         raise DataFault(f"case {rejected[0]['name']}: {rejected[0]['reason']}")
+    if not done and len(jobs) == 1:
+        _undo(new)
+        raise DataFault(rejected[0]["reason"])
     if not done:
         _undo(new)
         some = "; ".join(f"{one['name']}: {one['reason']}" for one in rejected[:3])
@@ -162,8 +167,11 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
         known = _done(job.store, folder, signature)
         if known is not None:
             return replace(known, subject=case.subject or known.subject, part=case.part, source=str(case.image))
-        volume = read_volume(case.image, modality=case.modality, subject=case.subject, **_series(case))
-        labels, notes = read_case_labels(case, volume, job.label_names)
+        with warnings.catch_warnings(record=True) as warned:  # a worker's standard error is nobody's: noted instead
+            warnings.simplefilter("always")
+            volume = read_volume(case.image, modality=case.modality, subject=case.subject, **_series(case))
+            labels, notes = read_case_labels(case, volume, job.label_names)
+        notes = [*(str(warning.message) for warning in warned), *notes]
         prepared = job.preprocessing.prepare(volume, labels)
         fingerprint = voxel_fingerprint(volume)
     except DataFault as fault:

@@ -1,0 +1,72 @@
+"""summary.json says what the rows say, by hand: means per case first, undefined left out and counted, no NaN."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from dagman.evaluation.scores import read_summary
+from dagman.evaluation.statistics import mean_with_interval
+from dagman.evaluation.summary import summarise
+from dagman.recipes import FinetuneSettings
+from spade3d.configuration import with_values
+from spade3d.provenance import write_json
+from spade3d.volumes.split import Split
+
+NOBODY = {"pretraining": "none", "validation_in_training": [], "validation_in_pretraining": []}
+SETTINGS = with_values(
+    FinetuneSettings(seed=7), {"crop.shape": (16, 16, 16), "data.spacing": (1.5, 1.5, 2.0), "labels": 2.0}
+)
+SPLIT = Split((0, 1, 2), (3, 4), "by hand")
+STORE = SimpleNamespace(
+    cases=[SimpleNamespace(subject=subject) for subject in ("A", "A", "B", "C", "D")],
+    rejected=[{"name": "x", "reason": "constant"}],
+)
+
+
+def row(case: str, subject: str, value: int, dice: float, true: int = 10, predicted: int = 10) -> dict:
+    distance = math.nan if math.isnan(dice) else 3.0
+    who = {"case": case, "subject": subject, "class": value, "name": {1: "liver", 2: "spleen"}[value]}
+    return who | {"dice": dice, "hd95_mm": distance, "nsd": dice, "voxels_true": true, "voxels_predicted": predicted}
+
+
+ROWS = [
+    row("c", "C", 1, 0.8),
+    row("c", "C", 2, 0.0, predicted=0),  # missed
+    row("d", "D", 1, 0.6),
+    row("d", "D", 2, math.nan, 0, 0),  # absent from both
+]
+
+
+def summary(rows=ROWS) -> dict:
+    return summarise(rows, SETTINGS, STORE, SPLIT, (0, 1, 2), None, NOBODY)
+
+
+def test_means_by_hand():
+    said = summary()
+    assert said["mean_dice"] == pytest.approx(((0.8 + 0.0) / 2 + 0.6) / 2)
+    assert said["mean_nsd"] == pytest.approx(0.5) and said["mean_hd95_mm"] == 3.0
+    by_hand = mean_with_interval({"C": [0.4], "D": [0.6]})
+    assert said["mean_dice_interval"] == pytest.approx([by_hand.low, by_hand.high])
+    assert (said["cases"], said["subjects"]) == (2, 2)
+    liver, spleen = said["per_class"]["liver"], said["per_class"]["spleen"]
+    assert liver["dice"] == pytest.approx(0.7) and spleen["dice"] == 0.0
+    assert [spleen[key] for key in ("cases", "undefined", "missed", "invented")] == [2, 1, 1, 0]
+    assert spleen["dice_interval"] == [None, None]  # one subject says nothing of the next
+
+
+def test_who_learned_and_who_judged_are_subjects():
+    said = summary()
+    assert said["split"] == {"train": ["A", "B"], "validation": ["C", "D"]}
+    assert (said["labels"], said["labelled_scans"], said["seed"]) == (2, 3, 7)
+    assert said["leakage"] == NOBODY and said["left_out"] == [{"name": "x", "reason": "constant"}]
+    assert said["protocol"]["split"] == "by hand" and said["protocol"]["spacing_mm"] == [1.5, 1.5, 2.0]
+
+
+def test_nothing_defined_is_null_and_the_file_is_read_back(tmp_path):
+    said = summary([row("c", "C", 1, math.nan, 0, 0)])
+    assert said["mean_dice"] is None and said["mean_dice_interval"] == [None, None]
+    json.dumps(said, allow_nan=False)
+    write_json(tmp_path / "summary.json", said)
+    assert read_summary(tmp_path) == said

@@ -1,0 +1,111 @@
+"""Fine-tuning: settings that follow the data alike for both twins, and anybody's checkpoint as a beginning."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import dagman.commands
+from dagman.downstream.labelled import classes_of
+from dagman.finetuning import fresh_network
+from dagman.recipes import FinetuneSettings, build_stream, choose, network_of
+from spade3d.configuration import Network, resolve, to_yaml
+from spade3d.faults import DataFault
+from spade3d.networks.foreign import save_encoder
+from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.scans import open_scans, typical_grid
+from spade3d.volumes.phantoms import write_dataset
+
+OURS = {"feature_size": 12, "window": 4, "depths": (1, 2, 1, 1), "heads": (2, 3, 6, 12), "merging": "v2"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hearts")
+    size = {"shape": (36, 36, 28), "spacing": (6.0, 6.0, 6.0)}
+    write_dataset("heart-mr", folder / "scans", patients=3, seed=5, **size)
+    return open_scans(folder / "scans", folder / "store", FinetuneSettings().data)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    torch.manual_seed(1)
+    save_encoder(path, SwinUNETR(1, 1, **OURS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def monais(tmp_path_factory) -> Path:
+    """A whole MONAI Swin-UNETR as people save them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nets = pytest.importorskip("monai.networks.nets")
+    path = tmp_path_factory.mktemp("monai") / "model.pt"
+    torch.manual_seed(2)
+    network = nets.SwinUNETR(1, 5, feature_size=12, use_v2=True)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}, "epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_twins_are_told_the_same_and_nothing_is_left_open(store, encoder, device, tmp_path):
+    scratch = choose(FinetuneSettings(network=Network(**OURS)), store, (0, 1), device)
+    begun = choose(FinetuneSettings(init=str(encoder)), store, (0, 1), device)
+    one, other = scratch.model_dump(), begun.model_dump()
+    assert (one.pop("init"), other.pop("init")) == (None, str(encoder))
+    assert one == other
+    parts = [one, *(part for part in one.values() if isinstance(part, dict))]
+    assert {key for part in parts for key, value in part.items() if value is None} == {"path", "labels"}
+    shape, _ = typical_grid(store, (0, 1))
+    assert all(side % 8 == 0 and abs(side - whole) <= 4 for side, whole in zip(begun.crop.shape, shape))
+    (tmp_path / "config.yaml").write_text(to_yaml(begun))
+    again = resolve(FinetuneSettings, [tmp_path / "config.yaml"], {}, environment={})
+    assert again == begun == choose(again, store, (0, 1), device)
+
+
+def test_twins_begin_with_the_same_decoder_and_see_the_same_crops(store, encoder):
+    classes = classes_of(store)
+    begun, scratch = (
+        choose(FinetuneSettings(network=Network(**OURS), init=init, seed=4), store, (0, 1), "cpu")
+        for init in (str(encoder), None)
+    )
+    (ours, coverage), (theirs, none) = (fresh_network(settings, classes) for settings in (begun, scratch))
+    assert none is None and coverage.loaded == coverage.total
+    reference = theirs.state_dict()
+    learned = dict(ours.named_parameters())
+    for name, tensor in learned.items():
+        if not name.startswith("swinViT."):
+            assert torch.equal(tensor, reference[name]), name
+    assert not torch.equal(learned["swinViT.patch_embed.proj.weight"], reference["swinViT.patch_embed.proj.weight"])
+    batches = [build_stream(settings, store, (0, 1), classes).batch(3) for settings in (begun, scratch)]
+    assert torch.equal(batches[0].images, batches[1].images) and torch.equal(batches[0].classes, batches[1].classes)
+    assert batches[0].images.shape == (2, 1, *begun.crop.shape)
+
+
+def test_a_checkpoint_says_its_network_and_what_is_asked_for_stays(encoder, monais, tmp_path):
+    assert network_of(encoder, Network()) == Network(**OURS)
+    assert network_of(encoder, Network(drop_path=0.1)) == Network(**OURS, drop_path=0.1)
+    assert network_of(encoder, Network(feature_size=24)).feature_size == 24  # and load_encoder will refuse it
+    said = network_of(monais, Network())
+    assert (said.feature_size, said.window, said.use_v2, said.monai_compatible) == (12, 7, True, True)
+    torch.save(SwinUNETR(1, 1, feature_size=20, heads=(2, 4, 5, 8)).swinViT.state_dict(), tmp_path / "twenty.pt")
+    with pytest.raises(DataFault, match="twenty.pt: no network can be built for it .*multiple of 12"):
+        network_of(tmp_path / "twenty.pt", Network())
+
+
+def test_monais_checkpoint_is_fine_tuned(store, monais, tmp_path):
+    tokens = [store.path, "--init", monais, "--out", tmp_path, "--steps", 1, "--crop.shape", 16, 16, 16]
+    tokens += ["--scoring.looks", 0, "--scoring.overlap", 0, "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        dagman.commands.finetune([*map(str, tokens)])
+    assert end.value.code == 0
+    network = yaml.safe_load((tmp_path / "config.yaml").read_text())["network"]
+    assert (network["feature_size"], network["use_v2"], network["monai_compatible"]) == (12, True, True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["coverage"]["loaded"] == summary["coverage"]["total"] > 118  # use_v2 has four blocks more
+    assert summary["leakage"]["pretraining"] == "unknown" and np.isfinite(summary["mean_dice"])

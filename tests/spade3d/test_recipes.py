@@ -1,0 +1,100 @@
+"""Recipes of pretraining: what is left open follows data and device, once and for all; a seed builds one run."""
+
+import numpy as np
+import pytest
+import torch
+
+from spade3d.configuration import Network, resolve, to_yaml, with_values
+from spade3d.faults import UsageFault
+from spade3d.recipes import SpadeSettings, body_frames, choose_spade, find_recipe, spade, stepped, steps_for
+from spade3d.scans import open_scans
+from spade3d.volumes.phantoms import write_dataset
+
+SMALL = {"network.feature_size": 12, "crop.shape": (16, 16, 16), "steps": 2, "contrast.local_memory": 16}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hearts")
+    write_dataset("heart-mr", folder / "scans", patients=0, unlabelled=3, seed=2, shape=(40, 32, 24))
+    return open_scans(folder / "scans", folder / "store", SpadeSettings().data)
+
+
+def open_keys(values: dict, path: str = "") -> set[str]:
+    """The dotted keys that still are None."""
+    found = {path + key for key, value in values.items() if value is None}
+    return found.union(*(open_keys(v, f"{path}{k}.") for k, v in values.items() if isinstance(v, dict)))
+
+
+def test_recipes_are_found_by_name():
+    assert find_recipe("spade") is spade
+    with pytest.raises(UsageFault, match="recipe 'spode' is not known; one of: .*spade"):
+        find_recipe("spode")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_nothing_is_left_open_and_choosing_again_changes_nothing(store, device, tmp_path):
+    settings = SpadeSettings()
+    assert open_keys(settings.model_dump()) >= {"steps", "crop.shape", "network.feature_size", "contrast.far_mm"}
+    chosen = choose_spade(settings, store, (0, 1, 2), device)
+    assert open_keys(chosen.model_dump()) == {"data.path"}
+    assert chosen.device == device and chosen.data.spacing == store.preprocessing.spacing
+    (tmp_path / "config.yaml").write_text(to_yaml(chosen))
+    again = resolve(SpadeSettings, [tmp_path / "config.yaml"], {}, environment={})
+    assert again == chosen == choose_spade(again, store, (0, 1, 2), device)
+
+
+def test_what_is_chosen_follows_data_and_device(store):
+    on_cpu, on_gpu = (choose_spade(SpadeSettings(), store, (0, 1, 2), device) for device in ("cpu", "cuda"))
+    assert on_cpu.crop.shape == on_gpu.crop.shape == (24, 24, 16)  # two thirds of 40 x 32 x 24, in steps of 8
+    assert (on_cpu.network.feature_size, on_gpu.network.feature_size) == (24, 48)
+    assert on_gpu.steps == 50_000 and 50 <= on_cpu.steps <= 2000
+    edge_mm = np.prod(np.array((24, 24, 16)) * on_cpu.data.spacing) ** (1 / 3)
+    assert on_cpu.contrast.far_mm == pytest.approx(edge_mm / 2, abs=0.06)
+    assert on_cpu.contrast.far_local_mm == pytest.approx(edge_mm / 4, abs=0.06)
+
+
+def test_what_was_given_stays(store):
+    given = {"crop.shape": (8, 16, 8), "network.feature_size": 36, "contrast.far_mm": 7.0, "steps": 3, "save_every": 2}
+    chosen = choose_spade(with_values(SpadeSettings(), given), store, (0, 1, 2), "cpu").model_dump()
+    for dotted, value in given.items():
+        place = chosen
+        for key in dotted.split("."):
+            place = place[key]
+        assert place == value
+
+
+def test_what_was_given_must_go_with_what_is_chosen(store):
+    odd = SpadeSettings(network=Network(heads=(5, 10, 20, 40)))
+    with pytest.raises(UsageFault, match="5 heads cannot share the 24 channels of stage 1 evenly"):
+        choose_spade(odd, store, (0, 1, 2), "cpu")
+
+
+def test_crops_and_steps_by_hand():
+    assert stepped(np.array([100.0, 3.0, 36.5]), at_most=96) == (96, 8, 40)
+    assert steps_for(1e6, 24, "cpu", 600.0, on_gpu=7) == 100  # 6 s a million voxels
+    assert steps_for(1e6, 48, "cpu", 2400.0, on_gpu=7) == 100  # four times as much at twice the width
+    assert steps_for(1e9, 24, "cpu", 1.0, on_gpu=7) == 50 and steps_for(1.0, 24, "cpu", 600.0, on_gpu=7) == 2000
+    assert steps_for(1e6, 24, "cuda", 1.0, on_gpu=7) == 7
+
+
+def test_frames_put_the_middle_of_every_body_at_zero(store):
+    for case, frame in zip(store.cases, body_frames(store), strict=True):
+        np.testing.assert_allclose(frame @ [*np.mean(case.body_box_mm, axis=0), 1.0], [0, 0, 0, 1], atol=1e-9)
+
+
+def test_the_same_seed_builds_the_same_run(store):
+    def built(seed):
+        settings = choose_spade(with_values(SpadeSettings(), SMALL | {"seed": seed}), store, (0, 1, 2), "cpu")
+        made = spade.build(settings, store, (0, 2))
+        return made.task.student.state_dict(), made.batches.batch(1), made
+
+    (weights, batch, made), (again, batch2, _), (other, batch3, _) = built(0), built(0), built(1)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    assert torch.equal(batch.student, batch2.student) and not torch.equal(batch.student, batch3.student)
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in weights.items())
+    assert batch.student.shape == (4, 1, 16, 16, 16) and {"a", "b", "spacing"} <= made.pictures().keys()
+    assert made.network is made.task.student.network
+    losses = made.task.losses(batch, 0.5)
+    assert losses.keys() == {"global", "local", "restoration"}
+    assert all(loss.isfinite() for loss in losses.values())
