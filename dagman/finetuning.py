@@ -47,11 +47,15 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
         place = find_device(settings.device)
         autocast_for(settings.precision, torch.device(place))  # refused here, while nothing is done yet
         with console.fresh_folder(out, CONFIG):
-            store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
+            if settings.init is not None:
+                describe_encoder(Path(settings.init))  # refused before hours of preparing, if it cannot be read
+            store = open_scans(
+                data, out / STORE, settings.data, workers=settings.workers, strict=strict, labelled_only=True
+            )
             report_rejected(store)
             split = split_cases(store.cases, settings.folds, settings.fold)
-            taught = draw_labelled(store.cases, split.train, settings.labels, settings.seed)
             check_split(store, split)
+            taught = draw_labelled(store.cases, split.train, settings.labels, settings.seed)
             # From all who may teach, not from those drawn: runs of other --labels and --seed share crop and steps.
             settings = choose(settings, store, draw_labelled(store.cases, split.train, None, settings.seed), place)
             # A checkpoint that does not fit, or has seen the judges, is refused while there is nothing to take back.

@@ -110,6 +110,15 @@ class Common(Settings):
     data: Data = Data()
     network: Network = Network()
 
+    @field_validator("fold")
+    @classmethod
+    def fold_is_one_of_the_folds(cls, fold: int, info) -> int:
+        """Refused here, before anything is prepared; a set of few subjects has fewer folds still."""
+        folds = info.data.get("folds")  # absent where it was itself refused
+        if folds is not None and fold >= folds:
+            raise ValueError(f"folds are counted from 0 to {folds - 1}; --folds makes more of them")
+        return fold
+
 
 Tree = TypeVar("Tree", bound=Settings)
 
@@ -148,8 +157,10 @@ def explain(tree: type[Settings], problem: Mapping, origin: Mapping) -> str:
     written = next((origin[where[:n]] for n in range(len(where), 0, -1) if where[:n] in origin), "configuration")
     key = ".".join(where)
     if problem["type"] == "extra_forbidden":
-        near = nearest_key(key, known_keys(tree))
+        near = nearest_key(key, known := known_keys(tree))
         hint = f"did you mean {near}?" if near else "`--help` lists the known keys"
+        if near and key.startswith(f"{near}."):
+            hint = f"{near} has {', '.join(k.removeprefix(f'{near}.') for k in known if k.startswith(f'{near}.'))}"
         return f"{written}: {key} is not a known key; {hint}"
     said = problem["msg"].removeprefix("Value error, ")
     return f"{written}: {key}: {_brief.repr(problem['input'])} given; {said[0].lower()}{said[1:]}"

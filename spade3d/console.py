@@ -54,7 +54,7 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
     except Fault as fault:
         return _say(app, fault)
     except KeyboardInterrupt as stopped:
-        print(f"{app.name[0]}: {stopped or 'interrupted'}", file=sys.stderr)
+        print(f"{app.name[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any
 
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import VolumeStore
+from spade3d.whole_file import whole_file
 
 PACKAGES = ("spade3d", "torch", "monai", "numpy", "numba", "nibabel", "SimpleITK", "blosc2")
 
@@ -46,9 +46,5 @@ def write_json(path: Path, values: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())

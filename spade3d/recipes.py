@@ -93,7 +93,7 @@ class ContrastSettings(Settings):
     local_memory: Annotated[int, Field(ge=1)] = 8192
     global_dim: Annotated[int, Field(ge=2)] = 128
     local_dim: Annotated[int, Field(ge=2)] = 64
-    momentum: Share = 0.996
+    momentum: Share | None = None
     global_weight: Annotated[float, Field(ge=0)] = 1.0
     local_weight: Annotated[float, Field(ge=0)] = 1.0
     restoration_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -120,7 +120,8 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
 
     Crop: two thirds of the median scan, at most 96 voxels a side (48 on a CPU), in steps of 8, so that there are
     different places to tell apart. Far: half the crop's edge for whole crops, a quarter for single places.
-    Steps: 50,000 on a GPU; on a CPU what fits into about eight minutes.
+    Steps: 50,000 on a GPU; on a CPU what fits into about eight minutes. Momentum: 0.996 as is usual; less in runs of
+    under a thousand steps, where such a teacher would never leave its beginning.
     """
     from spade3d.scans import typical_grid
 
@@ -128,7 +129,8 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     crop = settings.crop.shape or stepped(shape * 2 / 3, at_most=48 if device == "cpu" else 96)
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
     width = settings.network.feature_size or (24 if device == "cpu" else 48)
-    voxels = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases)) * math.prod(crop) * 4 / 3  # the teacher only looks
+    crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
+    voxels = crops * math.prod(crop) * 4 / 3  # the teacher only looks
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     return with_values(
         settings,
@@ -137,6 +139,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
             "network.feature_size": width,
             "contrast.far_mm": settings.contrast.far_mm or round(edge_mm / 2, 1),
             "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
+            "contrast.momentum": settings.contrast.momentum or round(1 - min(0.02, max(0.004, 4 / steps)), 4),
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
             "data.spacing": spacing,

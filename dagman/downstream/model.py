@@ -16,6 +16,7 @@ from spade3d.configuration import Network
 from spade3d.faults import DataFault
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
 from spade3d.volumes.volume import Grid, Volume
+from spade3d.whole_file import whole_file
 
 if TYPE_CHECKING:
     from spade3d.networks.swin_unetr import SwinUNETR
@@ -59,7 +60,7 @@ class SegmentationModel:
 
     def save(self, path: Path) -> None:
         """safetensors with everything else as metadata; whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         said = {
             "network": self.settings.model_dump(mode="json"),
@@ -69,9 +70,8 @@ class SegmentationModel:
             "overlap": self.overlap,
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        temporary = path.with_name(f".{path.name}.part")
-        save_file(weights, temporary, {"format": FORMAT, "model": json.dumps(said)})
-        temporary.replace(path)
+        with whole_file(path) as file:
+            file.write(save(weights, {"format": FORMAT, "model": json.dumps(said)}))
 
 
 def load_model(path: Path) -> SegmentationModel:

@@ -6,8 +6,8 @@ prediction holds: see metrics.py) enters no mean.
 """
 
 import csv
+import io
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from spade3d.faults import DataFault
+from spade3d.whole_file import whole_file
 
 COLUMNS = ("case", "subject", "class", "name", "dice", "hd95_mm", "nsd", "voxels_true", "voxels_predicted")
 WHOLE = ("class", "voxels_true", "voxels_predicted")
@@ -173,15 +174,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def write_cases(path: Path, rows: Iterable[Row]) -> None:
     """Write `cases.csv`: exactly COLUMNS, an empty cell for NaN, all digits of a number; whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with whole_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in rows:
             writer.writerow("" if row[name] != row[name] else row[name] for name in COLUMNS)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        text.detach()
 
 
 def read_cases(path: Path) -> list[dict[str, str | int | float]]:

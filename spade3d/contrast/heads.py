@@ -1,9 +1,9 @@
-"""The head of a contrast: features are standardised by running statistics, projected, and put on the unit sphere.
+"""The head of a contrast: a projection that is standardised over the batch, onto the unit sphere.
 
-An untrained network gives nearly the same features for every crop, so that all cosines are close to 1 and negatives
-repel what positives attract: in short runs on small batches the contrast then never begins (docs/log.md, 2026-11-20).
-Others standardise by the statistics of a large batch (batch normalisation in the heads of MoCo v2, BYOL, SimSiam); a
-batch of a few 3D crops has none, so these are gathered over the last steps, and no gradient runs through them.
+An untrained network gives nearly the same features for every crop. All cosines are then close to 1, negatives repel
+what positives attract, and a small batch of 3D crops only drives the common part about (docs/log.md, 2026-11-20). So
+the head standardises over the crops of a batch, in both branches, with gradient: the batch normalisation that the
+heads of MoCo v3 and BYOL have. No running statistics are kept: what a head gives depends on its batch alone.
 """
 
 import torch
@@ -11,33 +11,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spade3d.networks.features import ProjectionHead
-
-FLOOR = 1e-6  # of a variance: a feature that never changes stays at zero
-
 
 class Head(nn.Module):
-    """features (n, inputs) -> unit vectors (n, outputs). It changes in `follow` only, not by being used."""
+    """features (n, inputs) -> unit vectors (n, outputs), float32 whatever the precision of the network."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, momentum: float = 0.95):
+    def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
-        self.momentum = momentum
-        self.project = ProjectionHead(inputs, hidden, outputs)
-        self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("square", torch.ones(inputs))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.first = nn.Linear(inputs, hidden)
+        self.scale, self.shift = nn.Parameter(torch.ones(hidden)), nn.Parameter(torch.zeros(hidden))
+        self.last = nn.Linear(hidden, outputs)
 
     def forward(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
-        """float32 on the unit sphere, whatever the precision of the network."""
-        variance = (self.square - self.mean.square()).clamp(min=FLOOR)
-        return F.normalize(self.project((features.float() - self.mean) * variance.rsqrt()).float(), dim=-1)
+        hidden = F.gelu(standardised(self.first(features).float()) * self.scale + self.shift)
+        return F.normalize(standardised(self.last(hidden).float()), dim=-1)
 
-    @torch.no_grad()
-    def follow(self, features: Float[Tensor, "n inputs"]) -> None:
-        """Take these features into the running mean and mean square: a plain average at first, then exponential."""
-        if not len(features):
-            return
-        self.updates += 1
-        share = torch.clamp(1 / self.updates, min=1 - self.momentum)
-        self.mean.lerp_(features.float().mean(dim=0), share)
-        self.square.lerp_(features.float().square().mean(dim=0), share)
+
+def standardised(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+    """Each column to mean 0 and variance 1 over the rows; one row alone has nothing to differ from and stays."""
+    return x if len(x) < 2 else F.batch_norm(x, None, None, training=True)

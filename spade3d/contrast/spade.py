@@ -52,28 +52,11 @@ class Branch(nn.Module):
         self.global_head = Head(bottleneck, bottleneck, terms.global_dim)
         self.local_head = Head(decoded, 4 * decoded, terms.local_dim)
 
-    def forward(self, images: Tensor, crop: Tensor, voxel: Tensor) -> Seen:
-        """What the branch makes of crops, and of places in them."""
+    def forward(self, images: Tensor, crop: Tensor, voxel: Tensor) -> tuple[Features, Tensor, Tensor]:
+        """Features, v_g (crop, global_dim) and v_l (place, local_dim), both on the unit sphere."""
         features = self.network(images)
-        whole = features.stages[-1].mean(dim=(2, 3, 4))
         there = read_at(features.decoded, voxel, crop, tuple(images.shape[2:]))
-        return Seen(features, whole, there, self.global_head(whole), self.local_head(there))
-
-    def follow(self, seen: Seen) -> None:
-        """The heads' running statistics take in what was seen."""
-        self.global_head.follow(seen.whole.detach())
-        self.local_head.follow(seen.there.detach())
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Of one batch in one branch: the features, what the heads were given, and v_g and v_l on the unit sphere."""
-
-    features: Features
-    whole: Tensor  # (crop, bottleneck)
-    there: Tensor  # (place, decoded)
-    v_g: Tensor  # (crop, global_dim)
-    v_l: Tensor  # (place, local_dim)
+        return features, self.global_head(features.stages[-1].mean(dim=(2, 3, 4))), self.local_head(there)
 
 
 class Spade(Task):
@@ -86,7 +69,7 @@ class Spade(Task):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.global_memory = Memory(terms.global_memory, terms.global_dim, place_width=6)
         self.local_memory = Memory(terms.local_memory, terms.local_dim, place_width=3)
-        self.unremembered: list[tuple[PairBatch, Seen, Seen]] = []
+        self.unremembered: list[tuple[Tensor, Places, Tensor, Places]] = []
 
     def train(self, mode: bool = True) -> Spade:
         """Switch the student; the teacher never trains."""
@@ -96,12 +79,11 @@ class Spade(Task):
 
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
         terms = self.terms
-        ours = self.student(batch.student, batch.query_crop, batch.query_voxel)
+        features, v_g, v_l = self.student(batch.student, batch.query_crop, batch.query_voxel)
         with torch.no_grad():
-            its = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
-        self.unremembered.append((batch, ours, its))
-        self.embedding, self.paired = ours.v_g.detach(), its.v_g
-        v_g, v_l, t_g, t_l = ours.v_g, ours.v_l, its.v_g, its.v_l
+            _, t_g, t_l = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
+        self.unremembered.append((t_g, batch.boxes, t_l, batch.places))
+        self.embedding, self.paired = v_g.detach(), t_g
         same_place = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
         return {
             "global": terms.global_weight
@@ -109,7 +91,7 @@ class Spade(Task):
             "local": terms.local_weight
             * contrast(v_l, batch.places, t_l, self.local_memory, same_place, terms.far_local_mm, terms.temperature),
             "restoration": terms.restoration_weight
-            * F.mse_loss(self.student.network.logits(ours.features).float(), batch.clean),
+            * F.mse_loss(self.student.network.logits(features).float(), batch.clean),
         }
 
     @torch.no_grad()
@@ -118,11 +100,9 @@ class Spade(Task):
         momentum = schedules.momentum(progress, start=self.terms.momentum)
         for ours, its in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
             its.lerp_(ours, 1 - momentum)
-        for batch, ours, its in self.unremembered:
-            self.student.follow(ours)
-            self.teacher.follow(its)
-            self.global_memory.remember(its.v_g, batch.boxes)
-            self.local_memory.remember(its.v_l, batch.places)
+        for t_g, boxes, t_l, places in self.unremembered:
+            self.global_memory.remember(t_g, boxes)
+            self.local_memory.remember(t_l, places)
         self.unremembered.clear()
 
     def after_skip(self) -> None:

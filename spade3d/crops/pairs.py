@@ -38,7 +38,7 @@ class Sampling:
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    anchors: int = 2
+    anchors: int = 1
     scans: int = 2  # for each anchor, itself included
     overlap: tuple[float, float] = (0.2, 0.8)
     alike_iou: float = 0.5

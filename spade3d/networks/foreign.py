@@ -5,7 +5,6 @@ that names what was found and what is needed. Files are read as tensors only; no
 """
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,11 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from spade3d.faults import DataFault
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.whole_file import whole_file
 
 FORMAT = "spade3d-encoder-1"
 ENCODER = "swinViT."
@@ -61,14 +61,8 @@ def save_encoder(path: Path, network: SwinUNETR, metadata: Mapping[str, Any] | N
     for key, value in {**network.encoder_settings, **(metadata or {})}.items():
         entries[key] = json.dumps(value)
     tensors = {ENCODER + name: tensor.contiguous() for name, tensor in network.swinViT.state_dict().items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, unfinished, metadata=entries)
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(safetensors_bytes(tensors, metadata=entries))
 
 
 def describe_encoder(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spade3d.faults import DataFault, Fault
+from spade3d.whole_file import whole_file
 
 SCHEMA = 1
 KEEP = 2
@@ -58,7 +58,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             "make room, then run the same command again with --resume"
         )
     try:
-        with atomic(path) as file:
+        with whole_file(path) as file:
             hashed = _Hashed(file)
             torch.save(state, hashed)
             file.write(_MARK + hashed.sha256.digest())
@@ -107,7 +107,7 @@ def put(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         leftover.unlink()
     path = folder / f"step-{step:07d}.pt"
     save(path, state)
-    with atomic(folder / "last") as file:
+    with whole_file(folder / "last") as file:
         file.write(f"{path.name}\n".encode())
     kept = [other for other in steps_in(folder) if _step_of(other) <= step][-KEEP:]
     for other in steps_in(folder):
@@ -138,27 +138,6 @@ def steps_in(folder: Path) -> list[Path]:
 
 def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is whole and on the disk; after an error or a kill, what was
-    there before is still there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from spade3d.faults import DataFault, Fault
-from spade3d.training.checkpoint import atomic
+from spade3d.whole_file import whole_file
 
 PLAIN_EVERY_S = 10.0  # between two lines of progress where there is no terminal
 _SMOOTHING = 0.9  # of the seconds a step takes
@@ -36,7 +36,7 @@ class Journal:
         path = out / "log.jsonl"
         if path.exists():
             kept = [row for row in read_log(path) if row["step"] <= done]
-            with atomic(path) as file:
+            with whole_file(path) as file:
                 file.writelines(_line(row) for row in kept)
         self._file = open(path, "ab", buffering=0)  # one write a line: a failed one is not tried again at close
         self._board = self._open_board(out / "tensorboard", done)

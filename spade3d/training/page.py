@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spade3d.training.checkpoint import atomic
 from spade3d.training.page_style import STYLE
+from spade3d.whole_file import whole_file
 
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _VOID = frozenset({"meta", "img", "br", "col"})
@@ -164,6 +164,6 @@ def page(kind: str, title: str, verdict: Sequence[Html], sections: Sequence[Sect
 
 def write_page(path: Path, html: str) -> Path:
     """Write a page whole or not at all. Names that are not valid Unicode are written as their escapes."""
-    with atomic(path) as file:
+    with whole_file(path) as file:
         file.write(html.encode("utf-8", "backslashreplace"))
     return path

@@ -35,11 +35,10 @@ _FOOTER = "One file: nothing is loaded, nothing is sent. Written by spade3d. Not
 # The settings a reader asks for first, by the last part of their key; the rest is folded below them.
 _FIRST = {
     "recipe": "Recipe",
-    "crop": "Crop (voxels)",
+    "shape": "Crop (voxels)",
     "spacing": "Spacing (mm)",
     "feature_size": "Width (feature size)",
     "steps": "Steps",
-    "batch": "Batch",
     "lr": "Learning rate",
     "seed": "Seed",
     "device": "Device",

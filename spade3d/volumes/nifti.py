@@ -6,7 +6,6 @@ and so MONAI, read it: i runs to the left (LAS), the world's origin lies at the 
 
 import gzip
 import math
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from spade3d.volumes.payload import (
     inflate_pieces,
     three_dimensional,
 )
+from spade3d.whole_file import whole_file
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 WRITTEN_DTYPES = ("uint8", "int16", "uint16", "int32", "float32")
@@ -120,23 +120,17 @@ def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray) -> None:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(unfinished, "xb") as file:
+        with whole_file(path) as file:
             if path.name.lower().endswith(".gz"):
                 with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
                     image.to_stream(packed)
             else:
                 image.to_stream(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
     except OSError as error:
         raise Fault(
             f"{path}: could not be written ({error.strerror or error}); free space or choose another place"
         ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _parse(path: Path, block: bytes) -> nib.Nifti1Header:

@@ -6,7 +6,6 @@ JSON records carry their own.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import xxhash
 
 from spade3d.faults import DataFault, Fault
+from spade3d.whole_file import whole_file
 
 SCHEMA = 1
 CHUNK, BLOCK = 64, 32
@@ -100,21 +100,11 @@ def checksum_fault(store: Path, array: ArrayFile) -> str | None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Either the whole file is there under its name, on the disk, or the old one still is. Fault if it cannot be."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         path.parent.mkdir(exist_ok=True)
-        with open(partial, "wb") as file:
+        with whole_file(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as problem:
-        partial.unlink(missing_ok=True)
         raise Fault(
             f"{path}: cannot write {len(data)} bytes ({problem.strerror}); free space or choose another --out"
         ) from problem

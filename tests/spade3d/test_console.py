@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_done_is_zero_and_interrupted_is_130(capsys):
     assert console.run(app_that(done.append), ["--steps", "4"]) == 0 and done == [4]
     assert console.run(app_that(raises(KeyboardInterrupt())), []) == 130
     assert capsys.readouterr().err == "spade-test: interrupted\n"
+    assert console.run(app_that(raises(KeyboardInterrupt("stopped by SIGINT after step 3, and saved"))), []) == 130
+    assert capsys.readouterr().err == "spade-test: stopped by SIGINT after step 3, and saved\n"
+
+
+def test_a_warning_is_one_line_without_a_place_in_our_code(capsys):
+    def does(_steps):
+        sys.stderr.write(warnings.formatwarning("scan.nii: no sform", UserWarning, "nifti.py", 104))
+
+    assert console.run(app_that(does), []) == 0
+    assert capsys.readouterr().err == "warning: scan.nii: no sform\n"
 
 
 @pytest.mark.parametrize("tokens", [["--stepps", "4"], ["--steps", "many"], ["--steps"], ["surplus"]])

@@ -93,7 +93,7 @@ def test_the_same_seed_builds_the_same_run(store):
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
     assert torch.equal(batch.student, batch2.student) and not torch.equal(batch.student, batch3.student)
     assert any(not torch.equal(tensor, other[name]) for name, tensor in weights.items())
-    assert batch.student.shape == (4, 1, 16, 16, 16) and {"a", "b", "spacing"} <= made.pictures().keys()
+    assert batch.student.shape == (8, 1, 16, 16, 16) and {"a", "b", "spacing"} <= made.pictures().keys()
     assert made.network is made.task.student.network
     losses = made.task.losses(batch, 0.5)
     assert losses.keys() == {"global", "local", "restoration"}

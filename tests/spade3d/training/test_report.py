@@ -24,7 +24,7 @@ def signs(rank: float, spread: float = 0.8) -> dict:
 def run(tmp_path):
     folder = tmp_path / "run & <one>"
     folder.mkdir()
-    config = "recipe: spade\nsteps: 20\ncrop: [32, 32, 24]\nspacing: null\n"
+    config = "recipe: spade\nsteps: 20\ncrop: {shape: [32, 32, 24]}\nspacing: null\n"
     config += "network: {feature_size: 12}\noptim: {lr: 0.0003}\n"
     (folder / "config.yaml").write_text(config)
     rows = [step(n, **({"signs": signs(9.0 + n / 10)} if n % 5 == 0 else {})) for n in range(1, 21)]
