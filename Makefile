@@ -4,25 +4,23 @@
 # to choose another build (CPU wheels on a machine without a GPU, a CUDA build on one with), give its index:
 #     make demo TORCH_INDEX=https://...
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+TUNING := --labels 4 --steps 120 --crop.shape 48 48 32 --scoring.looks 2
 TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
-STEPS_PRETRAIN ?= 120
-STEPS_FINETUNE ?= 120
-
 .PHONY: demo test lint clean
 
 demo: $(VENV)/ready
 	rm -rf $(DEMO)
-	$(BIN)/python -m spade3d.volumes.phantoms --kind abdomen-ct --patients 16 --unlabelled 8 --out $(DEMO)/scans --seed 1
-	$(BIN)/spade-prepare $(DEMO)/scans --out $(DEMO)/store
-	$(BIN)/spade-pretrain $(DEMO)/store --out $(DEMO)/pretrained --recipe spade --steps $(STEPS_PRETRAIN)
-	$(BIN)/dagman-finetune $(DEMO)/store --out $(DEMO)/finetuned --labels 4 --steps $(STEPS_FINETUNE) \
-		--init $(DEMO)/pretrained/encoder.safetensors
-	$(BIN)/dagman-finetune $(DEMO)/store --out $(DEMO)/scratch --labels 4 --steps $(STEPS_FINETUNE)
+	$(BIN)/python -m spade3d.volumes.phantoms --kind heart-ct --patients 30 --unlabelled 10 --size 64 64 48 \
+		--spacing 4 4 4 --seed 1 --out $(DEMO)/scans
+	$(BIN)/spade-prepare $(DEMO)/scans --out $(DEMO)/store --spacing 4 4 4
+	$(BIN)/spade-pretrain $(DEMO)/store --out $(DEMO)/pretrained --recipe spade --steps 80 --crop.shape 32 32 24
+	$(BIN)/dagman-finetune $(DEMO)/store --out $(DEMO)/finetuned $(TUNING) --init $(DEMO)/pretrained/encoder.safetensors
+	$(BIN)/dagman-finetune $(DEMO)/store --out $(DEMO)/scratch $(TUNING)
 	$(BIN)/dagman-compare $(DEMO)/finetuned $(DEMO)/scratch --out $(DEMO)/comparison
 	@echo
 	@echo "Reports, to open in a browser:"

@@ -169,8 +169,9 @@ def judge(model: SegmentationModel, store, split: Split, folder: Path, settings,
     folder.mkdir(exist_ok=True)
     rows = []
     with console.progress_of("judging") as progress:
-        for done, i in enumerate(split.validation, 1):
+        for done, i in enumerate(split.validation):
             case = store.cases[i]
+            progress(done, len(split.validation), case.name)
             found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
             write_on_grid(folder / f"{safe_name(case.name)}.nii.gz", found, case.source_grid)
             spacing = canonical_spacing(case)
@@ -180,7 +181,7 @@ def judge(model: SegmentationModel, store, split: Split, folder: Path, settings,
             names = dict(zip(model.classes.values, model.classes.names, strict=True))
             who = {"case": case.name, "subject": case.subject}
             rows += [who | {"name": names[row["class"]]} | row for row in measured]
-            progress(done, len(split.validation), case.name)
+        progress(len(split.validation), len(split.validation), case.name)
     return rows
 
 

@@ -26,7 +26,8 @@ def predict_scans(model_path: Path, scans: Sequence[Path], out: Path, device: st
     check_names(cases, out)
     volumes, left_out = {}, 0
     with console.progress_of("segmenting") as progress:
-        for done, case in enumerate(cases, 1):
+        for done, case in enumerate(cases):
+            progress(done, len(cases), case.name)
             try:
                 volume = read_volume(case.image, modality=case.modality, subject=case.subject, series=case.series)
                 found = model.segment(volume, place)
@@ -42,7 +43,7 @@ def predict_scans(model_path: Path, scans: Sequence[Path], out: Path, device: st
                 name: round(int((found == value).sum()) * ml, 3)
                 for name, value in zip(model.classes.names, model.classes.values, strict=True)
             }
-            progress(done, len(cases), case.name)
+        progress(len(cases), len(cases), cases[-1].name)
     if not volumes:
         raise DataFault(f"none of {len(cases)} scans could be segmented; the reasons stand above")
     return {"predictions": str(out), "scans": len(volumes), "left_out": left_out, "volumes_ml": volumes}

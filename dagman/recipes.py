@@ -22,13 +22,13 @@ from spade3d.configuration import (
     with_values,
 )
 from spade3d.faults import DataFault
-from spade3d.recipes import stepped, steps_for
+from spade3d.recipes import crop_within, steps_for
 
 if TYPE_CHECKING:
     from dagman.downstream.labelled import Classes, LabelledStream
     from spade3d.volumes.store import VolumeStore
 
-FINETUNING_BUDGET_S = 240.0
+FINETUNING_BUDGET_S = 480.0
 
 
 class LabelledCrops(Settings):
@@ -72,13 +72,13 @@ class FinetuneSettings(Common):
 def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int], device: str) -> FinetuneSettings:
     """Fill what was left open; the same with and without a checkpoint, so that the two can be compared.
 
-    Crop: the median scan, at most 96 voxels a side (64 on a CPU), in steps of 8. Network: the checkpoint's, else as
-    pretraining would choose. Steps: 20,000 on a GPU; on a CPU what fits into about four minutes.
+    Crop: within the median scan, as many voxels as a cube of 96 (64 on a CPU). Network: the checkpoint's, else as
+    pretraining would choose. Steps: 20,000 on a GPU; on a CPU what fits into about eight minutes.
     """
     from spade3d.scans import typical_grid
 
     shape, spacing = typical_grid(store, cases)
-    crop = settings.crop.shape or stepped(shape, at_most=64 if device == "cpu" else 96)
+    crop = settings.crop.shape or crop_within(shape, spacing, side=64 if device == "cpu" else 96)
     network = settings.network
     if settings.init is not None:
         network = network_of(Path(settings.init), network)

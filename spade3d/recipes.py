@@ -118,15 +118,15 @@ MATCHED_CELL = 4  # voxels: places are matched on a grid of one cell in 4 x 4 x 
 def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int], device: str) -> SpadeSettings:
     """Fill what was left open.
 
-    Crop: two thirds of the median scan, at most 96 voxels a side (48 on a CPU), in steps of 8, so that there are
-    different places to tell apart. Far: half the crop's edge for whole crops, a quarter for single places.
+    Crop: within two thirds of the median scan, so that there are different places to tell apart, and as many voxels
+    as a cube of 96 (48 on a CPU). Far: half the crop's edge for whole crops, a quarter for single places.
     Steps: 50,000 on a GPU; on a CPU what fits into about eight minutes. Momentum: 0.996 as is usual; less in runs of
     under a thousand steps, where such a teacher would never leave its beginning.
     """
     from spade3d.scans import typical_grid
 
     shape, spacing = typical_grid(store, cases)
-    crop = settings.crop.shape or stepped(shape * 2 / 3, at_most=48 if device == "cpu" else 96)
+    crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
     width = settings.network.feature_size or (24 if device == "cpu" else 48)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
@@ -148,9 +148,20 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     )
 
 
-def stepped(shape: np.ndarray, at_most: int, step: int = 8) -> tuple[int, int, int]:
-    """A crop near `shape`, each side a multiple of `step`, at least one step and at most `at_most`."""
-    return tuple(int(n) for n in np.clip(np.round(np.asarray(shape) / step) * step, step, at_most))
+def crop_within(shape: np.ndarray, spacing: Sequence[float], side: int, step: int = 8) -> tuple[int, int, int]:
+    """A crop within `shape`, of about as many voxels as a cube of `side`: a cube in mm, as far as the shape allows.
+
+    What the shape does not offer along one axis goes to the others, up to twice `side`: of a stack of ten slices 8 mm
+    apart the crop takes all slices and a wide plane. Each side is a multiple of `step`. (docs/log.md, 2026-11-20)
+    """
+    shape, spacing = np.clip(shape, step, 2 * side), np.asarray(spacing)
+    whole = np.zeros(3, bool)  # axes along which the cube is longer than the shape
+    for _ in range(3):
+        edge_mm = (side**3 / shape[whole].prod() * spacing[~whole].prod()) ** (1 / max(1, 3 - whole.sum()))
+        whole |= shape * spacing <= edge_mm
+    voxels = np.where(whole, shape, edge_mm / spacing)
+    i, j, k = (step * max(1, round(float(n) / step)) for n in voxels)
+    return i, j, k
 
 
 def steps_for(voxels: float | int, width: int, device: str, budget_s: float, *, on_gpu: int) -> int:

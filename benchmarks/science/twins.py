@@ -1,6 +1,6 @@
 """Pretrained against scratch, seed by seed, with the commands a user has; one table and one JSON in benchmarks/results.
 
-    python benchmarks/science/twins.py DATA --out WORK --labels 8 --seeds 0 1 2 --name hippocampus_mr_8
+    python benchmarks/science/twins.py DATA --out WORK --labels 8 --seeds 0 1 2 --steps 400 400 --name hippocampus_mr_8
 
 Each seed has its own pretraining, its own draw of labelled subjects and its own decoder; the twin from scratch shares
 all but the encoder. What is finished in WORK is not run again, so an interrupted benchmark goes on where it stopped.
@@ -24,10 +24,11 @@ def main() -> None:
     parser.add_argument("--labels", default="8")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--name", required=True)
-    parser.add_argument("--pretrain", nargs=argparse.REMAINDER, default=[], help="further options of spade-pretrain")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("PRETRAIN", "FINETUNE"), help="else the commands choose")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     store, seconds = asked.out / "store", {}
+    long_pretraining, long_tuning = (["--steps", steps] for steps in asked.steps) if asked.steps else ([], [])
     if not (store / "index.json").exists():
         command("spade-prepare", asked.data, "--out", store)
     runs = []
@@ -35,13 +36,22 @@ def main() -> None:
         pretrained, tuned, scratch = (asked.out / f"{what}-{seed}" for what in ("pretrained", "tuned", "scratch"))
         if not (pretrained / "report.html").exists():
             seconds[pretrained.name] = command(
-                "spade-pretrain", store, "--out", pretrained, "--seed", seed, *asked.pretrain
+                "spade-pretrain", store, "--out", pretrained, "--seed", seed, *long_pretraining
             )
         encoder = ["--init", pretrained / "encoder.safetensors"]
         for run, init in ((tuned, encoder), (scratch, [])):
             if not (run / "summary.json").exists():
                 seconds[run.name] = command(
-                    "dagman-finetune", store, "--out", run, "--labels", asked.labels, "--seed", seed, *init
+                    "dagman-finetune",
+                    store,
+                    "--out",
+                    run,
+                    "--labels",
+                    asked.labels,
+                    "--seed",
+                    seed,
+                    *long_tuning,
+                    *init,
                 )
             runs.append(run)
     command("dagman-compare", *runs, "--out", asked.out / "comparison")
@@ -52,7 +62,7 @@ def main() -> None:
     result = {
         "name": asked.name,
         "machine": {"platform": platform.platform(), "python": platform.python_version()},
-        "options": list(map(str, asked.pretrain)),
+        "steps": asked.steps,
         "mean_dice": {name: summary["mean_dice"] for name, summary in summaries.items()},
         "protocol": next(iter(summaries.values()))["protocol"],
         "seconds": seconds,

@@ -6,7 +6,7 @@ import torch
 
 from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import UsageFault
-from spade3d.recipes import SpadeSettings, body_frames, choose_spade, find_recipe, spade, stepped, steps_for
+from spade3d.recipes import SpadeSettings, body_frames, choose_spade, crop_within, find_recipe, spade, steps_for
 from spade3d.scans import open_scans
 from spade3d.volumes.phantoms import write_dataset
 
@@ -71,7 +71,10 @@ def test_what_was_given_must_go_with_what_is_chosen(store):
 
 
 def test_crops_and_steps_by_hand():
-    assert stepped(np.array([100.0, 3.0, 36.5]), at_most=96) == (96, 8, 40)
+    assert crop_within(np.array([100.0, 3.0, 36.5]), (1.0, 1.0, 1.0), side=96) == (96, 8, 40)  # all of it: it is small
+    assert crop_within(np.array([512.0, 512.0, 300.0]), (1.0, 1.0, 1.0), side=96) == (96, 96, 96)
+    assert crop_within(np.array([512.0, 512.0, 60.0]), (0.8, 0.8, 5.0), side=96) == (176, 176, 32)  # 141 mm, in eights
+    assert crop_within(np.array([256.0, 256.0, 9.0]), (1.4, 1.4, 8.0), side=64) == (128, 128, 8)  # all slices
     assert steps_for(1e6, 24, "cpu", 600.0, on_gpu=7) == 100  # 6 s a million voxels
     assert steps_for(1e6, 48, "cpu", 2400.0, on_gpu=7) == 100  # four times as much at twice the width
     assert steps_for(1e9, 24, "cpu", 1.0, on_gpu=7) == 50 and steps_for(1.0, 24, "cpu", 600.0, on_gpu=7) == 2000
