@@ -272,5 +272,6 @@ def announce(recipe: Recipe, settings, store, split) -> None:
             "width": settings.network.feature_size,
             "steps": settings.steps,
             "device": settings.device,
+            **recipe.said(settings),
         },
     )

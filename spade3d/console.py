@@ -136,8 +136,15 @@ def print_result(values: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(values))
     else:
-        for key, value in values.items():
-            print(f"{key}: {value}")
+        _print_lines(values, "")
+
+
+def _print_lines(values: Mapping[str, Any], indent: str) -> None:
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        print(f"{indent}{key}:" if nested else f"{indent}{key}: {value}")
+        if nested:
+            _print_lines(value, f"{indent}  ")
 
 
 @contextmanager

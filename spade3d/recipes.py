@@ -53,6 +53,7 @@ class Recipe:
     settings: type[Common]
     choose: Callable[[Common, VolumeStore, Sequence[int], str], Common]
     build: Callable[[Common, VolumeStore, Sequence[int]], Built]
+    said: Callable[[Common], dict[str, str]]  # what else a user should know of the choice before the run
 
 
 def find_recipe(name: str) -> Recipe:
@@ -94,7 +95,7 @@ class ContrastSettings(Settings):
     global_dim: Annotated[int, Field(ge=2)] = 128
     local_dim: Annotated[int, Field(ge=2)] = 64
     momentum: Share | None = None
-    global_weight: Annotated[float, Field(ge=0)] = 1.0
+    global_weight: Annotated[float, Field(ge=0)] | None = None
     local_weight: Annotated[float, Field(ge=0)] = 1.0
     restoration_weight: Annotated[float, Field(ge=0)] = 1.0
 
@@ -112,6 +113,7 @@ class SpadeSettings(Common):
 # 24 (measured: 4.8 to 6); grows with the square of the width.
 CPU_SECONDS = 6.0
 PRETRAINING_BUDGET_S = 480.0
+LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next to nothing to tell apart
 MATCHED_CELL = 4  # voxels: places are matched on a grid of one cell in 4 x 4 x 4 voxels
 
 
@@ -121,7 +123,9 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     Crop: within two thirds of the median scan, so that there are different places to tell apart, and as many voxels
     as a cube of 96 (48 on a CPU). Far: half the crop's edge for whole crops, a quarter for single places.
     Steps: 50,000 on a GPU; on a CPU what fits into about eight minutes. Momentum: 0.996 as is usual; less in runs of
-    under a thousand steps, where such a teacher would never leave its beginning.
+    under a thousand steps, where such a teacher would never leave its beginning. Global weight: 1, but 0 where fewer
+    than one in four pairs of crops lie far apart: scans hardly larger than the crop show one place only, and a contrast
+    of what is alike only adds noise (docs/log.md, 2026-11-20).
     """
     from spade3d.scans import typical_grid
 
@@ -132,12 +136,17 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
     voxels = crops * math.prod(crop) * 4 / 3  # the teacher only looks
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
+    far_mm = settings.contrast.far_mm or round(edge_mm / 2, 1)
+    weight = settings.contrast.global_weight
+    if weight is None:
+        weight = float(far_share(store, cases, crop, spacing, far_mm) >= LEAST_FAR)
     return with_values(
         settings,
         {
             "crop.shape": crop,
             "network.feature_size": width,
-            "contrast.far_mm": settings.contrast.far_mm or round(edge_mm / 2, 1),
+            "contrast.far_mm": far_mm,
+            "contrast.global_weight": weight,
             "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
             "contrast.momentum": settings.contrast.momentum or round(1 - min(0.02, max(0.004, 4 / steps)), 4),
             "steps": steps,
@@ -146,6 +155,24 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
             "device": device,
         },
     )
+
+
+def said_of_spade(settings: SpadeSettings) -> dict[str, str]:
+    """Distances and weights of the contrast."""
+    contrast = settings.contrast
+    off = "" if contrast.global_weight else " (off: crops of these scans lie too near to each other)"
+    return {
+        "far apart": f"{contrast.far_mm:g} mm for crops{off}, {contrast.far_local_mm:g} mm for places",
+    }
+
+
+def far_share(store: VolumeStore, cases: Sequence[int], crop, spacing, far_mm: float) -> float:
+    """The share of pairs of random crops, any two scans, that lie more than `far_mm` apart in the body frame."""
+    from spade3d.crops.pairs import PairStream, Sampling
+    from spade3d.crops.selection import apart
+
+    places = PairStream(store, cases, body_frames(store), Sampling(crop, spacing)).places_of_crops(512)
+    return float(apart(places, places, far_mm).mean())
 
 
 def crop_within(shape: np.ndarray, spacing: Sequence[float], side: int, step: int = 8) -> tuple[int, int, int]:
@@ -221,4 +248,5 @@ spade = Recipe(
     SpadeSettings,
     choose_spade,
     build_spade,
+    said_of_spade,
 )

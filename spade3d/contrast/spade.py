@@ -83,7 +83,8 @@ class Spade(Task):
         with torch.no_grad():
             _, t_g, t_l = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
         self.unremembered.append((t_g, batch.boxes, t_l, batch.places))
-        self.embedding, self.paired = v_g.detach(), t_g
+        local = terms.local_weight > 0  # signs of life come from many places rather than from few crops
+        self.embedding, self.paired = (v_l.detach(), t_l) if local else (v_g.detach(), t_g)
         same_place = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
         return {
             "global": terms.global_weight

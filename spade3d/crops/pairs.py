@@ -147,6 +147,13 @@ class PairStream:
                 drawn.append((box, *views))
         return drawn
 
+    def places_of_crops(self, count: int) -> Places:
+        """Where `count` random crops lie in the body: what the data offers to be told apart."""
+        rng = np.random.default_rng([self.seed, count])
+        drawn = rng.choice(self.cases, count).tolist()
+        boxes = [self.framed(case, draw_box(rng, self.size_mm, self.bounds[case])) for case in drawn]
+        return Places.joined(boxes).centres
+
     def draw_pair(self, rng: np.random.Generator, case: int) -> tuple[Box, Box]:
         """Two overlapping boxes of one scan: of the anchor, and of a scan that has no place of the body to share."""
         a = draw_box(rng, self.size_mm, self.bounds[case])

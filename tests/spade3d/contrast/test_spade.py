@@ -144,8 +144,12 @@ def test_a_step_that_was_skipped_leaves_nothing(task, batches):
 
 def test_signs_of_life_get_both_embeddings(task, batches):
     task.losses(batches.batch(0), 0.0)
-    assert task.embedding.shape == task.paired.shape == (4, 8)
+    places = len(batches.batch(0).query_crop)
+    assert task.embedding.shape == task.paired.shape == (places, TERMS.local_dim)  # of many places
     assert not task.embedding.requires_grad and "embedding" not in task.state_dict()
+    task.terms = replace(TERMS, local_weight=0.0)
+    task.losses(batches.batch(0), 0.0)
+    assert task.embedding.shape == task.paired.shape == (4, TERMS.global_dim)  # or, without them, of crops
 
 
 def test_a_fixed_batch_is_learned(task, batches):
