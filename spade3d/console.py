@@ -46,7 +46,7 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
 
     An error that nobody foresaw keeps its traceback and ends with 1: it is ours, and a report needs it.
     """
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
@@ -56,6 +56,8 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"{app.name[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = usual
     return 0
 
 

@@ -114,7 +114,7 @@ class SpadeSettings(Common):
 CPU_SECONDS = 6.0
 PRETRAINING_BUDGET_S = 480.0
 LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next to nothing to tell apart
-MATCHED_CELL = 4  # voxels: places are matched on a grid of one cell in 4 x 4 x 4 voxels
+MATCHED_CELL = 4  # places are matched on a grid of cells as large as 4 x 4 x 4 voxels, but cubes in mm
 
 
 def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int], device: str) -> SpadeSettings:
@@ -220,12 +220,19 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
         scans=crop.scans,
         overlap=crop.overlap,
         alike_iou=crop.alike_iou,
-        grid=tuple(max(1, n // MATCHED_CELL) for n in crop.shape),
+        grid=matched_grid(crop.shape, settings.data.spacing),
         places=crop.places,
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
     )
     batches = PairStream(store, cases, body_frames(store), sampling, seed=settings.seed)
     return Built(task, batches, network, lambda: batches.pictures(0))
+
+
+def matched_grid(shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, int, int]:
+    """Cells along i, j, k on which places are matched: about as long in mm along each axis, whatever the slices."""
+    cell_mm = MATCHED_CELL * math.prod(spacing) ** (1 / 3)
+    i, j, k = (max(1, round(n * mm / cell_mm)) for n, mm in zip(shape, spacing, strict=True))
+    return i, j, k
 
 
 def body_frames(store: VolumeStore) -> list[np.ndarray]:

@@ -37,7 +37,7 @@ COMMON = """--config --resume --strict --json --out
     --crop.blur --crop.blur-chance --crop.noise"""
 OPTIONS = {
     "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
-    "spade-pretrain": f"""DATA {COMMON} --recipe --crop.scans --crop.overlap --crop.alike-iou --crop.places
+    "spade-pretrain": f"""DATA {COMMON} --recipe --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
         --contrast.far-mm --contrast.far-local-mm --contrast.temperature --contrast.global-memory
         --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.momentum
         --contrast.global-weight --contrast.local-weight --contrast.restoration-weight""",
@@ -194,6 +194,7 @@ def test_scans_that_cannot_be_used_leave_one_line_and_nothing_else(what, tmp_pat
 def test_a_bad_scan_among_good_ones_is_named_counted_and_left_out(tmp_path, capsys):
     data = folder(tmp_path / "data", scan(0), scan(1), scan(2), scan() * 0)
     (data / "scan4.nii.gz").write_bytes(b"")
+    (data / "notes.txt").write_text("nothing to see")
     small = ["--steps", 1, "--crop.shape", 8, 8, 8, "--network.feature-size", 12, "--contrast.local-memory", 8]
     for name, more in {"spade-prepare": [], "spade-pretrain": [*small, "--device", "cpu"]}.items():
         out = tmp_path / name
@@ -203,6 +204,7 @@ def test_a_bad_scan_among_good_ones_is_named_counted_and_left_out(tmp_path, caps
         assert f"left out scan3: {data / 'scan3.nii.gz'}: constant" in printed.err
         assert f"left out scan4: {data / 'scan4.nii.gz'}: is empty" in printed.err
         assert "2 left out, 3 scans remain" in printed.err
+        assert "note: files that are no scans: 1 .txt" in printed.err
         code, message = refused(capsys, name, data, "--out", tmp_path / "strict", "--strict", *more)
         assert code == 3 and message.startswith(f"case scan3: {data / 'scan3.nii.gz'}: constant")
         assert not (tmp_path / "strict").exists()

@@ -92,6 +92,7 @@ def test_null_takes_back_a_choice(write):
         ("data: {spacing: [1, 0, 1]}", "data.spacing.1", "greater than 0"),
         ("data: {window_hu: [250, -175]}", "data.window_hu", "lower end of a range comes first"),
         ("fold: {}", "fold", "integer"),
+        ("folds: 4\nfold: 4", "fold", "folds are counted from 0 to 3"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(write, text, key, needed):
@@ -112,6 +113,13 @@ def test_a_value_that_cannot_be_is_refused_by_name(write, text, key, needed):
 )
 def test_an_unknown_key_is_refused_with_the_nearest_one(write, text, key, suggestion):
     assert f"{key} is not a known key; did you mean {suggestion}?" in refused([write(text)])
+
+
+def test_an_unknown_key_of_a_section_is_answered_with_its_keys(write):
+    message = refused([write("optim: {wd: 3}")])
+    assert message.endswith(
+        "optim.wd is not a known key; optim has lr, weight_decay, warmup, floor, clip_norm, accumulate"
+    )
 
 
 def test_a_key_like_none_is_sent_to_help(write):

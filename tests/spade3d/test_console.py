@@ -179,8 +179,8 @@ def test_an_out_that_cannot_be_made_is_refused(tmp_path):
 def test_results_go_to_standard_output(capsys):
     console.print_result({"dice": 0.5, "report": "ä.html"}, as_json=True)
     assert json.loads(capsys.readouterr().out) == {"dice": 0.5, "report": "ä.html"}
-    console.print_result({"dice": 0.5}, as_json=False)
-    assert capsys.readouterr().out == "dice: 0.5\n"
+    console.print_result({"dice": 0.5, "ml": {"ann": {"liver": 1.5}}}, as_json=False)
+    assert capsys.readouterr().out == "dice: 0.5\nml:\n  ann:\n    liver: 1.5\n"
 
 
 def test_choices_and_progress_go_to_standard_error_as_they_are(capsys):

@@ -6,7 +6,16 @@ import torch
 
 from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import UsageFault
-from spade3d.recipes import SpadeSettings, body_frames, choose_spade, crop_within, find_recipe, spade, steps_for
+from spade3d.recipes import (
+    SpadeSettings,
+    body_frames,
+    choose_spade,
+    crop_within,
+    find_recipe,
+    matched_grid,
+    spade,
+    steps_for,
+)
 from spade3d.scans import open_scans
 from spade3d.volumes.phantoms import write_dataset
 
@@ -101,3 +110,11 @@ def test_the_same_seed_builds_the_same_run(store):
     losses = made.task.losses(batch, 0.5)
     assert losses.keys() == {"global", "local", "restoration"}
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "grid"),
+    [((24, 32, 24), (1.0, 1.0, 1.0), (6, 8, 6)), ((96, 96, 8), (1.37, 1.37, 8.0), (13, 13, 6))],
+)
+def test_places_are_matched_in_cubes_of_mm(shape, spacing, grid):
+    assert matched_grid(shape, spacing) == grid

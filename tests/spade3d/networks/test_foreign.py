@@ -126,6 +126,12 @@ def test_unusable_files_are_named(tmp_path, source):
             with pytest.raises(DataFault, match="cut"):
                 load_encoder(small(1), cut)
 
+    for name, harm in {"notes.pt": b"steps: 3\noptim:\n  lr: fast\n  wd: 3\nsteps: 4\n", "dots.pt": b"....."}.items():
+        (tmp_path / name).write_bytes(harm)
+        with pytest.raises(DataFault, match=f"{name}: "):
+            load_encoder(source, tmp_path / name)
+    with pytest.raises(DataFault, match="is a folder; give the checkpoint in it"):
+        load_encoder(source, tmp_path)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(DataFault, match="holds no state dict"):
         load_encoder(small(1), tmp_path / "list.pt")

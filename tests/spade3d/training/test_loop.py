@@ -73,6 +73,8 @@ def test_the_log_holds_what_was_minimised(tmp_path):
         assert ("signs" in row) == (row["step"] % 2 == 0)
     assert rows[0]["lr"] == pytest.approx(0.05) and rows[-1]["lr"] == pytest.approx(0.05 * 0.01)
     assert {"rank", "uniformity", "spread"} <= rows[1]["signs"].keys()
+    fit(Tiny(), tmp_path / "short", steps=3, signs_every=25)
+    assert ["signs" in row for row in read_log(tmp_path / "short" / "log.jsonl")] == [False, False, True]
 
 
 def test_same_seed_same_bits(tmp_path):

@@ -205,6 +205,7 @@ def test_subjects_csv(tmp_path):
     (tmp_path / "subjects.csv").write_text("file,subject\na.nii.gz,S1\nimages/b.nii.gz,S1\n")
     found = read_layout(tmp_path)
     assert [case.subject for case in found.cases] == ["S1", "S1", "c"] and "c" in found.notes[-1]
+    assert not any("1 .csv" in note for note in found.notes)  # it was read
     (tmp_path / "subjects.csv").write_text("file,subject\na.nii.gz,S1\na.nii.gz,S2\n")
     with pytest.raises(DataFault, match="line 3.*'S1'.*'S2'"):
         read_layout(tmp_path)

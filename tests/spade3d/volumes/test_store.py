@@ -8,10 +8,12 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -229,6 +231,18 @@ def test_bad_cases_are_named_and_left_out_and_strict_stops(tmp_path):
     with pytest.raises(DataFault, match="none of 7 cases can be used"):
         prepare(only_bad, tmp_path / "none", Preprocessing())
     assert not (tmp_path / "none").exists()
+    alone = replace(data, cases=tuple(c for c in data.cases if c.name == "constant"))
+    with pytest.raises(DataFault, match=r"^\S+constant\.nii\.gz: constant"):
+        prepare(alone, tmp_path / "none", Preprocessing())
+
+
+def test_what_a_reader_warns_of_is_noted_whoever_reads(tmp_path):
+    data = dataset(tmp_path / "scans", *(case(tmp_path / "scans", name, scan(n)) for n, name in enumerate("ab")))
+    nib.save(nib.Nifti1Image(scan(0), None), tmp_path / "scans" / "b.nii.gz")
+    for workers in (0, 1):
+        with warnings.catch_warnings(action="error"):
+            store = prepare(data, tmp_path / f"store{workers}", Preprocessing(), workers=workers)
+        assert sum("b.nii.gz: neither sform nor qform is set" in note for note in store.notes) == 1
 
 
 def test_labels_in_another_axis_order_on_the_same_grid_are_turned(tmp_path):
