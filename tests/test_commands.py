@@ -37,7 +37,8 @@ COMMON = """--config --resume --strict --json --out
     --crop.blur --crop.blur-chance --crop.noise"""
 OPTIONS = {
     "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
-    "spade-pretrain": f"""DATA {COMMON} --recipe --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
+    "spade-pretrain": f"""DATA {COMMON} --recipe
+        --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
         --contrast.far-mm --contrast.far-local-mm --contrast.temperature --contrast.global-memory
         --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.momentum
         --contrast.global-weight --contrast.local-weight --contrast.restoration-weight""",
