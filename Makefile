@@ -4,6 +4,9 @@
 # to choose another build (CPU wheels on a machine without a GPU, a CUDA build on one with), give its index:
 #     make demo TORCH_INDEX=https://...
 
+# Threads that wait by spinning bring training to a standstill beside any busy neighbour (docs/log.md, 2026-11-20).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as the commands do
+
 # The tests check the shapes that the signatures promise; a user's run pays nothing for them.
 install_import_hook(("spade3d", "dagman"), "beartype.beartype")
 
