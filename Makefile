@@ -6,12 +6,13 @@
 
 # Threads that wait by spinning bring training to a standstill beside any busy neighbour (docs/log.md, 2026-11-20).
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 2000
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
-TUNING := --labels 4 --steps 120 --crop.shape 48 48 32 --scoring.looks 2
+TUNING := --labels 4 --steps 90 --crop.shape 48 48 32 --scoring.looks 2
 TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 .PHONY: demo test lint clean
@@ -21,7 +22,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m spade3d.volumes.phantoms --kind heart-ct --patients 30 --unlabelled 10 --size 64 64 48 \
 		--spacing 4 4 4 --seed 1 --out $(DEMO)/scans
 	$(BIN)/spade-prepare $(DEMO)/scans --out $(DEMO)/store --spacing 4 4 4
-	$(BIN)/spade-pretrain $(DEMO)/store --out $(DEMO)/pretrained --recipe spade --steps 80 --crop.shape 32 32 24
+	$(BIN)/spade-pretrain $(DEMO)/store --out $(DEMO)/pretrained --recipe spade --steps 50 --crop.shape 32 32 24
 	$(BIN)/dagman-finetune $(DEMO)/store --out $(DEMO)/finetuned $(TUNING) --init $(DEMO)/pretrained/encoder.safetensors
 	$(BIN)/dagman-finetune $(DEMO)/store --out $(DEMO)/scratch $(TUNING)
 	$(BIN)/dagman-compare $(DEMO)/finetuned $(DEMO)/scratch --out $(DEMO)/comparison

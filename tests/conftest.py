@@ -9,6 +9,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as the commands do
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # The tests check the shapes that the signatures promise; a user's run pays nothing for them.
 install_import_hook(("spade3d", "dagman"), "beartype.beartype")
