@@ -21,8 +21,8 @@ from spade3d.configuration import Settings, explain
 from spade3d.faults import DataFault, Fault, UsageFault
 
 # OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, one of
-# them kept busy by another program, a training step took 26 to 50 s instead of 1.6. Never spinning costs 45 % on a quiet
-# machine; 2,000 rounds cost 5 %. libgomp reads this when torch is imported, which happens later.
+# them kept busy by another program, a training step took 26 to 50 s instead of 1.6. Never spinning costs 45 % on a
+# quiet machine, 2,000 rounds cost 5 %. libgomp reads this when torch is imported, which happens later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
