@@ -26,7 +26,7 @@ from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.provenance import describe, write_json, write_text
-from spade3d.recipes import build_network
+from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training.loop import Optimiser, Task, train
 from spade3d.training.precision import autocast_for

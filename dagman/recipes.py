@@ -22,7 +22,7 @@ from spade3d.configuration import (
     with_values,
 )
 from spade3d.faults import DataFault
-from spade3d.recipes import crop_within, steps_for
+from spade3d.recipes.choosing import crop_within, steps_for
 
 if TYPE_CHECKING:
     from dagman.downstream.labelled import Classes, LabelledStream

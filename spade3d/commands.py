@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from spade3d import console
 from spade3d.configuration import Common, Data, Settings, read_yaml, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
-from spade3d.recipes import Recipe, find_recipe
+from spade3d.recipes.recipe import Recipe, find_recipe
 
 CONFIG, PROVENANCE, ENCODER, STORE = "config.yaml", "provenance.json", "encoder.safetensors", "store"
 

@@ -78,7 +78,7 @@ def load_model(path: Path) -> SegmentationModel:
     """Read what `save` wrote: model.safetensors itself, or the folder of a run that holds it."""
     from safetensors import SafetensorError, safe_open
 
-    from spade3d.recipes import build_network
+    from spade3d.recipes.recipe import build_network
 
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from spade3d.contrast.heads import Head
@@ -21,7 +22,7 @@ from spade3d.contrast.memory import Memory
 from spade3d.contrast.objectives import info_nce
 from spade3d.crops.pairs import PairBatch
 from spade3d.crops.selection import Places, apart
-from spade3d.networks.features import Features, read_at
+from spade3d.networks.features import CELLS, Features, read_at
 from spade3d.training import schedules
 from spade3d.training.loop import Task
 
@@ -37,6 +38,8 @@ class SpadeTerms:
     local_memory: int = 8192
     global_dim: int = 128
     local_dim: int = 64
+    local_cell: int = 4  # voxels of the decoded cells that local features are read from
+    spatial_negatives: bool = True  # else, in the controls, all that does not attract repels
     momentum: float = 0.996  # of the teacher at the start; 1 at the end
     global_weight: float = 1.0
     local_weight: float = 1.0
@@ -46,26 +49,26 @@ class SpadeTerms:
 class Branch(nn.Module):
     """One branch of the figure: encoder f, decoder g, and the heads h_g and h_l."""
 
-    def __init__(self, network: nn.Module, bottleneck: int, decoded: int, terms: SpadeTerms):
+    def __init__(self, network: nn.Module, terms: SpadeTerms):
         super().__init__()
-        self.network = network
+        self.network, self.cell = network, terms.local_cell
+        bottleneck, decoded = network.bottleneck_channels, network.decoded_channels(terms.local_cell)
         self.global_head = Head(bottleneck, bottleneck, terms.global_dim)
         self.local_head = Head(decoded, 4 * decoded, terms.local_dim)
 
-    def forward(self, images: Tensor, crop: Tensor, voxel: Tensor) -> tuple[Features, Tensor, Tensor]:
-        """Features, v_g (crop, global_dim) and v_l (place, local_dim), both on the unit sphere."""
-        features = self.network(images)
-        there = read_at(features.decoded, voxel, crop, tuple(images.shape[2:]))
-        return features, self.global_head(features.stages[-1].mean(dim=(2, 3, 4))), self.local_head(there)
+    def project(self, features: Features, crop: Tensor, voxel: Tensor, shape) -> tuple[Tensor, Tensor]:
+        """v_g (crop, global_dim) and v_l (place, local_dim), both on the unit sphere; crops have `shape` voxels."""
+        there = read_at(features.decoded[CELLS.index(self.cell)], voxel, crop, tuple(shape))
+        return self.global_head(features.stages[-1].mean(dim=(2, 3, 4))), self.local_head(there)
 
 
 class Spade(Task):
     """The Spade task on a Swin-UNETR whose one output channel restores the crop."""
 
-    def __init__(self, network: nn.Module, bottleneck: int, decoded: int, terms: SpadeTerms):
+    def __init__(self, network: nn.Module, terms: SpadeTerms):
         super().__init__()
         self.terms = terms
-        self.student = Branch(network, bottleneck, decoded, terms)
+        self.student = Branch(network, terms)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         self.global_memory = Memory(terms.global_memory, terms.global_dim, place_width=6)
         self.local_memory = Memory(terms.local_memory, terms.local_dim, place_width=3)
@@ -78,22 +81,45 @@ class Spade(Task):
         return self
 
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
-        terms = self.terms
-        features, v_g, v_l = self.student(batch.student, batch.query_crop, batch.query_voxel)
-        with torch.no_grad():
-            _, t_g, t_l = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
-        self.unremembered.append((t_g, batch.boxes, t_l, batch.places))
-        local = terms.local_weight > 0  # signs of life come from many places rather than from few crops
-        self.embedding, self.paired = (v_l.detach(), t_l) if local else (v_g.detach(), t_g)
-        same_place = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
-        return {
-            "global": terms.global_weight
-            * contrast(v_g, batch.boxes, t_g, self.global_memory, batch.alike, terms.far_mm, terms.temperature),
-            "local": terms.local_weight
-            * contrast(v_l, batch.places, t_l, self.local_memory, same_place, terms.far_local_mm, terms.temperature),
-            "restoration": terms.restoration_weight
-            * F.mse_loss(self.student.network.logits(features).float(), batch.clean),
-        }
+        """A term for every weight that is not 0; what no term needs is not computed."""
+        terms, losses = self.terms, {}
+        contrasted = terms.global_weight or terms.local_weight
+        finest = 1 if terms.restoration_weight else terms.local_cell
+        features = self.student.network(batch.student, batch.hidden, finest=finest)
+        if contrasted:
+            v_g, v_l = self.student.project(features, batch.query_crop, batch.query_voxel, batch.student.shape[2:])
+            t_g, t_l = self.taught(batch)
+            self.unremembered.append((t_g, batch.boxes, t_l, batch.places))
+            local = terms.local_weight > 0  # signs of life come from many places rather than from few crops
+            self.embedding, self.paired = (v_l.detach(), t_l) if local else (v_g.detach(), t_g)
+        if terms.global_weight:
+            negative = self.repelled(batch.boxes, self.global_memory, terms.far_mm)
+            losses["global"] = terms.global_weight * contrast(
+                v_g, t_g, self.global_memory, batch.alike, negative, terms.temperature
+            )
+        if terms.local_weight:
+            same = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
+            negative = self.repelled(batch.places, self.local_memory, terms.far_local_mm)
+            losses["local"] = terms.local_weight * contrast(
+                v_l, t_l, self.local_memory, same, negative, terms.temperature
+            )
+        if terms.restoration_weight:
+            restored = self.student.network.logits(features).float()
+            losses["restoration"] = terms.restoration_weight * F.mse_loss(restored, batch.clean)
+        return losses
+
+    @torch.no_grad()
+    def taught(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """t_g and t_l: the teacher sees its own view of every crop, whole, and decodes no further than is read."""
+        features = self.teacher.network(batch.teacher, finest=self.terms.local_cell)
+        return self.teacher.project(features, batch.key_crop, batch.key_voxel, batch.teacher.shape[2:])
+
+    def repelled(self, places: Places, memory: Memory, far_mm: float) -> Tensor:
+        """Who may repel the vectors at some places: bool (place, places and memory)."""
+        keys = Places.joined([places, memory.places])
+        if not self.terms.spatial_negatives:
+            return torch.ones(len(places), len(keys), dtype=torch.bool)
+        return torch.from_numpy(apart(places, keys, far_mm))
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -112,20 +138,18 @@ class Spade(Task):
 
 
 def contrast(
-    queries: Tensor,
-    places: Places,
-    keys: Tensor,
+    queries: Float[Tensor, "n dim"],
+    keys: Float[Tensor, "n dim"],
     memory: Memory,
-    positive: Tensor,
-    far_mm: float,
+    positive: Bool[Tensor, "n n"],
+    negative: Bool[Tensor, "n all"],
     temperature: float,
-) -> Tensor:
-    """InfoNCE of one scope: keys of this batch and the memory; what lies far away repels, the band between is silent.
+) -> Float[Tensor, ""]:
+    """InfoNCE of one scope: keys are those of this batch, then the memory; what attracts does not repel.
 
-    queries, keys (n, dim) lie at `places`, one by one; positive (n, n) tells who attracts within the batch. In float32
-    whatever the precision of the networks: a logit of 10 in bf16 is off by up to 0.03.
+    In float32 whatever the precision of the networks: a logit of 10 in bf16 is off by up to 0.03.
     """
-    far = torch.from_numpy(apart(places, Places.joined([places, memory.places]), far_mm)).to(queries.device)
-    near = F.pad(positive, (0, len(memory)))
+    positive = F.pad(positive, (0, len(memory)))
+    negative = negative.to(queries.device) & ~positive
     with torch.autocast(queries.device.type, enabled=False):
-        return info_nce(queries.float(), torch.cat([keys.float(), memory.vectors]), near, far & ~near, temperature)
+        return info_nce(queries.float(), torch.cat([keys.float(), memory.vectors]), positive, negative, temperature)

@@ -7,6 +7,7 @@ by the teacher, under separately drawn spatial and intensity transforms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -29,7 +30,7 @@ from spade3d.crops.crop import (
     scan_bounds,
     scan_to_world,
 )
-from spade3d.crops.selection import BODY, Places, alike
+from spade3d.crops.selection import BODY, Places, Selection, alike
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Sampling:
     alike_iou: float = 0.5
     grid: tuple[int, int, int] = (8, 8, 8)  # cells on which places of two crops are matched
     places: int = 64  # matched places drawn for each crop
+    hidden: float = 0.0  # share of the student's view that is hidden from it
+    hidden_grid: tuple[int, int, int] = (4, 4, 4)  # cells, each hidden or shown
     views: Views = Views()
+    selection: Selection = Selection()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +62,11 @@ class PairBatch:
     student: Tensor  # float32 (n, 1, i, j, k)
     teacher: Tensor  # float32 (n, 1, i, j, k): the same crops, turned and coloured otherwise
     clean: Tensor  # float32 (n, 1, i, j, k): the student's view without intensity change
-    alike: Tensor  # bool (n, n): student crop q and teacher crop k show the same part of a body
+    hidden: Tensor | None  # bool (n, p, q, r): tokens of 2 voxels that the student is not shown; None: it sees all
+    alike: Tensor  # bool (n, n): teacher crop k attracts student crop q
     query_crop: Tensor  # int64 (m,): the student crop that a matched place is read from
     query_voxel: Tensor  # float32 (m, 3): where, in voxels of that view
-    key_crop: Tensor  # int64 (m,): the teacher crop that shows the same place
+    key_crop: Tensor  # int64 (m,): the teacher crop that shows the same place: its partner, or the crop itself
     key_voxel: Tensor  # float32 (m, 3)
     boxes: Places  # (n, 6): where each crop lies in the body
     places: Places  # (m, 3): where the matched places lie in the body
@@ -99,7 +104,10 @@ class PairStream:
         """The batch of a step: chance draws first, then everything is cut, matched and selected exactly."""
         rng = np.random.default_rng([self.seed, step])
         drawn = self.draw(rng)
-        boxes = Places.joined([self.framed(view.case, box) for box, view, _ in drawn])
+        n = len(drawn)
+        # Whose place each crop is said to have: its own, or, in the control, that of any crop of the batch.
+        said = rng.permutation(n) if self.sampling.selection.shuffled else np.arange(n)
+        boxes = Places.joined([self.framed(drawn[other][1].case, drawn[other][0]) for other in said])
         clean = [cut(self.store, view.plain()) for _, view, _ in drawn]
         look = [self.store.cases[view.case].normalisation for _, view, _ in drawn]
         student = [coloured(seen, view.intensity, norm) for seen, (_, view, _), norm in zip(clean, drawn, look)]
@@ -108,7 +116,8 @@ class PairStream:
             student=as_images(student),
             teacher=as_images(teacher),
             clean=as_images(clean),
-            alike=torch.from_numpy(self.alike(drawn, boxes)),
+            hidden=self.hidden(rng, n),
+            alike=torch.from_numpy(self.alike(said // 2, boxes)),
             boxes=boxes,
             step=step,
             **self.matched(rng, drawn),
@@ -185,31 +194,48 @@ class PairStream:
     def space(self, case: int) -> int:
         return BODY if self.to_frame[case] is not None else case + 1
 
-    def alike(self, drawn: list[tuple[Box, Crop, Crop]], boxes: Places) -> np.ndarray:
-        """Global positives (n, n): the same crop, its overlapping partner in the same scan, counterparts elsewhere."""
-        pair = np.arange(len(drawn)) // 2
-        return (pair[:, None] == pair[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+    def alike(self, pair: np.ndarray, boxes: Places) -> np.ndarray:
+        """Global positives (n, n): the same crop; by place its overlapping partner and counterparts, too."""
+        same = np.eye(len(pair), dtype=bool)
+        if not self.sampling.selection.positives:
+            return same
+        return same | (pair[:, None] == pair[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+
+    def hidden(self, rng: np.random.Generator, n: int) -> Tensor | None:
+        """Which tokens of each crop the student is not shown: as near to the share as whole cells of a grid allow."""
+        grid, share = self.sampling.hidden_grid, self.sampling.hidden
+        if not share:
+            return None
+        cells = np.zeros((n, math.prod(grid)), dtype=bool)
+        cells[:, : round(share * cells.shape[1])] = True
+        mask = rng.permuted(cells, axis=1).reshape(n, *grid)
+        for axis, (size, count) in enumerate(zip(self.sampling.shape, grid, strict=True), start=1):
+            tokens = -(-size // 2)
+            mask = mask.take(np.arange(tokens) * count // tokens, axis=axis)
+        return torch.from_numpy(np.ascontiguousarray(mask))
 
     def matched(self, rng: np.random.Generator, drawn: list[tuple[Box, Crop, Crop]]) -> dict:
-        """Places that a student's view shares with a teacher's view of its partner crop (a with b, b with a).
+        """Places that a student's view shares with a teacher's view: of its partner crop (a with b, b with a), or,
+        where places select no positives, of the same crop.
 
         Only within a scan, where correspondence is exact. Cells of the student's view are matched with the teacher's
         grid; the features are then read at the exact place in both views, so no rounding is left in a positive. A view
         may reach beyond the scan, where it shows nothing: places there are left out.
         """
-        sampling = self.sampling
+        sampling, rule = self.sampling, self.sampling.selection
         query_crop, query_voxel, key_crop, key_voxel, places = [], [], [], [], []
         for q, (_, view, _) in enumerate(drawn):
-            k = q ^ 1  # the partner: a <-> b of the same scan
+            k = q ^ 1 if rule.positives else q  # the partner: a <-> b of the same scan
             other = drawn[k][2]
             first, last = scan_bounds(self.store.cases[view.case])
             where = cell_places(view, sampling.grid)
             shown = match(view, other, sampling.grid).valid & ((where >= first) & (where <= last)).all(axis=1)
             where = where[np.sort(rng.permutation(np.flatnonzero(shown))[: sampling.places])]
+            there = rng.permutation(where) if rule.shuffled else where
             query_crop.append(np.full(len(where), q))
             key_crop.append(np.full(len(where), k))
             query_voxel.append(voxels_at(view, where))
-            key_voxel.append(voxels_at(other, where))
+            key_voxel.append(voxels_at(other, there))
             frame = np.eye(4) if self.to_frame[view.case] is None else self.to_frame[view.case]
             here = where @ frame[:3, :3].T + frame[:3, 3]
             places.append(Places(here, np.full(len(here), self.space(view.case))))

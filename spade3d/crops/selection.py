@@ -15,6 +15,34 @@ import numpy as np
 
 from spade3d.crops import kernels
 
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rules of place are in force: what carries Spade's claim, and what it must be held against.
+
+    positives  the overlapping partner and the counterparts in other scans attract, too; else only the crop (or the
+               place) itself, seen twice
+    negatives  only what lies far away repels; else everything that does not attract
+    shuffled   every rule holds, of places that were dealt out at random among the crops of a batch
+    """
+
+    positives: bool = True
+    negatives: bool = True
+    shuffled: bool = False
+
+    @staticmethod
+    def named(control: str) -> Selection:
+        """`both` is Spade. `restoration` has no contrast, so that its rules do not matter."""
+        return {
+            "restoration": Selection(positives=False, negatives=False),
+            "instance": Selection(positives=False, negatives=False),
+            "positives": Selection(negatives=False),
+            "negatives": Selection(positives=False),
+            "both": Selection(),
+            "shuffled": Selection(shuffled=True),
+        }[control]
+
+
 BODY = 0  # the space of every scan that the body frame could place
 
 

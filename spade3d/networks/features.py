@@ -7,17 +7,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+CELLS = (16, 8, 4, 2, 1)  # voxels along a cell of the decoded maps, in their order
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
     """Feature maps of a batch of crops, channels first.
 
     stages   the patch embedding (cells of 2 voxels) and the four stages (4, 8, 16, 32 voxels)
-    decoded  the decoder's map on the crop's own grid; None where it was not asked for
+    decoded  the decoder's maps, coarse to fine (CELLS), as far as they were asked for
     """
 
     stages: tuple[Float[Tensor, "b _ _ _ _"], ...]
-    decoded: Float[Tensor, "b c i j k"] | None = None
+    decoded: tuple[Float[Tensor, "b _ _ _ _"], ...] = ()
 
 
 def read_at(

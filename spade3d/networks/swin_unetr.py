@@ -5,6 +5,8 @@ is accepted. One deliberate difference: a window clipped by a small grid reads i
 `monai_compatible` asks for MONAI's (see windows.relative_bias).
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -77,31 +79,53 @@ class SwinUNETR(nn.Module):
         self,
         images: Float[Tensor, "b c i j k"],
         token_mask: Bool[Tensor, "b p q r"] | None = None,
-        decode: bool = True,
+        finest: int | None = 1,
         mask_token: Float[Tensor, " embed"] | None = None,
     ) -> Features:
         """Feature maps of a batch of crops of any size.
 
         token_mask  True where a token (a cell of 2^3 voxels) is hidden, from the encoder and from the decoder's skip
                     connection at full resolution (there its voxels are zero)
-        decode      False leaves out the decoder, nine tenths of the work
+        finest      voxels of the finest decoded cell: 16, 8, 4, 2 or 1; None leaves out the decoder. From 2 to 1 is
+                    most of the work
         mask_token  what a hidden token shows instead of zeros
         """
         stages = self.swinViT(images, token_mask, mask_token=mask_token)
-        return Features(tuple(stages), self._decode(images, token_mask, stages) if decode else None)
+        decoded = [] if finest is None else self._decode(images, token_mask, stages, finest)
+        return Features(tuple(stages), tuple(decoded))
 
     def logits(self, features: Features) -> Float[Tensor, "b out i j k"]:
         """One number for each class and voxel."""
-        return self.out(features.decoded)
+        return self.out(features.decoded[-1])
 
-    def _decode(self, images: Tensor, token_mask: Tensor | None, stages: list[Tensor]) -> Tensor:
-        if token_mask is not None:
-            i, j, k = images.shape[2:]
-            hidden = F.interpolate(token_mask[:, None].to(images.dtype), scale_factor=2) > 0
-            images = images.masked_fill(hidden[:, :, :i, :j, :k], 0)
+    @property
+    def bottleneck_channels(self) -> int:
+        """Channels of the last stage."""
+        return 16 * self.encoder_settings["feature_size"]
+
+    def decoded_channels(self, cell: int) -> int:
+        """Channels of the decoded map whose cells are `cell` voxels long."""
+        return self.encoder_settings["feature_size"] * max(1, cell // 2)
+
+    def _decode(self, images: Tensor, token_mask: Tensor | None, stages: Sequence[Tensor], finest: int) -> list[Tensor]:
         s0, s1, s2, s3, s4 = stages
-        x = self.decoder5(self.encoder10(s4), s3)
-        x = self.decoder4(x, self.encoder4(s2))
-        x = self.decoder3(x, self.encoder3(s1))
-        x = self.decoder2(x, self.encoder2(s0))
-        return self.decoder1(x, self.encoder1(images))
+        decoded = [self.decoder5(self.encoder10(s4), s3)]
+        for cell, up, skip, beside in (
+            (8, self.decoder4, self.encoder4, s2),
+            (4, self.decoder3, self.encoder3, s1),
+            (2, self.decoder2, self.encoder2, s0),
+        ):
+            if cell >= finest:
+                decoded.append(up(decoded[-1], skip(beside)))
+        if finest == 1:
+            decoded.append(self.decoder1(decoded[-1], self.encoder1(_shown(images, token_mask))))
+        return decoded
+
+
+def _shown(images: Float[Tensor, "b c i j k"], token_mask: Bool[Tensor, "b p q r"] | None) -> Tensor:
+    """The images with zeros where tokens are hidden."""
+    if token_mask is None:
+        return images
+    i, j, k = images.shape[2:]
+    hidden = F.interpolate(token_mask[:, None].to(images.dtype), scale_factor=2) > 0
+    return images.masked_fill(hidden[:, :, :i, :j, :k], 0)

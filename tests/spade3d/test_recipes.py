@@ -6,16 +6,10 @@ import torch
 
 from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import UsageFault
-from spade3d.recipes import (
-    SpadeSettings,
-    body_frames,
-    choose_spade,
-    crop_within,
-    find_recipe,
-    matched_grid,
-    spade,
-    steps_for,
-)
+from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
+from spade3d.recipes.pair_crops import body_frames
+from spade3d.recipes.recipe import find_recipe
+from spade3d.recipes.spade import SpadeSettings, choose_spade, spade
 from spade3d.scans import open_scans
 from spade3d.volumes.phantoms import write_dataset
 
@@ -118,3 +112,24 @@ def test_the_same_seed_builds_the_same_run(store):
 )
 def test_places_are_matched_in_cubes_of_mm(shape, spacing, grid):
     assert matched_grid(shape, spacing) == grid
+
+
+def test_the_controls_are_values_of_one_setting(store):
+    weights, others = {}, []
+    for control in ("restoration", "instance", "positives", "negatives", "both", "shuffled"):
+        asked = with_values(SpadeSettings(), SMALL | {"contrast.selection": control})
+        chosen = choose_spade(asked, store, (0, 1, 2), "cpu")
+        contrast = chosen.contrast.model_dump()
+        weights[control] = [contrast[f"{scope}_weight"] for scope in ("global", "local", "restoration")]
+        made = spade.build(chosen, store, (0, 1, 2))
+        terms = list(made.task.losses(made.batches.batch(0), 0.0))
+        assert terms == [name for name in ("global", "local", "restoration") if contrast[f"{name}_weight"]]
+        others.append(chosen.model_dump(exclude={"contrast": {"selection", "global_weight", "local_weight"}}))
+    assert all(other == others[0] for other in others)
+    assert weights.pop("restoration") == [0, 0, 1]
+    assert all(weight == weights["both"] for weight in weights.values())
+
+
+def test_restoration_alone_takes_no_weight_for_a_contrast():
+    with pytest.raises(UsageFault, match="selection restoration has no contrast"):
+        resolve(SpadeSettings, [], {"contrast": {"selection": "restoration", "local_weight": 1.0}}, environment={})

@@ -9,7 +9,7 @@ from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel, load_model
 from spade3d.configuration import Network
 from spade3d.faults import DataFault
-from spade3d.recipes import build_network
+from spade3d.recipes.recipe import build_network
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.volume import Volume
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from spade3d.contrast.objectives import info_nce
@@ -21,7 +22,9 @@ TERMS = SpadeTerms(far_mm=6.0, far_local_mm=4.0, global_memory=16, local_memory=
 
 
 class TinyNetwork(nn.Module):
-    """The least that has a bottleneck, a decoded map and logits."""
+    """The least that has a bottleneck, decoded maps of 4 and 1 voxels, and logits."""
+
+    bottleneck_channels = 8
 
     def __init__(self):
         super().__init__()
@@ -29,11 +32,18 @@ class TinyNetwork(nn.Module):
         self.full = nn.Conv3d(1, 6, 3, padding=1)
         self.out = nn.Conv3d(6, 1, 1)
 
-    def forward(self, images):
-        return Features((self.down(images).tanh(),), self.full(images).tanh())
+    def decoded_channels(self, cell):
+        return 6
+
+    def forward(self, images, token_mask=None, finest=1):
+        if token_mask is not None:
+            images = images.masked_fill(F.interpolate(token_mask[:, None].float(), scale_factor=2) > 0, 0)
+        full = self.full(images).tanh()
+        coarse = F.avg_pool3d(full, 4)
+        return Features((self.down(images).tanh(),), (coarse, coarse, coarse, full, full))
 
     def logits(self, features):
-        return self.out(features.decoded)
+        return self.out(features.decoded[-1])
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,7 @@ def batches(in_memory):
 @pytest.fixture
 def task():
     torch.manual_seed(0)
-    return Spade(TinyNetwork(), bottleneck=8, decoded=6, terms=TERMS).train()
+    return Spade(TinyNetwork(), TERMS).train()
 
 
 def learn(task, optimiser, batch, progress=0.0):
@@ -70,8 +80,27 @@ def test_losses_have_names_and_are_weighted(task, batches):
     assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
     task.terms = replace(TERMS, global_weight=2.0, local_weight=0.0, restoration_weight=3.0)
     again = task.losses(batch, 0.0)
-    for name, weight in (("global", 2.0), ("local", 0.0), ("restoration", 3.0)):
+    assert list(again) == ["global", "restoration"]  # what weighs nothing is not computed
+    for name, weight in (("global", 2.0), ("restoration", 3.0)):
         torch.testing.assert_close(again[name], weight * losses[name])
+
+
+def test_restoration_alone_asks_no_teacher(task, batches):
+    task.terms = replace(TERMS, global_weight=0.0, local_weight=0.0)
+    assert list(task.losses(batches.batch(0), 0.0)) == ["restoration"]
+    task.after_step(0.0)
+    assert task.embedding is None and len(task.global_memory) == len(task.local_memory) == 0
+
+
+def test_what_is_hidden_from_the_student_is_restored_all_the_same(task, batches):
+    batch = batches.batch(0)
+    hidden = torch.zeros(4, 4, 4, 4, dtype=torch.bool)
+    hidden[:, :2] = True
+    losses = task.losses(replace(batch, hidden=hidden), 0.0)
+    blind = batch.student.clone()
+    blind[:, :, :4] = 0
+    restored = task.student.network.logits(task.student.network(blind))
+    torch.testing.assert_close(losses["restoration"], F.mse_loss(restored, batch.clean))
 
 
 def test_restoration_is_the_square_of_what_is_missing(task, batches):
@@ -93,8 +122,9 @@ def test_the_teacher_takes_no_gradient_and_never_trains(task, batches):
 
 def test_both_branches_begin_as_one(task, batches):
     batch = batches.batch(0)
-    views = batch.student, batch.query_crop, batch.query_voxel
-    for ours, its in zip(task.student(*views)[1:], task.teacher(*views)[1:], strict=True):
+    where = batch.query_crop, batch.query_voxel, batch.student.shape[2:]
+    both = [branch.project(branch.network(batch.student), *where) for branch in (task.student, task.teacher)]
+    for ours, its in zip(*both, strict=True):
         torch.testing.assert_close(ours, its)
         torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(ours)))
 
@@ -115,7 +145,7 @@ def test_the_teacher_s_vectors_are_remembered_after_the_step(task, batches):
     batch = batches.batch(0)
     task.losses(batch, 0.0)
     assert len(task.global_memory) == len(task.local_memory) == 0
-    _, t_g, t_l = task.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
+    t_g, t_l = task.taught(batch)
     task.after_step(0.0)
     torch.testing.assert_close(task.global_memory.vectors, t_g)
     torch.testing.assert_close(task.local_memory.vectors, t_l)
@@ -167,7 +197,7 @@ def test_a_task_goes_on_from_its_state(task, batches):
     for step in range(3):
         learn(task, optimiser, batches.batch(step), progress=0.1)
     torch.manual_seed(9)
-    other = Spade(TinyNetwork(), bottleneck=8, decoded=6, terms=TERMS).train()
+    other = Spade(TinyNetwork(), TERMS).train()
     other.load_state_dict(copy.deepcopy(task.state_dict()))
     others = torch.optim.SGD(other.student.parameters(), lr=0.01)
     for step in range(3, 6):
@@ -180,23 +210,27 @@ def test_contrast_selects_by_place(task, batches):
     task.after_step(0.0)
     keys = nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
     memory = task.global_memory
-    found = contrast(keys.flip(0), batch.boxes, keys, memory, batch.alike, 0.5, 0.2)
     everything = Places.joined([batch.boxes, memory.places])
     negative = torch.from_numpy(apart(batch.boxes, everything, 0.5))
+    assert torch.equal(task.repelled(batch.boxes, memory, 0.5), negative)
+    found = contrast(keys.flip(0), keys, memory, batch.alike, negative, 0.2)
     positive = torch.cat([batch.alike, torch.zeros(4, 4, dtype=torch.bool)], dim=1)
     assert (positive & negative).any()  # the overlapping partner is far, and still no negative
     negative &= ~positive
     expected = info_nce(keys.flip(0), torch.cat([keys, memory.vectors]), positive, negative, 0.2)
     torch.testing.assert_close(found, expected)
+    task.terms = replace(TERMS, spatial_negatives=False)
+    assert task.repelled(batch.boxes, memory, 0.5).all()
 
 
 def test_logits_keep_their_precision_under_autocast(task, batches):
     batch, keys = batches.batch(0), nn.functional.normalize(torch.randn(4, 8), dim=-1)
     task.losses(batches.batch(1), 0.0)
     task.after_step(0.0)
-    exact = contrast(keys, batch.boxes, keys, task.global_memory, batch.alike, 6.0, 0.05)
+    asked = keys, keys, task.global_memory, batch.alike, torch.ones(4, 8, dtype=torch.bool), 0.05
+    exact = contrast(*asked)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(contrast(keys, batch.boxes, keys, task.global_memory, batch.alike, 6.0, 0.05), exact)
+        assert torch.equal(contrast(*asked), exact)
 
 
 def test_a_batch_without_matched_places_has_no_local_loss(task, batches):
@@ -219,7 +253,7 @@ def test_a_batch_without_matched_places_has_no_local_loss(task, batches):
 def test_spade_trains_a_swin_unetr(in_memory):
     torch.manual_seed(0)
     network = SwinUNETR(1, 1, feature_size=12, heads=(1, 1, 1, 1), window=2, depths=(1, 1, 1, 1))
-    task = Spade(network, bottleneck=16 * 12, decoded=12, terms=TERMS).train()
+    task = Spade(network, TERMS).train()
     image = np.random.default_rng(0).integers(0, 100, (24, 24, 24))
     store = in_memory([image], normalisation=Normalisation(0.0, 0.01, 0.0, 1.0))
     sampling = Sampling(shape=(16, 16, 16), spacing=(1.0, 1.0, 1.0), grid=(4, 4, 4), places=5)

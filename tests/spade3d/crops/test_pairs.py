@@ -9,7 +9,7 @@ import torch
 
 from spade3d.crops.crop import Box, Views, body_bounds, coloured, cut, scan_to_world
 from spade3d.crops.pairs import PairBatch, PairStream, Sampling
-from spade3d.crops.selection import BODY
+from spade3d.crops.selection import BODY, Selection, alike
 from spade3d.volumes.body_frame import box_frames
 
 SAMPLING = Sampling(shape=(12, 10, 8), spacing=(1.5, 1.5, 2.0), scans=3, grid=(6, 5, 4), places=7)
@@ -231,3 +231,52 @@ def test_pictures_show_the_matched_places_of_the_anchor(store, frames):
 
 def test_the_size_of_a_crop_is_voxels_times_spacing(store, frames):
     assert stream_of(store, frames).size_mm == (18.0, 15.0, 16.0) and math.prod(SAMPLING.grid) == 120
+
+
+def with_selection(control):
+    return replace(SAMPLING, selection=Selection.named(control))
+
+
+def test_without_places_only_the_crop_itself_attracts(store, frames):
+    spatial = stream_of(store, frames).batch(2)
+    for control in ("instance", "negatives"):
+        batch = stream_of(store, frames, with_selection(control)).batch(2)
+        assert torch.equal(batch.alike, torch.eye(6, dtype=torch.bool)) and spatial.alike.sum() > 6
+        assert torch.equal(batch.query_crop, batch.key_crop)  # a place is matched in the other view of its own crop
+        assert torch.equal(batch.student, spatial.student) and torch.equal(batch.teacher, spatial.teacher)
+        assert np.array_equal(batch.boxes.mm, spatial.boxes.mm)
+
+
+def test_shuffled_places_are_the_same_places_of_other_crops(store, frames):
+    true, control = (stream_of(store, frames, sampling) for sampling in (SAMPLING, with_selection("shuffled")))
+    moved = 0
+    for step in range(4):
+        drawn = drawn_in(true, step)
+        honest = np.concatenate([true.framed(view.case, box).mm for box, view, _ in drawn])
+        batch = control.batch(step)
+        assert sorted(honest.tolist()) == sorted(batch.boxes.mm.tolist())
+        moved += (np.abs(honest - batch.boxes.mm).max(axis=1) > 1e-3).sum()
+        by_place = alike(batch.boxes, batch.boxes, SAMPLING.alike_iou) | np.eye(len(drawn), dtype=bool)
+        assert (batch.alike.numpy() >= by_place).all() and torch.equal(batch.alike, batch.alike.T)
+        for q in range(len(drawn)):  # the same voxels of the partner, dealt out to other places of the crop
+            mine = batch.query_crop == q
+            there = np.array(drawn[q ^ 1][2].to_mm @ np.c_[batch.key_voxel[mine], np.ones(mine.sum())].T)[:3].T
+            here = np.array(drawn[q][1].to_mm @ np.c_[batch.query_voxel[mine], np.ones(mine.sum())].T)[:3].T
+            np.testing.assert_allclose(np.sort(there, axis=0), np.sort(here, axis=0), atol=1e-4)
+            moved += (np.abs(there - here).max(axis=1) > 1e-3).sum()
+    assert moved > 40
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_hidden_share_comes_in_whole_cells(store, frames, share):
+    sampling = replace(SAMPLING, hidden=share, hidden_grid=(3, 2, 2))
+    batch = stream_of(store, frames, sampling).batch(0)
+    if share == 0:
+        assert batch.hidden is None
+        return
+    assert batch.hidden.shape == (6, 6, 5, 4)  # tokens of 2 voxels
+    for crop in batch.hidden.numpy():
+        cells = [crop[i : i + 2, j, k : k + 2] for i in (0, 2, 4) for j in (slice(0, 3), slice(3, 5)) for k in (0, 2)]
+        assert all(cell.all() or not cell.any() for cell in cells)
+        assert sum(bool(cell.all()) for cell in cells) == round(12 * share)
+    assert share == 1 or not torch.equal(batch.hidden[0], batch.hidden[1])

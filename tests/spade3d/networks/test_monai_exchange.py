@@ -68,7 +68,7 @@ def test_only_a_clipped_window_tells_the_correct_index_from_monais(monai_nets):
         correct = SwinUNETR(1, 3, feature_size=12, window=window)
         correct.load_state_dict(compatible.state_dict())
         with torch.no_grad():
-            a, b = compatible(x, decode=False).stages[-1], correct(x, decode=False).stages[-1]
+            a, b = compatible(x, finest=None).stages[-1], correct(x, finest=None).stages[-1]
         assert torch.equal(a, b) == equal
 
 

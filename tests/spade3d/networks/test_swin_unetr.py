@@ -22,7 +22,7 @@ def test_any_size_comes_back_as_it_went_in(shape, use_v2):
     features = network(torch.randn(1, 1, *shape))
     logits = network.logits(features)
     assert logits.shape == (1, 2, *shape)
-    assert features.decoded.shape == (1, 12, *shape)
+    assert features.decoded[-1].shape == (1, 12, *shape)
     for stage, output in enumerate(features.stages):
         assert output.shape == (1, 12 * 2**stage, *(-(-size // 2 ** (stage + 1)) for size in shape))
     logits.square().mean().backward()
@@ -37,7 +37,7 @@ def test_a_single_cell_at_the_bottleneck_trains(network):
 
 
 def test_without_decoding_only_the_encoder_runs(network):
-    assert network(torch.zeros(1, 1, 16, 16, 16), decode=False).decoded is None
+    assert network(torch.zeros(1, 1, 16, 16, 16), finest=None).decoded == ()
 
 
 def test_hidden_tokens_are_hidden_everywhere(network):
@@ -48,12 +48,12 @@ def test_hidden_tokens_are_hidden_everywhere(network):
     others = torch.where(voxels, torch.randn(images.shape, generator=generator), images)
     with torch.no_grad():
         seen, same = network(images, mask), network(others, mask)
-        token = network(images, mask, decode=False, mask_token=torch.arange(12.0)).stages[0]
-    assert torch.equal(seen.decoded, same.decoded)
+        token = network(images, mask, finest=None, mask_token=torch.arange(12.0)).stages[0]
+    assert torch.equal(seen.decoded[-1], same.decoded[-1])
     assert seen.stages[0].movedim(1, -1)[mask].count_nonzero() == 0
     wanted = torch.nn.functional.layer_norm(torch.arange(12.0), (12,))
     torch.testing.assert_close(token.movedim(1, -1)[mask], wanted.expand(int(mask.sum()), -1))
-    assert not torch.equal(seen.decoded, network(images).decoded)
+    assert not torch.equal(seen.decoded[-1], network(images).decoded[-1])
 
 
 def test_attention_maps_are_what_the_block_used(network):
@@ -119,8 +119,8 @@ def test_bfloat16_autocast_stays_close(network):
     network.eval()
     images = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(7))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = network(images, decode=False).stages
-    full = network(images, decode=False).stages
+        half = network(images, finest=None).stages
+    full = network(images, finest=None).stages
     for a, b in zip(half, full, strict=True):
         assert (a.float() - b).abs().mean() < 0.05
     sum(stage.float().square().mean() for stage in half[3:]).backward()

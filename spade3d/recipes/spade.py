@@ -1,0 +1,139 @@
+"""The recipe of Spade: its settings, how open ones follow data and device, and everything built for one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
+from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.pair_crops import CropSettings, far_share, pair_stream
+from spade3d.recipes.recipe import Built, Recipe, build_network
+
+if TYPE_CHECKING:
+    from spade3d.volumes.store import VolumeStore
+
+PRETRAINING_BUDGET_S = 480.0
+LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next to nothing to tell apart
+
+
+class ContrastSettings(Settings):
+    """Distances in mm of the body frame; memories in vectors; `local_cell` in voxels of the crop.
+
+    selection  `both` is Spade; the others are the controls of its claim: `restoration` alone, `instance` discrimination
+               without places, spatial `positives` only, spatial `negatives` only, and both with places `shuffled`
+    """
+
+    selection: Literal["restoration", "instance", "positives", "negatives", "both", "shuffled"] = "both"
+    far_mm: Positive | None = None
+    far_local_mm: Positive | None = None
+    temperature: Positive = 0.1
+    global_memory: Annotated[int, Field(ge=1)] = 4096
+    local_memory: Annotated[int, Field(ge=1)] = 8192
+    global_dim: Annotated[int, Field(ge=2)] = 128
+    local_dim: Annotated[int, Field(ge=2)] = 64
+    local_cell: Literal[1, 2, 4, 8, 16] = 4
+    momentum: Share | None = None
+    global_weight: Annotated[float, Field(ge=0)] | None = None
+    local_weight: Annotated[float, Field(ge=0)] | None = None
+    restoration_weight: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def restoration_alone_is_alone(self) -> ContrastSettings:
+        """The control without contrast has no weight for one."""
+        if self.selection == "restoration" and (self.global_weight or self.local_weight):
+            raise ValueError("selection restoration has no contrast; leave global_weight and local_weight out, or 0")
+        return self
+
+
+class SpadeSettings(Common):
+    """Everything that a Spade run can be told."""
+
+    recipe: str = "spade"
+    crop: CropSettings = CropSettings()
+    contrast: ContrastSettings = ContrastSettings()
+    optim: Optim = Optim()
+
+
+def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int], device: str) -> SpadeSettings:
+    """Fill what was left open.
+
+    Crop: within two thirds of the median scan, so that there are different places to tell apart, and as many voxels
+    as a cube of 96 (48 on a CPU). Far: half the crop's edge for whole crops, a quarter for single places.
+    Steps: 50,000 on a GPU; on a CPU what fits into about eight minutes. Momentum: 0.996 as is usual; less in runs of
+    under a thousand steps, where such a teacher would never leave its beginning. Global weight: 1, but 0 where fewer
+    than one in four pairs of crops lie far apart: scans hardly larger than the crop show one place only, and a contrast
+    of what is alike only adds noise (docs/log.md, 2026-11-20). The controls choose as Spade itself does.
+    """
+    from spade3d.scans import typical_grid
+
+    shape, spacing = typical_grid(store, cases)
+    crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
+    edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
+    width = settings.network.feature_size or (24 if device == "cpu" else 48)
+    crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
+    voxels = crops * math.prod(crop) * 7 / 6  # the teacher only looks, and not to the finest cells
+    steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
+    far_mm = settings.contrast.far_mm or round(edge_mm / 2, 1)
+    contrasted = settings.contrast.selection != "restoration"
+    global_weight, local_weight = settings.contrast.global_weight, settings.contrast.local_weight
+    if global_weight is None:
+        global_weight = float(contrasted and far_share(store, cases, crop, spacing, far_mm) >= LEAST_FAR)
+    if local_weight is None:
+        local_weight = float(contrasted)
+    return with_values(
+        settings,
+        {
+            "crop.shape": crop,
+            "network.feature_size": width,
+            "contrast.far_mm": far_mm,
+            "contrast.global_weight": global_weight,
+            "contrast.local_weight": local_weight,
+            "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
+            "contrast.momentum": settings.contrast.momentum or round(1 - min(0.02, max(0.004, 4 / steps)), 4),
+            "steps": steps,
+            "save_every": settings.save_every or max(1, steps // 10),
+            "data.spacing": spacing,
+            "device": device,
+        },
+    )
+
+
+def said_of_spade(settings: SpadeSettings) -> dict[str, str]:
+    """Distances and weights of the contrast."""
+    contrast = settings.contrast
+    if contrast.selection == "restoration":
+        return {"contrast": "none: the control that only restores"}
+    off = "" if contrast.global_weight else " (off: crops of these scans lie too near to each other)"
+    said = {"far apart": f"{contrast.far_mm:g} mm for crops{off}, {contrast.far_local_mm:g} mm for places"}
+    return said if contrast.selection == "both" else said | {"selection": f"{contrast.selection} (a control)"}
+
+
+def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int]) -> Built:
+    """Spade on any CT or MR: one GPU and a day at full size, minutes on a CPU at the size chosen for it."""
+    import torch
+
+    from spade3d.contrast.spade import Spade, SpadeTerms
+    from spade3d.crops.selection import Selection
+
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, out_channels=1)
+    said = settings.contrast.model_dump()
+    selection = Selection.named(said.pop("selection"))
+    task = Spade(network, SpadeTerms(**said, spatial_negatives=selection.negatives))
+    batches = pair_stream(settings, store, cases, selection)
+    return Built(task, batches, network, lambda: batches.pictures(0))
+
+
+spade = Recipe(
+    "spade",
+    "spatially debiased contrast: positives and negatives by place, globally invariant, locally equivariant",
+    SpadeSettings,
+    choose_spade,
+    build_spade,
+    said_of_spade,
+)
