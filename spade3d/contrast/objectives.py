@@ -30,3 +30,22 @@ def info_nce(
     terms = torch.nn.functional.softplus(gap).masked_fill(~told, 0.0)
     per_query = terms.sum(dim=1) / told.sum(dim=1).clamp(min=1)
     return per_query.sum() / told.any(dim=1).sum().clamp(min=1)
+
+
+def regression(
+    predictions: Float[Tensor, "query dim"],
+    targets: Float[Tensor, "key dim"],
+    positive: Bool[Tensor, "query key"],
+) -> Float[Tensor, ""]:
+    """Bring each prediction to its positives, with nothing that repels.
+
+        mean over p in P(q) of  2 - 2 q.p
+
+    averaged over the queries that have a positive; where none has, the loss is 0 and asks for nothing. Vectors are
+    expected on the unit sphere, where this is |q - p|^2 (Grill et al., BYOL, 2020, eq. 2; the mean over a symmetrised
+    loss's two orders instead of their sum). That a constant vector does not win is for the predictor and its target
+    to see to.
+    """
+    errors = (2 - 2 * predictions @ targets.T).masked_fill(~positive, 0.0)
+    per_query = errors.sum(dim=1) / positive.sum(dim=1).clamp(min=1)
+    return per_query.sum() / positive.any(dim=1).sum().clamp(min=1)

@@ -9,7 +9,6 @@ student's view without intensity change. That the teacher is a moving average, a
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from spade3d.contrast.heads import Head
 from spade3d.contrast.memory import Memory
 from spade3d.contrast.objectives import info_nce
+from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
 from spade3d.crops.selection import Places, apart
 from spade3d.networks.features import CELLS, Features, read_at
-from spade3d.training import schedules
 from spade3d.training.loop import Task
 
 
@@ -56,10 +55,20 @@ class Branch(nn.Module):
         self.global_head = Head(bottleneck, bottleneck, terms.global_dim)
         self.local_head = Head(decoded, 4 * decoded, terms.local_dim)
 
-    def project(self, features: Features, crop: Tensor, voxel: Tensor, shape) -> tuple[Tensor, Tensor]:
-        """v_g (crop, global_dim) and v_l (place, local_dim), both on the unit sphere; crops have `shape` voxels."""
-        there = read_at(features.decoded[CELLS.index(self.cell)], voxel, crop, tuple(shape))
-        return self.global_head(features.stages[-1].mean(dim=(2, 3, 4))), self.local_head(there)
+    def forward(
+        self, images: Tensor, crop: Tensor, voxel: Tensor, hidden: Tensor | None = None, finest: int | None = None
+    ) -> tuple[Features, Tensor, Tensor]:
+        """Features, decoded as far as `finest` or as the places need; v_g (crop, global_dim) and v_l (place,
+        local_dim), both on the unit sphere. `voxel` (place, 3) lies in the crop that `crop` (place,) names; without
+        places v_l is empty, and nothing is decoded for it."""
+        needed = self.cell if len(crop) else finest
+        finest = needed if finest is None else min(finest, needed)
+        features = self.network(images, hidden, finest=finest)
+        v_g = self.global_head(features.stages[-1].mean(dim=(2, 3, 4)))
+        if not len(crop):
+            return features, v_g, v_g.new_zeros(0, self.local_head.last.out_features)
+        there = read_at(features.decoded[CELLS.index(self.cell)], voxel, crop, tuple(images.shape[2:]))
+        return features, v_g, self.local_head(there)
 
 
 class Spade(Task):
@@ -69,37 +78,31 @@ class Spade(Task):
         super().__init__()
         self.terms = terms
         self.student = Branch(network, terms)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.teacher = Teacher(self.student)
         self.global_memory = Memory(terms.global_memory, terms.global_dim, place_width=6)
         self.local_memory = Memory(terms.local_memory, terms.local_dim, place_width=3)
         self.unremembered: list[tuple[Tensor, Places, Tensor, Places]] = []
 
-    def train(self, mode: bool = True) -> Spade:
-        """Switch the student; the teacher never trains."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
         """A term for every weight that is not 0; what no term needs is not computed."""
         terms, losses = self.terms, {}
-        contrasted = terms.global_weight or terms.local_weight
-        finest = 1 if terms.restoration_weight else terms.local_cell
-        features = self.student.network(batch.student, batch.hidden, finest=finest)
-        if contrasted:
-            v_g, v_l = self.student.project(features, batch.query_crop, batch.query_voxel, batch.student.shape[2:])
-            t_g, t_l = self.taught(batch)
-            self.unremembered.append((t_g, batch.boxes, t_l, batch.places))
+        if not terms.local_weight:
+            batch = batch.without_places()
+        finest = 1 if terms.restoration_weight else None
+        features, v_g, v_l = self.student(batch.student, batch.query_crop, batch.query_voxel, batch.hidden, finest)
+        if terms.global_weight or terms.local_weight:
+            _, t_g, t_l = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
+            self.unremembered.append((t_g, batch.key_boxes, t_l, batch.places))
             local = terms.local_weight > 0  # signs of life come from many places rather than from few crops
             self.embedding, self.paired = (v_l.detach(), t_l) if local else (v_g.detach(), t_g)
         if terms.global_weight:
-            negative = self.repelled(batch.boxes, self.global_memory, terms.far_mm)
+            negative = self.repelled(batch.boxes, batch.key_boxes, self.global_memory, terms.far_mm)
             losses["global"] = terms.global_weight * contrast(
                 v_g, t_g, self.global_memory, batch.alike, negative, terms.temperature
             )
         if terms.local_weight:
             same = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
-            negative = self.repelled(batch.places, self.local_memory, terms.far_local_mm)
+            negative = self.repelled(batch.places, batch.places, self.local_memory, terms.far_local_mm)
             losses["local"] = terms.local_weight * contrast(
                 v_l, t_l, self.local_memory, same, negative, terms.temperature
             )
@@ -108,25 +111,16 @@ class Spade(Task):
             losses["restoration"] = terms.restoration_weight * F.mse_loss(restored, batch.clean)
         return losses
 
-    @torch.no_grad()
-    def taught(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """t_g and t_l: the teacher sees its own view of every crop, whole, and decodes no further than is read."""
-        features = self.teacher.network(batch.teacher, finest=self.terms.local_cell)
-        return self.teacher.project(features, batch.key_crop, batch.key_voxel, batch.teacher.shape[2:])
-
-    def repelled(self, places: Places, memory: Memory, far_mm: float) -> Tensor:
-        """Who may repel the vectors at some places: bool (place, places and memory)."""
-        keys = Places.joined([places, memory.places])
+    def repelled(self, places: Places, keys: Places, memory: Memory, far_mm: float) -> Tensor:
+        """Who may repel the vectors at some places: bool (place, keys of the batch and of the memory)."""
+        keys = Places.joined([keys, memory.places])
         if not self.terms.spatial_negatives:
             return torch.ones(len(places), len(keys), dtype=torch.bool)
         return torch.from_numpy(apart(places, keys, far_mm))
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """The teacher follows the student; its vectors of this step enter the memories."""
-        momentum = schedules.momentum(progress, start=self.terms.momentum)
-        for ours, its in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
-            its.lerp_(ours, 1 - momentum)
+        self.teacher.follow(self.student, progress, start=self.terms.momentum)
         for t_g, boxes, t_l, places in self.unremembered:
             self.global_memory.remember(t_g, boxes)
             self.local_memory.remember(t_l, places)

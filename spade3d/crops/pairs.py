@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -69,12 +69,19 @@ class PairBatch:
     key_crop: Tensor  # int64 (m,): the teacher crop that shows the same place: its partner, or the crop itself
     key_voxel: Tensor  # float32 (m, 3)
     boxes: Places  # (n, 6): where each crop lies in the body
+    key_boxes: Places  # (n, 6): where the teacher's crops are said to lie; elsewhere only in the shuffled control
     places: Places  # (m, 3): where the matched places lie in the body
     step: int
 
     def to(self, device: torch.device) -> PairBatch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return PairBatch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+
+    def without_places(self) -> PairBatch:
+        """The same crops with no matched places."""
+        places = ("query_crop", "query_voxel", "key_crop", "key_voxel")
+        none = Places(self.places.mm[:0], self.places.space[:0])
+        return replace(self, **{name: getattr(self, name)[:0] for name in places}, places=none)
 
     def __len__(self) -> int:
         """Crops that pass through a network in this step, both branches counted."""
@@ -104,10 +111,7 @@ class PairStream:
         """The batch of a step: chance draws first, then everything is cut, matched and selected exactly."""
         rng = np.random.default_rng([self.seed, step])
         drawn = self.draw(rng)
-        n = len(drawn)
-        # Whose place each crop is said to have: its own, or, in the control, that of any crop of the batch.
-        said = rng.permutation(n) if self.sampling.selection.shuffled else np.arange(n)
-        boxes = Places.joined([self.framed(drawn[other][1].case, drawn[other][0]) for other in said])
+        boxes = Places.joined([self.framed(view.case, box) for box, view, _ in drawn])
         clean = [cut(self.store, view.plain()) for _, view, _ in drawn]
         look = [self.store.cases[view.case].normalisation for _, view, _ in drawn]
         student = [coloured(seen, view.intensity, norm) for seen, (_, view, _), norm in zip(clean, drawn, look)]
@@ -116,20 +120,20 @@ class PairStream:
             student=as_images(student),
             teacher=as_images(teacher),
             clean=as_images(clean),
-            hidden=self.hidden(rng, n),
-            alike=torch.from_numpy(self.alike(said // 2, boxes)),
-            boxes=boxes,
+            hidden=self.hidden(rng, len(drawn)),
+            **self.alike(boxes),
             step=step,
             **self.matched(rng, drawn),
         )
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
-        """The anchor's two crops of a batch, as student and teacher see them, with the places that are matched."""
+        """The anchor's crop a as the student sees it, and the teacher's crop where its places are matched."""
         batch = self.batch(step)
         of_a = (batch.query_crop == 0).numpy()
+        key = int(batch.key_crop[of_a][0]) if of_a.any() else 1
         return {
             "a": batch.student[0, 0].numpy(),
-            "b": batch.teacher[1, 0].numpy(),
+            "b": batch.teacher[key, 0].numpy(),
             "points_a": batch.query_voxel[of_a].numpy(),
             "points_b": batch.key_voxel[of_a].numpy(),
             "spacing": np.asarray(self.sampling.spacing),
@@ -179,33 +183,42 @@ class PairStream:
         the body; whether it still shows the same place is for the selection to say.
         """
         across = np.linalg.inv(self.to_frame[case]) @ self.to_frame[anchor]
-        size = np.abs(across[:3, :3]) @ np.asarray(box.size)
+        size = np.linalg.norm(across[:3, :3] * np.asarray(box.size), axis=1)  # as large, whichever way it is turned
         centre = across[:3, :3] @ np.asarray(box.centre) + across[:3, 3]
         return Box(tuple(keep_inside(centre, size, self.bounds[case])), tuple(size))
 
     def framed(self, case: int, box: Box) -> Places:
-        """One box (1, 6) in the body frame: the box around its eight corners; in its own scan where it has no frame."""
+        """One box (1, 6) in the body frame, as large along its axes; in its own scan where that has no frame.
+
+        A box turned in the frame becomes the upright box of the same extent (root of squares), not the larger one
+        around its corners: a counterpart would not overlap enough with its own anchor.
+        """
         to_frame = self.to_frame[case]
         linear, shift = (np.eye(3), np.zeros(3)) if to_frame is None else (to_frame[:3, :3], to_frame[:3, 3])
         centre = linear @ np.asarray(box.centre) + shift
-        half = np.abs(linear) @ np.asarray(box.size) / 2
+        half = np.linalg.norm(linear * np.asarray(box.size), axis=1) / 2
         return Places(np.concatenate([centre - half, centre + half])[None], np.array([self.space(case)]))
 
     def space(self, case: int) -> int:
         return BODY if self.to_frame[case] is not None else case + 1
 
-    def alike(self, pair: np.ndarray, boxes: Places) -> np.ndarray:
-        """Global positives (n, n): the same crop; by place its overlapping partner and counterparts, too."""
-        same = np.eye(len(pair), dtype=bool)
-        if not self.sampling.selection.positives:
-            return same
-        return same | (pair[:, None] == pair[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+    def alike(self, boxes: Places) -> dict:
+        """Who attracts whom in the global scope, (n, n): the same crop; by place its overlapping partner in the same
+        scan and the counterparts in others, too. In the shuffled control these are the crops of another anchor."""
+        rule, n = self.sampling.selection, len(boxes)
+        pair, said = np.arange(n) // 2, boxes
+        attracts = (pair[:, None] == pair[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+        if rule.shuffled:
+            attracts, said = np.roll(attracts, n // 2, axis=1), boxes.rolled(n // 2)
+        attracts = np.eye(n, dtype=bool) | (attracts & rule.positives)
+        return {"alike": torch.from_numpy(attracts), "boxes": boxes, "key_boxes": said}
 
     def hidden(self, rng: np.random.Generator, n: int) -> Tensor | None:
         """Which tokens of each crop the student is not shown: as near to the share as whole cells of a grid allow."""
         grid, share = self.sampling.hidden_grid, self.sampling.hidden
         if not share:
             return None
+        grid = tuple(min(cells, -(-size // 2)) for cells, size in zip(grid, self.sampling.shape, strict=True))
         cells = np.zeros((n, math.prod(grid)), dtype=bool)
         cells[:, : round(share * cells.shape[1])] = True
         mask = rng.permuted(cells, axis=1).reshape(n, *grid)
@@ -231,19 +244,24 @@ class PairStream:
             where = cell_places(view, sampling.grid)
             shown = match(view, other, sampling.grid).valid & ((where >= first) & (where <= last)).all(axis=1)
             where = where[np.sort(rng.permutation(np.flatnonzero(shown))[: sampling.places])]
-            there = rng.permutation(where) if rule.shuffled else where
             query_crop.append(np.full(len(where), q))
             key_crop.append(np.full(len(where), k))
             query_voxel.append(voxels_at(view, where))
-            key_voxel.append(voxels_at(other, there))
+            key_voxel.append(voxels_at(other, where))
             frame = np.eye(4) if self.to_frame[view.case] is None else self.to_frame[view.case]
             here = where @ frame[:3, :3].T + frame[:3, 3]
             places.append(Places(here, np.full(len(here), self.space(view.case))))
+        query_crop, query_voxel, key_crop, key_voxel = map(
+            np.concatenate, (query_crop, query_voxel, key_crop, key_voxel)
+        )
+        if rule.shuffled:  # what the teacher shows at the place of one anchor is a place of another
+            other = np.roll(np.arange(len(key_crop)), len(key_crop) // 2)
+            key_crop, key_voxel = key_crop[other], key_voxel[other]
         return {
-            "query_crop": torch.from_numpy(np.concatenate(query_crop)),
-            "key_crop": torch.from_numpy(np.concatenate(key_crop)),
-            "query_voxel": torch.from_numpy(np.concatenate(query_voxel)).float(),
-            "key_voxel": torch.from_numpy(np.concatenate(key_voxel)).float(),
+            "query_crop": torch.from_numpy(query_crop),
+            "key_crop": torch.from_numpy(key_crop),
+            "query_voxel": torch.from_numpy(query_voxel).float(),
+            "key_voxel": torch.from_numpy(key_voxel).float(),
             "places": Places.joined(places),
         }
 

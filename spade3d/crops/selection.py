@@ -23,7 +23,7 @@ class Selection:
     positives  the overlapping partner and the counterparts in other scans attract, too; else only the crop (or the
                place) itself, seen twice
     negatives  only what lies far away repels; else everything that does not attract
-    shuffled   every rule holds, of places that were dealt out at random among the crops of a batch
+    shuffled   every rule holds, of the places of other crops: those of another anchor of the batch
     """
 
     positives: bool = True
@@ -67,6 +67,10 @@ class Places:
     @property
     def centres(self) -> Places:
         return self if self.mm.shape[1] == 3 else Places((self.mm[:, :3] + self.mm[:, 3:]) / 2, self.space)
+
+    def rolled(self, by: int) -> Places:
+        """The same places, each moved on by some positions."""
+        return Places(np.roll(self.mm, by, axis=0), np.roll(self.space, by))
 
     @staticmethod
     def joined(parts: list[Places]) -> Places:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
+from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_within, steps_for
 from spade3d.recipes.pair_crops import CropSettings, far_share, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
@@ -58,6 +59,13 @@ class SpadeSettings(Common):
     contrast: ContrastSettings = ContrastSettings()
     optim: Optim = Optim()
 
+    @model_validator(mode="after")
+    def shuffling_needs_others(self) -> SpadeSettings:
+        """Places are exchanged between anchors."""
+        if self.contrast.selection == "shuffled" and self.crop.anchors < 2:
+            raise ValueError("selection shuffled exchanges the places of anchors; crop.anchors of 2 or more are needed")
+        return self
+
 
 def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int], device: str) -> SpadeSettings:
     """Fill what was left open.
@@ -85,6 +93,10 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
         global_weight = float(contrasted and far_share(store, cases, crop, spacing, far_mm) >= LEAST_FAR)
     if local_weight is None:
         local_weight = float(contrasted)
+    if not (global_weight or local_weight or settings.contrast.restoration_weight):
+        raise UsageFault(
+            "contrast: every weight is 0, so there is nothing to learn from; give one of the three terms weight"
+        )
     return with_values(
         settings,
         {

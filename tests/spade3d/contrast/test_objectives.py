@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spade3d.contrast.objectives import info_nce
+from spade3d.contrast.objectives import info_nce, regression
 
 
 def unit(count, dim, seed):
@@ -89,3 +89,31 @@ def test_the_loss_falls_as_positives_come_nearer():
         for a in (0.0, 0.3, 0.6, 1.0)
     ]
     assert losses == sorted(losses, reverse=True) and losses[0] == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_regression_equals_its_definition(seed):
+    predictions, targets = unit(7, 5, seed), unit(9, 5, seed + 100)
+    positive, _ = masks(7, 9, seed)  # rows 1 and 3 have none
+    distances = [
+        [math.dist(q, k) ** 2 for k, a in zip(targets.tolist(), attract, strict=True) if a]
+        for q, attract in zip(predictions.tolist(), positive.tolist(), strict=True)
+    ]
+    means = [sum(row) / len(row) for row in distances if row]
+    assert len(means) < 7
+    assert regression(predictions, targets, positive).item() == pytest.approx(sum(means) / len(means), rel=1e-5)
+
+
+def test_regression_runs_from_0_to_4_and_asks_for_nothing_without_positives():
+    here, one = torch.tensor([[1.0, 0]]).requires_grad_(), torch.tensor([[True]])
+    assert regression(here, here.detach(), one).item() == 0
+    assert regression(here, -here.detach(), one).item() == 4
+    loss = regression(here, -here.detach(), ~one)
+    loss.backward()
+    assert loss.item() == 0 and (here.grad == 0).all()
+
+
+def test_the_gradient_of_regression_equals_finite_differences():
+    predictions, targets = unit(5, 3, 0).double().requires_grad_(), unit(6, 3, 1).double()
+    positive, _ = masks(5, 6, 3)
+    assert torch.autograd.gradcheck(lambda q: regression(q, targets, positive), (predictions,))

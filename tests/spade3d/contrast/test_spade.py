@@ -85,6 +85,13 @@ def test_losses_have_names_and_are_weighted(task, batches):
         torch.testing.assert_close(again[name], weight * losses[name])
 
 
+def test_without_a_local_weight_no_place_is_read(task, batches):
+    task.terms = replace(TERMS, local_weight=0.0, restoration_weight=0.0)
+    task.losses(batches.batch(0), 0.0)
+    task.after_step(0.0)
+    assert len(task.local_memory) == 0 < len(task.global_memory)
+
+
 def test_restoration_alone_asks_no_teacher(task, batches):
     task.terms = replace(TERMS, global_weight=0.0, local_weight=0.0)
     assert list(task.losses(batches.batch(0), 0.0)) == ["restoration"]
@@ -122,9 +129,8 @@ def test_the_teacher_takes_no_gradient_and_never_trains(task, batches):
 
 def test_both_branches_begin_as_one(task, batches):
     batch = batches.batch(0)
-    where = batch.query_crop, batch.query_voxel, batch.student.shape[2:]
-    both = [branch.project(branch.network(batch.student), *where) for branch in (task.student, task.teacher)]
-    for ours, its in zip(*both, strict=True):
+    seen = batch.student, batch.query_crop, batch.query_voxel
+    for ours, its in zip(task.student(*seen)[1:], task.teacher(*seen)[1:], strict=True):
         torch.testing.assert_close(ours, its)
         torch.testing.assert_close(ours.norm(dim=-1), torch.ones(len(ours)))
 
@@ -138,14 +144,16 @@ def test_the_teacher_follows_along_a_cosine(task, progress):
     task.after_step(progress)
     m = 1 - (1 - TERMS.momentum) * (1 + math.cos(math.pi * progress)) / 2
     for name, ours in task.student.state_dict().items():
-        torch.testing.assert_close(task.teacher.state_dict()[name], m * before[name] + (1 - m) * ours)
+        torch.testing.assert_close(
+            task.teacher.state_dict()[f"copied.{name}"], m * before[f"copied.{name}"] + (1 - m) * ours
+        )
 
 
 def test_the_teacher_s_vectors_are_remembered_after_the_step(task, batches):
     batch = batches.batch(0)
     task.losses(batch, 0.0)
     assert len(task.global_memory) == len(task.local_memory) == 0
-    t_g, t_l = task.taught(batch)
+    _, t_g, t_l = task.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
     task.after_step(0.0)
     torch.testing.assert_close(task.global_memory.vectors, t_g)
     torch.testing.assert_close(task.local_memory.vectors, t_l)
@@ -212,7 +220,7 @@ def test_contrast_selects_by_place(task, batches):
     memory = task.global_memory
     everything = Places.joined([batch.boxes, memory.places])
     negative = torch.from_numpy(apart(batch.boxes, everything, 0.5))
-    assert torch.equal(task.repelled(batch.boxes, memory, 0.5), negative)
+    assert torch.equal(task.repelled(batch.boxes, batch.key_boxes, memory, 0.5), negative)
     found = contrast(keys.flip(0), keys, memory, batch.alike, negative, 0.2)
     positive = torch.cat([batch.alike, torch.zeros(4, 4, dtype=torch.bool)], dim=1)
     assert (positive & negative).any()  # the overlapping partner is far, and still no negative
@@ -220,7 +228,7 @@ def test_contrast_selects_by_place(task, batches):
     expected = info_nce(keys.flip(0), torch.cat([keys, memory.vectors]), positive, negative, 0.2)
     torch.testing.assert_close(found, expected)
     task.terms = replace(TERMS, spatial_negatives=False)
-    assert task.repelled(batch.boxes, memory, 0.5).all()
+    assert task.repelled(batch.boxes, batch.key_boxes, memory, 0.5).all()
 
 
 def test_logits_keep_their_precision_under_autocast(task, batches):

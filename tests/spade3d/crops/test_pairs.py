@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from spade3d.crops.crop import Box, Views, body_bounds, coloured, cut, scan_to_world
+from spade3d.crops.crop import Box, Views, body_bounds, coloured, cut, rotation, scan_to_world
 from spade3d.crops.pairs import PairBatch, PairStream, Sampling
 from spade3d.crops.selection import BODY, Selection, alike
 from spade3d.volumes.body_frame import box_frames
@@ -247,24 +247,34 @@ def test_without_places_only_the_crop_itself_attracts(store, frames):
         assert np.array_equal(batch.boxes.mm, spatial.boxes.mm)
 
 
-def test_shuffled_places_are_the_same_places_of_other_crops(store, frames):
-    true, control = (stream_of(store, frames, sampling) for sampling in (SAMPLING, with_selection("shuffled")))
-    moved = 0
-    for step in range(4):
-        drawn = drawn_in(true, step)
-        honest = np.concatenate([true.framed(view.case, box).mm for box, view, _ in drawn])
-        batch = control.batch(step)
-        assert sorted(honest.tolist()) == sorted(batch.boxes.mm.tolist())
-        moved += (np.abs(honest - batch.boxes.mm).max(axis=1) > 1e-3).sum()
-        by_place = alike(batch.boxes, batch.boxes, SAMPLING.alike_iou) | np.eye(len(drawn), dtype=bool)
-        assert (batch.alike.numpy() >= by_place).all() and torch.equal(batch.alike, batch.alike.T)
-        for q in range(len(drawn)):  # the same voxels of the partner, dealt out to other places of the crop
-            mine = batch.query_crop == q
-            there = np.array(drawn[q ^ 1][2].to_mm @ np.c_[batch.key_voxel[mine], np.ones(mine.sum())].T)[:3].T
-            here = np.array(drawn[q][1].to_mm @ np.c_[batch.query_voxel[mine], np.ones(mine.sum())].T)[:3].T
-            np.testing.assert_allclose(np.sort(there, axis=0), np.sort(here, axis=0), atol=1e-4)
-            moved += (np.abs(there - here).max(axis=1) > 1e-3).sum()
-    assert moved > 40
+def test_shuffled_places_are_those_of_another_anchor(store, frames):
+    sampling = replace(SAMPLING, anchors=2)
+    true = stream_of(store, frames, sampling)
+    control = stream_of(store, frames, replace(sampling, selection=Selection.named("shuffled")))
+    for step in range(3):
+        honest, batch, n = true.batch(step), control.batch(step), 12
+        assert torch.equal(batch.student, honest.student) and torch.equal(batch.teacher, honest.teacher)
+        assert np.array_equal(batch.boxes.mm, honest.boxes.mm) and honest.key_boxes is honest.boxes
+        assert np.array_equal(batch.key_boxes.mm, np.roll(honest.boxes.mm, 6, axis=0))
+        for q in range(n):
+            for k in range(n):
+                assert batch.alike[q, k] == (q == k or honest.alike[q, (k - 6) % n])
+        moved = (batch.key_voxel - honest.key_voxel).abs().amax(dim=1) > 1e-3
+        assert moved.float().mean() > 0.9 and torch.equal(batch.query_voxel, honest.query_voxel)
+        assert sorted(batch.key_voxel.tolist()) == sorted(honest.key_voxel.tolist())
+        assert ((batch.query_crop // 6) != (batch.key_crop // 6)).float().mean() > 0.7
+
+
+def test_a_counterpart_of_a_turned_scan_still_attracts(store, frames):
+    """Frames that turn (affine, learned) keep the extent of a box, so that exact counterparts overlap enough."""
+    turn = np.eye(4)
+    turn[:3, :3] = rotation(np.radians([0.0, 0.0, 15.0]))
+    for turned in ([frames[0], turn @ frames[1], frames[2]], [turn @ frames[0], frames[1], frames[2]]):
+        stream = stream_of(store, turned, replace(SAMPLING, shape=(6, 6, 4)))
+        box = Box((12.0, 12.0, 20.0), (5.0, 5.0, 5.0))
+        other = stream.counterpart(box, 0, 1)
+        both = [stream.framed(0, box), stream.framed(1, other)]
+        assert alike(*both, 0.5).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
