@@ -51,9 +51,10 @@ class InstanceTerms:
 class Embedder(nn.Module):
     """The encoder f without its decoder, and the projection g: views (view, 1, i, j, k) -> unit vectors (view, dim)."""
 
-    def __init__(self, network: nn.Module, bottleneck: int, dim: int):
+    def __init__(self, network: nn.Module, dim: int):
         super().__init__()
         self.network = network
+        bottleneck = network.bottleneck_channels
         self.head = Head(bottleneck, bottleneck, dim)
 
     def forward(self, views: Float[Tensor, "view 1 i j k"]) -> Float[Tensor, "view dim"]:
@@ -61,19 +62,20 @@ class Embedder(nn.Module):
 
 
 class Instance(Task):
-    """SimCLR, MoCo or BYOL on the encoder of a Swin-UNETR, whose last stage has `bottleneck` channels."""
+    """SimCLR, MoCo or BYOL on the encoder of a Swin-UNETR."""
 
-    def __init__(self, network: nn.Module, bottleneck: int, terms: InstanceTerms):
+    def __init__(self, network: nn.Module, terms: InstanceTerms):
         super().__init__()
         self.terms = terms
-        self.student = Embedder(network, bottleneck, terms.dim)
+        self.student = Embedder(network, terms.dim)
         self.teacher = Teacher(self.student) if terms.method != "simclr" else None
         self.memory = Memory(terms.memory, terms.dim, place_width=6) if terms.method == "moco" else None
-        self.predictor = Head(terms.dim, bottleneck, terms.dim) if terms.method == "byol" else None
+        self.predictor = Head(terms.dim, network.bottleneck_channels, terms.dim) if terms.method == "byol" else None
         self.unremembered: list[tuple[Tensor, Places]] = []
 
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
         terms, crops = self.terms, len(batch.student)
+        self.notes = batch.realised
         positive, negative = instances(crops, batch.student.device)
         views = torch.cat([batch.student, batch.teacher])
         vectors = self.student(views)

@@ -86,6 +86,7 @@ class Spade(Task):
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
         """A term for every weight that is not 0; what no term needs is not computed."""
         terms, losses = self.terms, {}
+        self.notes = batch.realised
         if not terms.local_weight:
             batch = batch.without_places()
         finest = 1 if terms.restoration_weight else None

@@ -140,6 +140,13 @@ def box_to_mm(box: Box, shape: tuple[int, int, int], linear: np.ndarray | None =
     return to_mm
 
 
+def region(crop: Crop) -> Box:
+    """The axis-parallel box of the same centre and extents as a crop that may be turned."""
+    shape = np.asarray(crop.shape)
+    centre = crop.to_mm[:3, :3] @ ((shape - 1) / 2) + crop.to_mm[:3, 3]
+    return Box(tuple(centre), tuple(np.linalg.norm(crop.to_mm[:3, :3] * shape, axis=1)))
+
+
 def rotation(angles: np.ndarray) -> np.ndarray:
     """Rotation (3, 3) about the three axes, R = Rz Ry Rx, angles in radians."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)

@@ -27,9 +27,11 @@ from spade3d.crops.crop import (
     draw_partner,
     draw_view,
     keep_inside,
+    region,
     scan_bounds,
     scan_to_world,
 )
+from spade3d.crops.focus import Focus, FocusedView, Saliency, draw_focused_pair, draw_parent, hide
 from spade3d.crops.selection import BODY, Places, Selection, alike
 
 
@@ -49,6 +51,16 @@ class Sampling:
     hidden_grid: tuple[int, int, int] = (4, 4, 4)  # cells, each hidden or shown
     views: Views = Views()
     selection: Selection = Selection()
+    focus: Focus | None = None  # views that spare what matters; None: ordinary views
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One view of a box, and the part of the scan that it shows (turning and zooming of ordinary views left out)."""
+
+    crop: Crop
+    region: Box
+    focused: FocusedView | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +81,10 @@ class PairBatch:
     key_crop: Tensor  # int64 (m,): the teacher crop that shows the same place: its partner, or the crop itself
     key_voxel: Tensor  # float32 (m, 3)
     boxes: Places  # (n, 6): where each crop lies in the body
-    key_boxes: Places  # (n, 6): where the teacher's crops are said to lie; elsewhere only in the shuffled control
+    key_boxes: Places  # (n, 6): the same of the teacher's view; in the shuffled control that of another anchor
     places: Places  # (m, 3): where the matched places lie in the body
     step: int
+    realised: dict[str, float]  # means over the views that focus drew, for the log; empty for ordinary views
 
     def to(self, device: torch.device) -> PairBatch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -103,6 +116,7 @@ class PairStream:
             case: None if frames[case] is None else frames[case] @ scan_to_world(store.cases[case]) for case in cases
         }
         self.bounds = {case: body_bounds(store.cases[case]) for case in cases}
+        self.saliency = None if sampling.focus is None else Saliency(store, cases, sampling.focus)
 
     def stream(self, start: int, stop: int) -> Iterator[PairBatch]:
         return (self.batch(step) for step in range(start, stop))
@@ -111,20 +125,29 @@ class PairStream:
         """The batch of a step: chance draws first, then everything is cut, matched and selected exactly."""
         rng = np.random.default_rng([self.seed, step])
         drawn = self.draw(rng)
-        boxes = Places.joined([self.framed(view.case, box) for box, view, _ in drawn])
-        clean = [cut(self.store, view.plain()) for _, view, _ in drawn]
-        look = [self.store.cases[view.case].normalisation for _, view, _ in drawn]
-        student = [coloured(seen, view.intensity, norm) for seen, (_, view, _), norm in zip(clean, drawn, look)]
-        teacher = [cut(self.store, view) for _, _, view in drawn]
+        students, teachers = ([pair[side] for pair in drawn] for side in (0, 1))
+        clean = [cut(self.store, seen.crop.plain()) for seen in students]
         return PairBatch(
-            student=as_images(student),
-            teacher=as_images(teacher),
+            student=as_images([self.shown(image, seen) for image, seen in zip(clean, students, strict=True)]),
+            teacher=as_images([self.hidden_by_focus(cut(self.store, seen.crop), seen) for seen in teachers]),
             clean=as_images(clean),
             hidden=self.hidden(rng, len(drawn)),
-            **self.alike(boxes),
+            **self.alike(
+                *(Places.joined([self.framed(s.crop.case, s.region) for s in side]) for side in (students, teachers))
+            ),
             step=step,
+            realised=realised(students + teachers),
             **self.matched(rng, drawn),
         )
+
+    def shown(self, clean: np.ndarray, seen: Seen) -> np.ndarray:
+        """What the student sees of a view that was cut without intensity change."""
+        norm = self.store.cases[seen.crop.case].normalisation
+        return self.hidden_by_focus(coloured(clean, seen.crop.intensity, norm), seen)
+
+    def hidden_by_focus(self, image: np.ndarray, seen: Seen) -> np.ndarray:
+        """A view's voxels without what its cutout and its mask hide."""
+        return image if seen.focused is None else hide(image, seen.focused, self.saliency)
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         """The anchor's crop a as the student sees it, and the teacher's crop where its places are matched."""
@@ -140,11 +163,11 @@ class PairStream:
             "restored towards": batch.clean[0, 0].numpy(),
         }
 
-    def draw(self, rng: np.random.Generator) -> list[tuple[Box, Crop, Crop]]:
-        """Boxes a and b of each anchor and their counterparts, each with the student's and the teacher's view."""
+    def draw(self, rng: np.random.Generator) -> list[tuple[Seen, Seen]]:
+        """The student's and the teacher's view of boxes a and b of each anchor and of their counterparts."""
         return [view for _ in range(self.sampling.anchors) for view in self.draw_around(rng)]
 
-    def draw_around(self, rng: np.random.Generator) -> list[tuple[Box, Crop, Crop]]:
+    def draw_around(self, rng: np.random.Generator) -> list[tuple[Seen, Seen]]:
         """One anchor scan and its companions."""
         sampling = self.sampling
         anchor, *others = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False).tolist()
@@ -153,24 +176,33 @@ class PairStream:
             placed = self.to_frame[anchor] is not None and self.to_frame[case] is not None
             counterparts = (self.counterpart(box, anchor, case) for box in pairs[anchor])
             pairs[case] = tuple(counterparts) if placed else self.draw_pair(rng, case)
-        drawn = []
-        for case, boxes in pairs.items():
-            for box in boxes:
-                views = [draw_view(rng, case, box, sampling.shape, sampling.views) for _ in range(2)]
-                drawn.append((box, *views))
-        return drawn
+        return [self.draw_views(rng, case, box) for case, boxes in pairs.items() for box in boxes]
+
+    def draw_views(self, rng: np.random.Generator, case: int, box: Box) -> tuple[Seen, Seen]:
+        """Two views of one box: the box itself, or, with focus, parts of it as their parent."""
+        shape, views = self.sampling.shape, self.sampling.views
+        if self.saliency is None:
+            ours, its = (draw_view(rng, case, box, shape, views) for _ in range(2))
+            return Seen(ours, box), Seen(its, box)
+        ours, its = draw_focused_pair(rng, self.saliency, case, box, shape, views)
+        return Seen(ours.crop, region(ours.crop), ours), Seen(its.crop, region(its.crop), its)
 
     def places_of_crops(self, count: int) -> Places:
         """Where `count` random crops lie in the body: what the data offers to be told apart."""
         rng = np.random.default_rng([self.seed, count])
         drawn = rng.choice(self.cases, count).tolist()
-        boxes = [self.framed(case, draw_box(rng, self.size_mm, self.bounds[case])) for case in drawn]
+        boxes = [self.framed(case, self.draw_box(rng, case)) for case in drawn]
         return Places.joined(boxes).centres
 
     def draw_pair(self, rng: np.random.Generator, case: int) -> tuple[Box, Box]:
         """Two overlapping boxes of one scan: of the anchor, and of a scan that has no place of the body to share."""
-        a = draw_box(rng, self.size_mm, self.bounds[case])
+        focused = self.saliency is not None
+        a = draw_parent(rng, self.saliency, case, self.size_mm) if focused else self.draw_box(rng, case)
         return a, draw_partner(rng, a, self.bounds[case], self.sampling.overlap)
+
+    def draw_box(self, rng: np.random.Generator, case: int) -> Box:
+        """A crop's box anywhere in the body."""
+        return draw_box(rng, self.size_mm, self.bounds[case])
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
@@ -202,16 +234,16 @@ class PairStream:
     def space(self, case: int) -> int:
         return BODY if self.to_frame[case] is not None else case + 1
 
-    def alike(self, boxes: Places) -> dict:
+    def alike(self, boxes: Places, key_boxes: Places) -> dict:
         """Who attracts whom in the global scope, (n, n): the same crop; by place its overlapping partner in the same
         scan and the counterparts in others, too. In the shuffled control these are the crops of another anchor."""
         rule, n = self.sampling.selection, len(boxes)
-        pair, said = np.arange(n) // 2, boxes
-        attracts = (pair[:, None] == pair[None, :]) | alike(boxes, boxes, self.sampling.alike_iou)
+        pair = np.arange(n) // 2
+        attracts = (pair[:, None] == pair[None, :]) | alike(boxes, key_boxes, self.sampling.alike_iou)
         if rule.shuffled:
-            attracts, said = np.roll(attracts, n // 2, axis=1), boxes.rolled(n // 2)
+            attracts, key_boxes = np.roll(attracts, n // 2, axis=1), key_boxes.rolled(n // 2)
         attracts = np.eye(n, dtype=bool) | (attracts & rule.positives)
-        return {"alike": torch.from_numpy(attracts), "boxes": boxes, "key_boxes": said}
+        return {"alike": torch.from_numpy(attracts), "boxes": boxes, "key_boxes": key_boxes}
 
     def hidden(self, rng: np.random.Generator, n: int) -> Tensor | None:
         """Which tokens of each crop the student is not shown: as near to the share as whole cells of a grid allow."""
@@ -227,7 +259,7 @@ class PairStream:
             mask = mask.take(np.arange(tokens) * count // tokens, axis=axis)
         return torch.from_numpy(np.ascontiguousarray(mask))
 
-    def matched(self, rng: np.random.Generator, drawn: list[tuple[Box, Crop, Crop]]) -> dict:
+    def matched(self, rng: np.random.Generator, drawn: list[tuple[Seen, Seen]]) -> dict:
         """Places that a student's view shares with a teacher's view: of its partner crop (a with b, b with a), or,
         where places select no positives, of the same crop.
 
@@ -237,9 +269,10 @@ class PairStream:
         """
         sampling, rule = self.sampling, self.sampling.selection
         query_crop, query_voxel, key_crop, key_voxel, places = [], [], [], [], []
-        for q, (_, view, _) in enumerate(drawn):
+        for q, (seen, _) in enumerate(drawn):
+            view = seen.crop
             k = q ^ 1 if rule.positives else q  # the partner: a <-> b of the same scan
-            other = drawn[k][2]
+            other = drawn[k][1].crop
             first, last = scan_bounds(self.store.cases[view.case])
             where = cell_places(view, sampling.grid)
             shown = match(view, other, sampling.grid).valid & ((where >= first) & (where <= last)).all(axis=1)
@@ -269,3 +302,14 @@ class PairStream:
 def as_images(crops: list[np.ndarray]) -> Tensor:
     """float32 (n, 1, i, j, k)"""
     return torch.from_numpy(np.stack(crops)[:, None])
+
+
+def realised(views: list[Seen]) -> dict[str, float]:
+    """What focus came to in some views: zoom and retention on average, the lowest retention, the share of views in
+    which there was nothing to keep to. (Where nothing is salient a view is an ordinary one.)"""
+    focused = [seen.focused for seen in views if seen.focused is not None]
+    if not focused:
+        return {}
+    kept = [view.retention for view in focused if view.retention is not None]
+    said = {"zoom": float(np.mean([view.zoom for view in focused])), "ordinary": 1 - len(kept) / len(focused)}
+    return said | ({"retention": float(np.mean(kept)), "least_retention": min(kept)} if kept else {})

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
 from spade3d.configuration import PositiveRange, Range, Settings, Share, ShareRange, Voxels
+from spade3d.faults import DataFault
 from spade3d.recipes.choosing import HIDDEN_CELL, matched_grid
 
 if TYPE_CHECKING:
+    from spade3d.crops.focus import Focus
     from spade3d.crops.pairs import PairStream
     from spade3d.volumes.store import VolumeStore
 
@@ -40,6 +43,30 @@ class CropSettings(Settings):
     noise: Annotated[float, Field(ge=0)] = 0.05
 
 
+class FocusSettings(Settings):
+    """Views that spare what matters (FocusContrast); the store needs a saliency, which `spade-saliency` writes.
+
+    views  `ordinary` views, or `focused` ones; the others are controls: `random` ones that know no saliency, such ones
+           of focus's own zoom (`matched_zoom`), the saliency of another patient (`shuffled`), a `centre` blob
+    """
+
+    views: Literal["ordinary", "focused", "random", "matched_zoom", "shuffled", "centre"] = "ordinary"
+    crop_chance: Share = 1.0
+    crop_retention: Share = 0.8
+    cutout_chance: Share = 0.5
+    cutout_retention: Share = 0.9
+    cutout_side: ShareRange = (0.2, 0.5)
+    mask_chance: Share = 0.5
+    mask_kept: Share = 0.2
+    mask_floor: Share = 0.1
+    mask_blur: Share = 0.04
+    zoom: PositiveRange = (1.0, 2.0)
+    parent: Annotated[float, Field(ge=1, le=4)] = 1.5
+    salient_chance: Share = 0.5
+    least: Share = 0.05
+    mode: Literal["mass", "area", "per_component"] = "mass"
+
+
 def pair_stream(settings, store: VolumeStore, cases: Sequence[int], selection) -> PairStream:
     """The batches of some settings that have crops in pairs; `selection` says which rules of place are in force."""
     from spade3d.crops.crop import Views
@@ -59,8 +86,34 @@ def pair_stream(settings, store: VolumeStore, cases: Sequence[int], selection) -
         hidden_grid=matched_grid(crop.shape, spacing, HIDDEN_CELL),
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
         selection=selection,
+        focus=focus_of(settings.focus, store, cases),
     )
     return PairStream(store, cases, body_frames(store), sampling, seed=settings.seed)
+
+
+def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> Focus | None:
+    """The focus of some settings; None for ordinary views.
+
+    DataFault where focus needs a saliency and no scan has one. Scans without one are noted: their views are ordinary.
+    """
+    from spade3d.crops.focus import Focus
+
+    if settings.views == "ordinary":
+        return None
+    without = [store.cases[i].name for i in cases if store.cases[i].saliency is None]
+    if settings.views not in ("random", "centre"):
+        if len(without) == len(cases):
+            raise DataFault(
+                f"{store.path}: none of the {len(cases)} scans has a saliency, which --focus.views {settings.views} "
+                "needs; write it with spade-saliency, or leave --focus.views out"
+            )
+        if without:
+            some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+            print(
+                f"note: {len(without)} of {len(cases)} scans have no saliency ({some}): ordinary views", file=sys.stderr
+            )
+    control = "none" if settings.views == "focused" else settings.views
+    return Focus(**settings.model_dump(exclude={"views"}), control=control)
 
 
 def body_frames(store: VolumeStore) -> list[np.ndarray]:

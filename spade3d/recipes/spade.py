@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_within, steps_for
-from spade3d.recipes.pair_crops import CropSettings, far_share, pair_stream
+from spade3d.recipes.pair_crops import CropSettings, FocusSettings, far_share, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class SpadeSettings(Common):
 
     recipe: str = "spade"
     crop: CropSettings = CropSettings()
+    focus: FocusSettings = FocusSettings()
     contrast: ContrastSettings = ContrastSettings()
     optim: Optim = Optim()
 
@@ -106,13 +107,18 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
             "contrast.global_weight": global_weight,
             "contrast.local_weight": local_weight,
             "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
-            "contrast.momentum": settings.contrast.momentum or round(1 - min(0.02, max(0.004, 4 / steps)), 4),
+            "contrast.momentum": settings.contrast.momentum or momentum_for(steps),
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
             "data.spacing": spacing,
             "device": device,
         },
     )
+
+
+def momentum_for(steps: int) -> float:
+    """Of a teacher at the start of a run: 0.996, less in a run of under a thousand steps."""
+    return round(1 - min(0.02, max(0.004, 4 / steps)), 4)
 
 
 def said_of_spade(settings: SpadeSettings) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The journal of a run: `log.jsonl` (one row a step), TensorBoard beside it, and progress on standard error.
 
 A row: {"step", "losses": {name: weighted value}, "total", "lr", "grad_norm", "seconds", "data_seconds",
-"crops_per_second"}, with "signs" every so often and "skipped": true where the update was not made. A validation is a
-line of its own, {"step", "validation": {name: value}}, that `read_log` joins to the row of its step. Values that are
-not finite are null. Steps order the rows, never the clock.
+"crops_per_second"}, with "signs" every so often, "notes" {name: value} of tasks that have some, and "skipped": true
+where the update was not made. A validation is a line of its own, {"step", "validation": {name: value}}, that
+`read_log` joins to the row of its step. Values that are not finite are null. Steps order the rows, never the clock.
 """
 
 import json
@@ -66,6 +66,7 @@ class Journal:
         scalars = {f"losses/{name}": value for name, value in row["losses"].items()}
         scalars |= {name: row[name] for name in ("total", "lr", "grad_norm", "crops_per_second")}
         scalars |= {f"signs/{n}": v for n, v in row.get("signs", {}).items() if isinstance(v, int | float)}
+        scalars |= {f"notes/{name}": value for name, value in row.get("notes", {}).items()}
         self._chart(row["step"], scalars)
         first = self._seconds_per_step == 0.0
         kept = 0.0 if first else _SMOOTHING

@@ -52,11 +52,13 @@ class Task(nn.Module, ABC):
     """Turns a batch into losses. Its `state_dict` is all that continuing needs: teachers and memories belong in it.
 
     `embedding` (n, d) and `paired`, the positive of each row, are what the last `losses` leaves, detached, for the
-    signs of life; a task without an embedding leaves them None.
+    signs of life; a task without an embedding leaves them None. `notes` are further numbers of the last batch for the
+    log.
     """
 
     embedding: Tensor | None = None
     paired: Tensor | None = None
+    notes: Mapping[str, float] = {}
 
     @abstractmethod
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
@@ -204,6 +206,8 @@ def train(
                 if "alarm" in signs and not alarmed:
                     alarmed = True
                     journal.say(f"warning: step {step}: {signs['alarm']}")
+            if task.notes:
+                row["notes"] = dict(task.notes)
             journal.step(row)
             if at.skipped == MOST_SKIPPED:
                 raise Fault(_not_finite(at, saves.folder))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spade3d.configuration import Network, resolve, to_yaml, with_values
-from spade3d.faults import UsageFault
+from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
 from spade3d.recipes.pair_crops import body_frames
 from spade3d.recipes.recipe import find_recipe
@@ -133,3 +133,28 @@ def test_the_controls_are_values_of_one_setting(store):
 def test_restoration_alone_takes_no_weight_for_a_contrast():
     with pytest.raises(UsageFault, match="selection restoration has no contrast"):
         resolve(SpadeSettings, [], {"contrast": {"selection": "restoration", "local_weight": 1.0}}, environment={})
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "byol"])
+def test_instance_baselines_differ_from_spade_in_their_task_only(store, method):
+    recipe = find_recipe(method)
+    chosen = recipe.choose(with_values(recipe.settings(), {"network.feature_size": 12}), store, (0, 1, 2), "cpu")
+    assert open_keys(chosen.model_dump()) == {"data.path"} and chosen.recipe == method
+    of_spade = choose_spade(with_values(SpadeSettings(), {"network.feature_size": 12}), store, (0, 1, 2), "cpu")
+    assert chosen.crop.shape == of_spade.crop.shape and chosen.optim == of_spade.optim
+    made = recipe.build(chosen, store, (0, 1, 2))
+    batch = made.batches.batch(0)
+    spades = spade.build(of_spade, store, (0, 1, 2)).batches.batch(0)
+    assert batch.student.shape == spades.student.shape  # four pairs of crops: as many as two anchors in two scans
+    assert list(made.task.losses(batch, 0.0)) == [method]
+    assert made.network is made.task.student.network
+
+
+def test_focused_views_need_a_saliency(store):
+    asked = with_values(SpadeSettings(), SMALL | {"focus.views": "focused"})
+    chosen = choose_spade(asked, store, (0, 1, 2), "cpu")
+    with pytest.raises(DataFault, match="none of the 3 scans has a saliency.*spade-saliency"):
+        spade.build(chosen, store, (0, 1, 2))
+    centred = spade.build(with_values(chosen, {"focus.views": "centre"}), store, (0, 1, 2)).batches.batch(0)
+    assert 1 <= centred.realised["zoom"] <= 2 and centred.realised["least_retention"] >= 0.8
+    assert spade.build(with_values(chosen, {"focus.views": "ordinary"}), store, (0,)).batches.batch(0).realised == {}

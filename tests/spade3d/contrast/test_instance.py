@@ -26,6 +26,8 @@ CROPS, VIEWS = 6, 12  # of three scans, two crops each, each in two views
 class TinyNetwork(nn.Module):
     """The least that has a last stage. The decoder is never asked for."""
 
+    bottleneck_channels = 8
+
     def __init__(self):
         super().__init__()
         self.down = nn.Conv3d(1, 8, 4, stride=4)
@@ -47,7 +49,7 @@ def batches(in_memory):
 def made(method, **terms):
     torch.manual_seed(0)
     terms = {"dim": 6, "temperature": 0.2, "memory": 30} | terms
-    return Instance(TinyNetwork(), bottleneck=8, terms=InstanceTerms(method, **terms)).train()
+    return Instance(TinyNetwork(), InstanceTerms(method, **terms)).train()
 
 
 def learn(task, optimiser, batch, progress=0.0):
@@ -293,7 +295,7 @@ def test_the_objective_keeps_its_precision_under_autocast(method, batches):
 def test_the_encoder_of_a_swin_unetr_learns(method, batches):
     torch.manual_seed(0)
     network = SwinUNETR(1, 1, feature_size=12, heads=(1, 1, 1, 1), window=2, depths=(1, 1, 1, 1))
-    task = Instance(network, bottleneck=16 * 12, terms=InstanceTerms(method, dim=8, memory=30)).train()
+    task = Instance(network, InstanceTerms(method, dim=8, memory=30)).train()
     sum(task.losses(batches.batch(0), 0.5).values()).backward()
     task.after_step(0.5)
     encoder = task.student.network.swinViT

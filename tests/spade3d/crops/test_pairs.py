@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from spade3d.crops.crop import Box, Views, body_bounds, coloured, cut, rotation, scan_to_world
+from spade3d.crops.focus import Focus, hide
 from spade3d.crops.pairs import PairBatch, PairStream, Sampling
 from spade3d.crops.selection import BODY, Selection, alike
 from spade3d.volumes.body_frame import box_frames
@@ -37,7 +39,9 @@ def stream_of(store, frames, sampling=SAMPLING, seed=0):
 
 
 def drawn_in(stream, step):
-    return stream.draw(np.random.default_rng([stream.seed, step]))
+    """Box, student's view and teacher's view of every crop."""
+    drawn = stream.draw(np.random.default_rng([stream.seed, step]))
+    return [(ours.region, ours.crop, its.crop) for ours, its in drawn]
 
 
 def equal(one, other):
@@ -254,7 +258,7 @@ def test_shuffled_places_are_those_of_another_anchor(store, frames):
     for step in range(3):
         honest, batch, n = true.batch(step), control.batch(step), 12
         assert torch.equal(batch.student, honest.student) and torch.equal(batch.teacher, honest.teacher)
-        assert np.array_equal(batch.boxes.mm, honest.boxes.mm) and honest.key_boxes is honest.boxes
+        assert np.array_equal(batch.boxes.mm, honest.boxes.mm) and np.array_equal(honest.key_boxes.mm, honest.boxes.mm)
         assert np.array_equal(batch.key_boxes.mm, np.roll(honest.boxes.mm, 6, axis=0))
         for q in range(n):
             for k in range(n):
@@ -290,3 +294,46 @@ def test_the_hidden_share_comes_in_whole_cells(store, frames, share):
         assert all(cell.all() or not cell.any() for cell in cells)
         assert sum(bool(cell.all()) for cell in cells) == round(12 * share)
     assert share == 1 or not torch.equal(batch.hidden[0], batch.hidden[1])
+
+
+@pytest.fixture(scope="module")
+def salient(store):
+    """The same scans with a few salient voxels each; the last one has no saliency."""
+    cases = [
+        SimpleNamespace(**vars(case), saliency=None if n == 2 else "its file") for n, case in enumerate(store.cases)
+    ]
+    marks = []
+    for shape in SHAPES:
+        mark = np.zeros(shape, dtype=np.uint8)
+        mark[tuple(np.array(shape) // 2)], mark[tuple(np.array(shape) // 3)] = 255, 100
+        marks.append(mark)
+    focused = SimpleNamespace(**vars(store) | {"cases": tuple(cases)}, image=store.image)
+    focused.saliency = lambda i, box=None: marks[i] if box is None else marks[i][tuple(map(slice, *box))]
+    return focused
+
+
+def test_focus_changes_the_views_and_nothing_else(salient, frames):
+    sampling = replace(SAMPLING, focus=Focus(cutout_chance=1.0, mask_chance=1.0, salient_chance=1.0))
+    stream = stream_of(salient, frames, sampling)
+    hidden = ordinary = 0
+    for step in range(4):
+        batch, drawn = stream.batch(step), stream.draw(np.random.default_rng([0, step]))
+        kept = [seen.focused.retention for pair in drawn for seen in pair if seen.focused.retention is not None]
+        assert batch.realised["least_retention"] == pytest.approx(min(kept)) and min(kept) >= 0.8
+        ordinary += batch.realised["ordinary"] > 0
+        for n, (ours, its) in enumerate(drawn):
+            looked = salient.cases[ours.crop.case].normalisation
+            whole = coloured(cut(salient, ours.crop.plain()), ours.crop.intensity, looked)
+            np.testing.assert_array_equal(
+                batch.clean[n, 0], cut(salient, ours.crop.plain())
+            )  # to be restored: unhidden
+            np.testing.assert_array_equal(batch.student[n, 0], hide(whole, ours.focused, stream.saliency))
+            np.testing.assert_array_equal(
+                batch.teacher[n, 0], hide(cut(salient, its.crop), its.focused, stream.saliency)
+            )
+            hidden += ours.focused.cutout is not None or its.focused.mask
+            np.testing.assert_allclose(batch.boxes.mm[n], stream.framed(ours.crop.case, ours.region).mm[0])
+        for q, query, k, key in zip(batch.query_crop, batch.query_voxel, batch.key_crop, batch.key_voxel, strict=True):
+            here, there = drawn[q][0].crop.to_mm @ [*query, 1], drawn[k][1].crop.to_mm @ [*key, 1]
+            np.testing.assert_allclose(here, there, atol=1e-4)  # one place, whatever the views
+    assert hidden > 10 and ordinary

@@ -1,0 +1,355 @@
+"""Focus: views of a parent sub-volume that spare what matters (FocusContrast; Wang et al., arXiv 2305.08826).
+
+A focused view is an ordinary view of its parent (turned, flipped, zoomed about its centre, coloured) that is then moved
+to a place drawn uniformly from those where it keeps enough saliency, and grown where there is no such place. Nothing is
+rejected, so the zoom that chance drew is the zoom of the view, short of the growth that the rule asks for.
+
+Saliency is counted on stored voxels: a view holds those whose centres lie in it, however it is turned. So retention is
+a ratio of integers, exact after every geometric change. Crop, cutout and mask with their thresholds are the paper's (as
+its workshop form prints them, PMLR 226:266-279); parents, modes and the construction are ours. The authors' code
+redraws up to 200 times and then takes a view that breaks the rule.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from spade3d.crops import kernels
+from spade3d.crops.crop import (
+    Box,
+    Crop,
+    Triple,
+    Views,
+    body_bounds,
+    draw_box,
+    draw_view,
+    keep_inside,
+    mm_to_stored,
+    touched,
+)
+from spade3d.crops.focus_kernels import Mode, Part, parts_of
+from spade3d.faults import UsageFault
+
+Control = Literal["none", "random", "matched_zoom", "shuffled", "centre"]
+VoxelBox = tuple[tuple[int, int, int], tuple[int, int, int]]  # start and stop, along i, j, k
+BLOCK = 32  # voxels along the side of the blocks in which a salient place is looked up
+
+
+@dataclass(frozen=True)
+class Focus:
+    """What a focused view is. Operators and thresholds are the paper's; it prints no probabilities.
+
+    mode     what is counted: "mass" (saliency, as the authors' code), "area" (voxels that are salient at all, as the
+             paper's text), "per_component" (of every lesion that the view touches enough, and enough of one at least)
+    control  "none": focus. "random": neither parents nor views know saliency. "matched_zoom": parents, and sizes of
+             views and cutouts, as focus draws them, but places that know no saliency; neither of the two masks.
+             "shuffled": the saliency of another patient. "centre": a blob in the middle of the body
+    """
+
+    crop_chance: float = 1.0
+    crop_retention: float = 0.8  # share of the parent's saliency that a view keeps at least
+    cutout_chance: float = 0.5
+    cutout_retention: float = 0.9  # share of the view's saliency that a cutout leaves at least
+    cutout_side: tuple[float, float] = (0.2, 0.5)  # shares of the view's sides; authors' code: from 48 of 224 pixels
+    mask_chance: float = 0.5  # of a pair, one view of which is masked then
+    mask_kept: float = 0.2  # share of the view, the most salient one, that a mask shows
+    mask_floor: float = 0.1
+    mask_blur: float = 0.04  # standard deviation in sides of the view; the authors' code: 30 of 800 pixels
+    zoom: tuple[float, float] = (1.0, 2.0)  # of the parent, drawn as `draw_view` does: uniform in its logarithm
+    parent: float = 1.5  # sides of the parent in sides of a crop
+    salient_chance: float = 0.5  # of a parent around a salient place; else it lies anywhere in the body
+    least: float = 0.05  # of the scan's highest saliency: what is below counts as none
+    mode: Mode = "mass"
+    control: Control = "none"
+    cells: int = 32  # steps along each side of a view in which places and growth are counted
+
+    def __post_init__(self):
+        for name in ("crop_retention", "cutout_retention"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageFault(f"focus: {name} {getattr(self, name)}: a share between 0 and 1 is needed")
+
+    @property
+    def knows_saliency(self) -> bool:
+        """Whether views keep to a saliency, be it a wrong one."""
+        return self.control not in ("random", "matched_zoom")
+
+
+@dataclass(frozen=True, eq=False)
+class FocusedView:
+    """One view as chance decided it: `hide(cut(store, view.crop), view, saliency)` obeys, logs read what was realised.
+
+    Retention is that of the part that lost most among those the view touches (in modes mass and area there is one
+    part), 0 where it touches none, and None where there is nothing salient to keep.
+    """
+
+    crop: Crop
+    cutout: VoxelBox | None  # in voxels of the view
+    mask: bool
+    asked_zoom: float  # of the parent, as drawn
+    zoom: float  # as realised: less where the view had to grow
+    retention: float | None  # kept by the view, of the parent's saliency
+    cutout_retention: float | None  # left by the cutout, of the view's saliency
+
+
+class Saliency:
+    """The saliency of some cases of a store, 0..255 on the stored grid, as `focus.control` wants it.
+
+    In a scan without a saliency nothing is salient: its views are ordinary ones.
+    """
+
+    def __init__(self, store, cases: Sequence[int], focus: Focus):
+        self.store, self.cases, self.focus = store, list(cases), focus
+        self._overviews: dict[int, tuple[np.uint8, np.ndarray]] = {}
+
+    def voxels(self, case: int, start, stop) -> np.ndarray:
+        """uint8 (i, j, k) of a box of stored voxels; 0 for what lies below the least share of the scan's highest."""
+        values = self._read(case, start, stop)
+        return values * (values >= self._overview(case)[0])
+
+    def draw_place(self, rng: np.random.Generator, case: int) -> np.ndarray | None:
+        """A place drawn in proportion to saliency, (3,) in scan mm; None where nothing is salient.
+
+        Anywhere in its voxel: were it the centre, that would lie on a face between cells in every view of the parent.
+        """
+        shape, until = self.store.cases[case].shape, self._overview(case)[1]
+        if until[-1] == 0:
+            return None
+        rest = int(rng.integers(until[-1]))
+        block = int(np.searchsorted(until, rest, side="right"))
+        start = BLOCK * np.array(np.unravel_index(block, [-(-n // BLOCK) for n in shape]))
+        values = self.voxels(case, start, np.minimum(start + BLOCK, shape))
+        within = np.cumsum(values, dtype=np.int64)
+        voxel = np.searchsorted(within, rest - (until[block] - within[-1]), side="right")
+        return (start + np.unravel_index(voxel, values.shape) + rng.random(3) - 0.5) * self.store.cases[case].spacing
+
+    def _overview(self, case: int) -> tuple[np.uint8, np.ndarray]:
+        """The lowest value that counts, and the saliency of all blocks up to each one; a scan is read whole, once."""
+        if case not in self._overviews:
+            shape = self.store.cases[case].shape
+            whole = self._read(case, (0, 0, 0), shape)
+            lowest = np.uint8(math.ceil(self.focus.least * float(whole.max())))
+            sums = whole * (whole >= lowest)
+            for axis, n in enumerate(shape):
+                sums = np.add.reduceat(sums, np.arange(0, n, BLOCK), axis=axis, dtype=np.int64)
+            self._overviews[case] = lowest, np.cumsum(sums)
+        return self._overviews[case]
+
+    def _read(self, case: int, start, stop) -> np.ndarray:
+        stored = self.store.cases[case]
+        if self.focus.control == "centre":  # a Gaussian, its standard deviation an eighth of the body's sides
+            shares = _shares_of_body(stored, start, stop)
+            i, j, k = (np.exp(-0.5 * ((share - 0.5) / 0.125) ** 2) for share in shares)
+            return (255 * i[:, None, None] * j[:, None] * k).astype(np.uint8)
+        if self.focus.control == "shuffled":
+            return self._at_shares(self._other_patient(case), _shares_of_body(stored, start, stop))
+        if stored.saliency is None:
+            return np.zeros(np.subtract(stop, start), dtype=np.uint8)
+        return self.store.saliency(case, (tuple(map(int, start)), tuple(map(int, stop))))
+
+    def _at_shares(self, case: int, shares: list[np.ndarray]) -> np.ndarray:
+        """The saliency of a scan at these shares of its body's sides, from the nearest voxels; 0 beyond the scan."""
+        stored = self.store.cases[case]
+        (low, high), last = body_bounds(stored), np.asarray(stored.shape) - 1
+        index = [np.rint((a + s * (b - a)) / mm).astype(int) for s, a, b, mm in zip(shares, low, high, stored.spacing)]
+        near = [np.clip(i, 0, n) for i, n in zip(index, last)]
+        start = tuple(int(i.min()) for i in near)
+        values = self.store.saliency(case, (start, tuple(int(i.max()) + 1 for i in near)))
+        seen = values[np.ix_(*(n - a for n, a in zip(near, start)))]
+        for axis, (i, n) in enumerate(zip(index, near)):
+            np.moveaxis(seen, axis, 0)[i != n] = 0
+        return seen
+
+    def _other_patient(self, case: int) -> int:
+        """The next case that has a saliency and is of another patient."""
+        at, known = self.cases.index(case), self.store.cases
+        for other in self.cases[at:] + self.cases[:at]:
+            if known[other].saliency is not None and known[other].subject != known[case].subject:
+                return other
+        raise UsageFault(
+            f"focus: control 'shuffled' found no saliency of a patient other than {known[case].subject}; it needs two "
+            "patients with saliency among the scans that train"
+        )
+
+
+def _shares_of_body(case, start, stop) -> list[np.ndarray]:
+    """Where voxels lie along each axis of a scan: 0 at the lower face of the body's box, 1 at the upper one."""
+    low, high = body_bounds(case)
+    along = (np.arange(a, b) * mm for a, b, mm in zip(start, stop, case.spacing, strict=True))
+    return [(mm - a) / (b - a) for mm, a, b in zip(along, low, high, strict=True)]
+
+
+def draw_parent(rng: np.random.Generator, saliency: Saliency, case: int, size_mm: Triple) -> Box:
+    """The sub-volume that both views of a pair come from, for crops of `size_mm`; inside the body where it fits."""
+    focus, bounds = saliency.focus, body_bounds(saliency.store.cases[case])
+    size = tuple(focus.parent * mm for mm in size_mm)
+    wanted = rng.random() < focus.salient_chance and focus.control != "random"
+    place = saliency.draw_place(rng, case) if wanted else None
+    if place is None:
+        return draw_box(rng, size, bounds)
+    return Box(tuple(keep_inside(place, np.asarray(size), bounds)), size)
+
+
+def draw_focused_pair(
+    rng: np.random.Generator, saliency: Saliency, case: int, parent: Box, shape: tuple[int, int, int], views: Views
+) -> tuple[FocusedView, FocusedView]:
+    """Two views of one parent, each drawn anew; at most one of them is masked, lest the two share its outline."""
+    masked = int(rng.integers(2)) if rng.random() < saliency.focus.mask_chance else None
+    masks = [masked == n for n in range(2)]
+    first, second = (draw_focused(rng, saliency, case, parent, shape, views, mask=mask) for mask in masks)
+    return first, second
+
+
+def draw_focused(
+    rng: np.random.Generator,
+    saliency: Saliency,
+    case: int,
+    parent: Box,
+    shape: tuple[int, int, int],
+    views: Views,
+    *,
+    mask: bool = False,
+) -> FocusedView:
+    """One view (voxels of `shape`) of a parent; `views` says all that chance may do but its zoom, which focus says."""
+    focus = saliency.focus
+    whole = draw_view(rng, case, parent, shape, replace(views, zoom=focus.zoom))
+    asked = parent.size[0] / (shape[0] * float(np.linalg.norm(whole.to_mm[:3, 0])))
+    wants_crop, wants_cutout = rng.random(2) < (focus.crop_chance, focus.cutout_chance)
+    parts = _parts_of_parent(saliency, parent, whole)
+    crop, zoom, retention = _moved(rng, focus, whole, parts, asked, focus.crop_retention if wants_crop else 0.0)
+    cutout, left = _draw_cutout(rng, saliency, crop) if wants_cutout else (None, None)
+    shown = mask and focus.knows_saliency and bool(retention)
+    return FocusedView(crop, cutout, shown, asked, zoom, retention, left)
+
+
+def _parts_of_parent(saliency: Saliency, parent: Box, view: Crop) -> list[Part]:
+    """The salient parts of a parent on the cells of a view, which divide each of its sides; cell 0 is its first."""
+    case, scale = saliency.store.cases[view.case], saliency.focus.cells / np.asarray(view.shape)
+    low, high = (parent.corners.reshape(2, 3) / case.spacing).clip(0, case.shape)
+    start, stop = np.ceil(low).astype(int), np.ceil(high).astype(int)
+    if (start >= stop).any():
+        return []
+    to_cell = _affine(scale, scale / 2) @ np.linalg.inv(mm_to_stored(case) @ view.to_mm) @ _affine(np.ones(3), start)
+    return parts_of(saliency.voxels(view.case, start, stop), to_cell, saliency.focus.mode)
+
+
+def _moved(
+    rng: np.random.Generator, focus: Focus, view: Crop, parts: list[Part], zoom: float, tau: float
+) -> tuple[Crop, float, float | None]:
+    """A view of a parent at a place that keeps `tau` of every part it touches, and of one at least.
+
+    Places are whole cells apart. The view stays within the parent as turned by the view, while it is the smaller of
+    the two; once grown beyond it, the parent stays within the view. Grown far enough the view holds all, so that a
+    place is always found; and with fewer cells no place would have done.
+    """
+    for size in itertools.count(focus.cells):
+        reach, grown = max(abs(focus.cells * zoom - size), 1.0) / 2, size - focus.cells
+        first = math.ceil(-reach - grown / 2 - 1e-9)
+        count = math.floor(reach - grown / 2 + 1e-9) - first + 1
+        kept = [part.inside(np.full(3, first), np.full(3, size), np.full(3, count)) for part in parts]
+        held = [k >= tau * part.total for k, part in zip(kept, parts, strict=True)]
+        feasible = np.ones((count,) * 3, dtype=bool)
+        if parts and focus.control != "random" and tau > 0:
+            untouched = [k == 0 for k in kept]
+            feasible = np.all(np.logical_or(held, untouched), axis=0) & np.any(held, axis=0)
+        if feasible.any():
+            break
+    if not focus.knows_saliency:
+        feasible[:] = True
+    place = rng.choice(np.flatnonzero(feasible))
+    shares = [k.flat[place] / part.total for k, part in zip(kept, parts, strict=True) if k.flat[place] > 0]
+    retention = float(min(shares, default=0.0)) if parts else None
+    corner, ratio = first + np.array(np.unravel_index(place, feasible.shape)), size / focus.cells
+    move = _affine(np.full(3, ratio), corner * np.asarray(view.shape) / focus.cells + (ratio - 1) / 2)
+    return replace(view, to_mm=view.to_mm @ move), zoom / ratio, retention
+
+
+def _draw_cutout(rng: np.random.Generator, saliency: Saliency, crop: Crop) -> tuple[VoxelBox | None, float | None]:
+    """A box of a view's voxels that leaves enough of every part it shows, and how much it leaves.
+
+    Where no place is feasible, all sides shrink; no box where not even a single voxel can be spared.
+    """
+    focus, shape = saliency.focus, np.asarray(crop.shape)
+    asked = np.maximum(np.rint(rng.uniform(*focus.cutout_side, 3) * shape), 1)
+    parts = _parts_of_view(saliency, crop)
+    for longest in range(int(asked.max()), 0, -1):
+        size = np.ceil(asked * longest / asked.max()).astype(np.int64)
+        hidden = [part.inside(np.zeros(3, np.int64), size, shape - size + 1) for part in parts]
+        feasible = np.ones(shape - size + 1, dtype=bool)
+        if focus.control != "random":
+            for h, part in zip(hidden, parts, strict=True):
+                feasible &= part.total - h >= focus.cutout_retention * part.total
+        if feasible.any():
+            break
+    else:
+        return None, None
+    if not focus.knows_saliency:
+        feasible[:] = True
+    place = rng.choice(np.flatnonzero(feasible))
+    start = np.array(np.unravel_index(place, feasible.shape))
+    left = [1 - h.flat[place] / part.total for h, part in zip(hidden, parts, strict=True)]
+    cutout = tuple(start.tolist()), tuple((start + size).tolist())
+    return cutout, float(min(left)) if left else None
+
+
+def _parts_of_view(saliency: Saliency, crop: Crop) -> list[Part]:
+    """The salient parts that a view shows, on its own voxels."""
+    values, to_stored = _touched(saliency, crop)
+    to_cell = _affine(np.ones(3), np.full(3, 0.5)) @ np.linalg.inv(to_stored)
+    return parts_of(values, to_cell, saliency.focus.mode, np.array([(0, 0, 0), crop.shape]))
+
+
+def _touched(saliency: Saliency, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """The saliency that a crop reads, and the affine (4, 4) from voxels of the crop to its voxels."""
+    case = saliency.store.cases[crop.case]
+    to_stored = mm_to_stored(case) @ crop.to_mm
+    start, stop = touched(to_stored, crop.shape, case.shape)
+    if start is None:
+        return np.zeros((0, 0, 0), dtype=np.uint8), to_stored
+    to_stored[:3, 3] -= start
+    return saliency.voxels(crop.case, start, stop), to_stored
+
+
+def hide(voxels: np.ndarray, view: FocusedView, saliency: Saliency) -> np.ndarray:
+    """Hide what the mask and the cutout of a view hide in its voxels, float32 (i, j, k), in place.
+
+    The mask takes a voxel towards the scan's lowest value, x -> low + (x - low) m; the cutout shows nothing else.
+    """
+    low = np.float32(saliency.store.cases[view.crop.case].normalisation.low)
+    if view.mask:
+        voxels -= low
+        voxels *= soft_mask(saliency, view.crop)
+        voxels += low
+    if view.cutout is not None:
+        voxels[tuple(map(slice, *view.cutout))] = low
+    return voxels
+
+
+def soft_mask(saliency: Saliency, crop: Crop) -> np.ndarray:
+    """m in [floor, 1], float32 (i, j, k): the most salient share of a crop, blurred, over its highest, plus the floor.
+
+    The paper thresholds so that about 80 % are masked, the authors' code blurs the map and adds a floor of 0.1: both.
+    """
+    focus, shown = saliency.focus, np.empty(crop.shape, dtype=np.float32)
+    values, to_stored = _touched(saliency, crop)
+    scaling, unchanged = np.array([0, 1, 0, 255], np.float32), np.array([1, 1, 0, 0], np.float32)
+    kernels.resample(values.astype(np.int16), to_stored, scaling, unchanged, 0, shown)
+    shown[shown < np.quantile(shown, 1 - focus.mask_kept)] = 0
+    if focus.mask_blur > 0:
+        kernels.blur(shown, focus.mask_blur * sum(crop.shape) / 3)
+    highest = shown.max()
+    if highest == 0:  # salient only between the voxels of the crop
+        return np.ones_like(shown)
+    return np.minimum(shown / highest + np.float32(focus.mask_floor), np.float32(1))
+
+
+def _affine(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """(4, 4): x -> scale x + shift, axis by axis."""
+    affine = np.diag([*scale, 1.0])
+    affine[:3, 3] = shift
+    return affine

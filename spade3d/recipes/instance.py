@@ -1,0 +1,102 @@
+"""The recipes of instance discrimination, what Spade is held against: SimCLR, MoCo and BYOL on its encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
+from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.pair_crops import CropSettings, FocusSettings, pair_stream
+from spade3d.recipes.recipe import Built, Recipe, build_network
+from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
+
+if TYPE_CHECKING:
+    from spade3d.volumes.store import VolumeStore
+
+TEMPERATURE = {"simclr": 0.1, "moco": 0.2, "byol": 0.1}  # of the papers; BYOL has none and reads none
+
+
+class InstanceContrast(Settings):
+    """Numbers of the three methods; what a method does not have is not read by it. `memory` in vectors."""
+
+    temperature: Positive | None = None
+    memory: Annotated[int, Field(ge=1)] = 4096
+    dim: Annotated[int, Field(ge=2)] = 128
+    momentum: Share | None = None
+
+
+class InstanceSettings(Common):
+    """Everything that a run of instance discrimination can be told.
+
+    Each anchor is a scan of its own, where Spade has two scans for each of two anchors: a counterpart in another scan
+    would be a negative that shows the same place.
+    """
+
+    recipe: str = "simclr"
+    crop: CropSettings = CropSettings(anchors=4, scans=1)
+    focus: FocusSettings = FocusSettings()
+    contrast: InstanceContrast = InstanceContrast()
+    optim: Optim = Optim()
+
+
+def choose_instance(
+    settings: InstanceSettings, store: VolumeStore, cases: Sequence[int], device: str, *, method: str
+) -> InstanceSettings:
+    """Fill what was left open, crop, width and momentum as Spade does.
+
+    Steps: on a CPU what fits into about eight minutes; without a decoder these are more than Spade's, so give --steps
+    where runs are compared.
+    """
+    from spade3d.scans import typical_grid
+
+    shape, spacing = typical_grid(store, cases)
+    crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
+    width = settings.network.feature_size or (24 if device == "cpu" else 48)
+    voxels = 2 * settings.crop.anchors * settings.crop.scans * math.prod(crop)  # as costly as one whole pass of Spade
+    steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
+    return with_values(
+        settings,
+        {
+            "recipe": method,
+            "crop.shape": crop,
+            "network.feature_size": width,
+            "contrast.temperature": settings.contrast.temperature or TEMPERATURE[method],
+            "contrast.momentum": settings.contrast.momentum or momentum_for(steps),
+            "steps": steps,
+            "save_every": settings.save_every or max(1, steps // 10),
+            "data.spacing": spacing,
+            "device": device,
+        },
+    )
+
+
+def build_instance(settings: InstanceSettings, store: VolumeStore, cases: Sequence[int], *, method: str) -> Built:
+    """One of the three methods on any CT or MR, of Spade's sizes and costs without its decoder."""
+    import torch
+
+    from spade3d.contrast.instance import Instance, InstanceTerms
+    from spade3d.crops.selection import Selection
+
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, out_channels=1)
+    task = Instance(network, InstanceTerms(method, **settings.contrast.model_dump()))
+    batches = pair_stream(settings, store, cases, Selection())
+    return Built(task, batches, network, lambda: batches.pictures(0))
+
+
+def instance_recipe(method: str, summary: str) -> Recipe:
+    """The recipe of one method."""
+    choose, build = partial(choose_instance, method=method), partial(build_instance, method=method)
+    return Recipe(method, summary, InstanceSettings, choose, build, lambda settings: {})
+
+
+simclr = instance_recipe("simclr", "instance discrimination within the batch, one network (Chen et al. 2020)")
+moco = instance_recipe("moco", "instance discrimination against a queue of a slow teacher's vectors (He et al. 2020)")
+byol = instance_recipe(
+    "byol", "instances predicted by one network for its slow teacher, no negatives (Grill et al. 2020)"
+)
