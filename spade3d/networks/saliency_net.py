@@ -30,6 +30,7 @@ from spade3d.whole_file import whole_file
 
 FORMAT = "spade3d-saliency-1"
 STRIDE = 16  # voxels of a cell at the bottom: four halvings
+RARE = -4.0  # the first logit: about what 2 % of salient voxels ask for, else hundreds of steps go into learning that
 
 
 class SaliencyNet(nn.Module):
@@ -43,6 +44,7 @@ class SaliencyNet(nn.Module):
         features = (width, width, 2 * width, 4 * width, 8 * width, width)
         with contextlib.redirect_stdout(sys.stderr):  # some releases of MONAI greet on standard output
             self.unet = BasicUNet(3, 1, 1, features)
+        nn.init.constant_(self.unet.final_conv.bias, RARE)
 
     def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b 1 i j k"]:
         return self.unet(images)

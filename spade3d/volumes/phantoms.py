@@ -1,7 +1,8 @@
 """Scans with every answer known: abdominal CT, heart CT and heart MR of drawn patients; and the ramp.
 
 `python -m spade3d.volumes.phantoms --kind abdomen-ct --patients 12 --out DIR` writes a data set as BTCV or MM-WHS lay
-theirs out, so that the same readers read it. In `ramp` each voxel holds its own place in mm.
+theirs out, so that the same readers read it; with `--lesions` the organs have small lesions, labelled, that simulated
+readers look at, and a dataset.json names them. In `ramp` each voxel holds its own place in mm.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from spade3d.faults import DataFault, Fault
 from spade3d.volumes.abdomen import abdomen, abdomen_hu
 from spade3d.volumes.anatomy import Anatomy, Wave
 from spade3d.volumes.heart import heart, heart_hu, heart_mr
+from spade3d.volumes.lesions import Reading, label_names, read_by, with_lesions, write_description, write_gaze
 from spade3d.volumes.volume import write_volume
 
 KINDS = ("abdomen-ct", "heart-ct", "heart-mr")
@@ -32,6 +34,7 @@ class Phantom:
     voxels: np.ndarray
     labels: np.ndarray
     affine: np.ndarray
+    readings: tuple[Reading, ...] = ()  # of a scan with lesions
 
 
 def ramp(shape: tuple[int, int, int], affine: np.ndarray, dtype: type = np.float64) -> np.ndarray:
@@ -44,11 +47,17 @@ def ramp(shape: tuple[int, int, int], affine: np.ndarray, dtype: type = np.float
 
 
 def phantom(
-    kind: str, seed: int, *, shape: tuple[int, int, int] = SHAPE, spacing: Sequence[float] | None = None
+    kind: str,
+    seed: int,
+    *,
+    shape: tuple[int, int, int] = SHAPE,
+    spacing: Sequence[float] | None = None,
+    lesions: bool = False,
 ) -> Phantom:
     """Draw one patient and scan it. The same seed gives the same voxels.
 
     `kind`: one of KINDS; `spacing`: nominal, in mm; each scan has its own, some percent off, and its own field of view.
+    `lesions`: the same patient and the same noise with lesions in some organs (`lesions.py`), and readers' fixations.
     """
     rng = np.random.default_rng(seed)
     anatomy = draw_anatomy(kind, rng)
@@ -57,7 +66,13 @@ def phantom(
     affine = np.diag([*own_spacing, 1.0])
     affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) - 1) / 2
     tissues, labels = paint(anatomy, shape, affine)
-    return Phantom(scan(anatomy, tissues, rng), labels, affine)
+    if not lesions:
+        return Phantom(scan(anatomy, tissues, rng), labels, affine)
+    of_lesions = np.random.default_rng([seed, 1])  # its own chance, so that the patient stays who it is
+    body = tissues != sorted(anatomy.look).index("air")
+    anatomy, tissues, labels = with_lesions(anatomy, tissues, labels, affine, of_lesions)
+    readings = read_by(labels, body, max(label_names(kind)), affine, of_lesions)
+    return Phantom(scan(anatomy, tissues, rng), labels, affine, tuple(readings))
 
 
 def draw_anatomy(kind: str, rng: np.random.Generator) -> Anatomy:
@@ -150,30 +165,36 @@ def write_dataset(
     seed: int = 0,
     shape: tuple[int, int, int] = SHAPE,
     spacing: Sequence[float] | None = None,
+    lesions: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write `patients` labelled scans and `unlabelled` more as BTCV or MM-WHS are laid out; the images' paths.
 
-    Patient n is the same whatever the number of patients; `say` is told of each.
+    Patient n is the same whatever the number of patients; `say` is told of each. With `lesions` there are also
+    `gaze/<image>.json` of every scan, and a dataset.json.
     DataFault where `out` already holds something.
     """
     if out.exists() and any(out.iterdir()):
         raise DataFault(f"{out}: is not empty; phantoms are written into a new or an empty folder")
-    images = []
+    cases: dict[Path, Path | None] = {}
     for number in range(patients + unlabelled):
         # A seed sequence, so that patients of neighbouring seeds have nothing in common.
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        one = phantom(kind, own, shape=shape, spacing=spacing)
+        one = phantom(kind, own, shape=shape, spacing=spacing, lesions=lesions)
         image, labels = _places(kind, out, number, patients)
         write_volume(image, one.voxels, one.affine)
         if labels is not None:
             write_volume(labels, one.labels, one.affine)
-        images.append(image)
+        if lesions:
+            write_gaze(out / "gaze", image, one.readings)
+        cases[image] = labels
         if say:
             seen = np.count_nonzero(np.unique(one.labels))
             about = f"{seen} structures" if labels is not None else "no labels"
             say(f"{number + 1}/{patients + unlabelled}  {image.relative_to(out)}  {about}")
-    return images
+    if lesions:
+        write_description(out, kind, cases)
+    return list(cases)
 
 
 def _places(kind: str, out: Path, number: int, patients: int) -> tuple[Path, Path | None]:
@@ -200,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unlabelled", type=int, default=0, help="more scans without labels, in the test folder")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lesions", action="store_true", help="lesions in organs, and gaze of readers in OUT/gaze")
     parser.add_argument("--size", type=int, nargs=3, default=SHAPE, metavar=("I", "J", "K"), help="voxels")
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help="mm; of each scan nearly this")
     given = parser.parse_args(arguments)
@@ -216,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=given.seed,
             shape=tuple(given.size),
             spacing=given.spacing,
+            lesions=given.lesions,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except Fault as fault:

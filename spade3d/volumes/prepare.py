@@ -7,6 +7,9 @@ change), nor the preprocessing, nor the label table has changed. The index is wr
 A scan that cannot be used is named, with the reason, in `rejected`, and the others go on. That holds for a reader
 that crashes, too: the cases in hand when a worker process dies are tried again, each in a process of its own.
 
+Saliency that `channels.py` added stays with a case that is skipped. A case that is prepared anew loses it, since it
+described other voxels: the store's notes say so until it is written again.
+
 Labels keep the values of their file. A background-only label map is kept (an absent structure is a finding) and noted.
 """
 
@@ -25,6 +28,7 @@ import numpy as np
 
 from spade3d.faults import DataFault
 from spade3d.volumes.case_labels import label_table, read_case_labels
+from spade3d.volumes.channels import SALIENCY, remove_unused, saliency_lost
 from spade3d.volumes.claim import claimed
 from spade3d.volumes.geometry import canonical_flips
 from spade3d.volumes.layouts import Case, Dataset
@@ -191,6 +195,7 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
     to_canonical = canonical_flips(volume.affine, volume.shape)
     moved = prepared.labels is not None and not np.allclose(prepared.affine, to_canonical.affine(volume.affine))
     truth = to_canonical.apply(labels).astype(np.uint16) if moved else None
+    notes += [saliency_lost(case.name)] if _had_saliency(job.store / folder) else []
     (job.store / folder / RECORD).unlink(missing_ok=True)  # from here on the case is not done
     record = StoredCase(
         name=case.name,
@@ -213,6 +218,7 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
         truth=write_array(job.store, f"{folder}/truth.b2nd", truth) if moved else None,
     )
     write_json(job.store / folder / RECORD, record.to_dict())
+    remove_unused(job.store / folder, None)
     return record
 
 
@@ -312,6 +318,11 @@ def _done(store: Path, folder: str, signature: str) -> StoredCase | None:
         return None
     sound = not any(size_fault(store, array) or checksum_fault(store, array) for array in record.files)
     return record if sound else None
+
+
+def _had_saliency(folder: Path) -> bool:
+    """Whether a case has, or had before an interruption, saliency beside its arrays."""
+    return any(folder.glob(SALIENCY))
 
 
 def _outcomes(jobs: list[Job], workers: int) -> Generator[StoredCase | Rejection, None, None]:

@@ -4,10 +4,11 @@
     STORE/prepared_cases/<key>/image.b2nd   int16 (i, j, k), Blosc2: Zstd 5, shuffle, chunks 64^3 of blocks 32^3
     STORE/prepared_cases/<key>/labels.b2nd  uint16, the values of the file; only where there are labels
     STORE/prepared_cases/<key>/truth.b2nd   uint16, the labels on their own grid, where the scan was resampled
-    STORE/prepared_cases/<key>/case.json    the case's record; written last of the four
+    STORE/prepared_cases/<key>/saliency-<checksum>.b2nd  uint8, 255 = 1; only where `channels.py` added it
+    STORE/prepared_cases/<key>/case.json    the case's record; written after its arrays
 
 The size of every array is checked when the store is opened, its checksum the first time that a process reads it.
-`prepare.py` writes stores.
+`prepare.py` writes stores; `channels.py` adds saliency to one that is there.
 """
 
 import hashlib
@@ -30,6 +31,8 @@ from spade3d.volumes.volume import Grid
 
 INDEX, RECORD = "index.json", "case.json"
 CASES = "prepared_cases"  # no dataset has a folder of this name: by it a store is known, finished or not
+
+SALIENCY_AGAIN = "write the saliency anew with spade-saliency"
 
 VoxelBox = tuple[tuple[int, int, int], tuple[int, int, int]]  # start and stop, along i, j, k
 
@@ -56,6 +59,8 @@ class StoredCase:
     image: ArrayFile
     labels: ArrayFile | None
     truth: ArrayFile | None  # the labels on the source's grid, where that is another one
+    saliency: ArrayFile | None = None  # where to look, on the stored grid; none in stores older than it
+    saliency_source: str = ""  # "gaze", "predicted", "labels" or "attention"; "" without saliency
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -65,7 +70,12 @@ class StoredCase:
     @property
     def files(self) -> tuple[ArrayFile, ...]:
         """The arrays of this case."""
-        return tuple(array for array in (self.image, self.labels, self.truth) if array is not None)
+        arrays = (self.image, self.labels, self.truth, self.saliency)
+        return tuple(array for array in arrays if array is not None)
+
+    def remedy(self, array: ArrayFile) -> str:
+        """What to do when one of `files` is damaged."""
+        return SALIENCY_AGAIN if array == self.saliency else AGAIN
 
     def to_dict(self) -> dict[str, Any]:
         """As values that JSON keeps to the last digit."""
@@ -90,6 +100,8 @@ class StoredCase:
             notes=tuple(values["notes"]),
             image=ArrayFile(**values["image"]),
             **{name: None if values[name] is None else ArrayFile(**values[name]) for name in ("labels", "truth")},
+            saliency=None if values.get("saliency") is None else ArrayFile(**values["saliency"]),
+            saliency_source=values.get("saliency_source", ""),
         )
 
 
@@ -148,19 +160,12 @@ class VolumeStore:
     def open(cls, path: Path | str) -> "VolumeStore":
         """The store in a folder; DataFault if there is none, or it is unfinished, damaged, or of a newer program."""
         path = Path(path)
-        contents = read_index(path)
-        if contents is None:
-            raise DataFault(
-                f"{path}: the store was not finished; {AGAIN}"
-                if is_store(path)
-                else f"{path}: {'not a store (it holds no index.json)' if path.is_dir() else 'no such folder'}; "
-                "give the folder that spade-prepare wrote"
-            )
+        contents = finished_index(path)
         for case in contents.cases:
             for array in case.files:
                 fault = size_fault(path, array)
                 if fault:
-                    raise DataFault(f"{path}: case {case.name}: {fault}; {AGAIN}")
+                    raise DataFault(f"{path}: case {case.name}: {fault}; {case.remedy(array)}")
         return cls(path, contents)
 
     def __len__(self) -> int:
@@ -184,6 +189,15 @@ class VolumeStore:
             raise ValueError(f"case {self.cases[i].name} has no labels")
         return self._read(self.cases[i], array, box)
 
+    def saliency(self, i: int, box: VoxelBox | None = None) -> np.ndarray:
+        """Where a reader looked, uint8 on the stored grid (0..255 is saliency 0..1), as `image`; the case's
+        `saliency_source` says what it is made of. ValueError for a case without saliency.
+        """
+        array = self.cases[i].saliency
+        if array is None:
+            raise ValueError(f"case {self.cases[i].name} has no saliency")
+        return self._read(self.cases[i], array, box)
+
     def truth(self, i: int) -> np.ndarray:
         """The uint16 label values on the grid of the case's source, canonical axes: what a prediction is held against.
 
@@ -199,7 +213,7 @@ class VolumeStore:
             for array in case.files:
                 fault = size_fault(self.path, array) or checksum_fault(self.path, array)
                 if fault:
-                    faults.append(DataFault(f"{self.path}: case {case.name}: {fault}; {AGAIN}"))
+                    faults.append(DataFault(f"{self.path}: case {case.name}: {fault}; {case.remedy(array)}"))
         return faults
 
     def _read(self, case: StoredCase, array: ArrayFile, box: VoxelBox | None) -> np.ndarray:
@@ -208,7 +222,7 @@ class VolumeStore:
         if handle is None:
             fault = size_fault(self.path, array) or checksum_fault(self.path, array)
             if fault:
-                raise DataFault(f"{self.path}: case {case.name}: {fault}; {AGAIN}")
+                raise DataFault(f"{self.path}: case {case.name}: {fault}; {case.remedy(array)}")
             handle = opened[array.file] = blosc2.open(str(self.path / array.file), mode="r", dparams=READING)
         start, stop = box if box is not None else ((0, 0, 0), handle.shape)
         if not all(0 <= a < b <= n for a, b, n in zip(start, stop, handle.shape, strict=True)):
@@ -254,6 +268,17 @@ def read_index(store: Path) -> Contents | None:
         return Contents.from_dict(content)
     except (KeyError, TypeError, ValueError) as problem:
         raise Damaged(f"{store / INDEX}: damaged, not the index of a store; {AGAIN}") from problem
+
+
+def finished_index(store: Path) -> Contents:
+    """What the index of a store says; DataFault where there is no store, or an unfinished one."""
+    contents = read_index(store)
+    if contents is not None:
+        return contents
+    if is_store(store):
+        raise DataFault(f"{store}: the store was not finished; {AGAIN}")
+    found = "not a store (it holds no index.json)" if store.is_dir() else "no such folder"
+    raise DataFault(f"{store}: {found}; give the folder that spade-prepare wrote")
 
 
 def _three(values: Any) -> tuple[int, int, int]:

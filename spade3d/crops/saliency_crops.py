@@ -1,0 +1,120 @@
+"""Crops of an image with the saliency of the same places: what a saliency predictor learns from.
+
+Both are cut by one exact code, so that they stay on top of each other through every turn, flip and zoom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spade3d.crops.crop import Box, Crop, Views, cut, draw_box, draw_view, keep_inside, scan_bounds
+from spade3d.crops.pairs import as_images
+from spade3d.volumes.preprocessing import Normalisation
+
+REMEMBERED = 4096  # salient voxels kept of each scan, to centre crops on
+MILD = Views(
+    flip=(False, False, False),  # a reader looks for a liver lesion on the side of the liver
+    rotation_deg=10.0,
+    zoom=(0.85, 1.18),
+    gamma=(0.8, 1.25),
+    contrast=(0.9, 1.1),
+    brightness=0.05,
+    blur=(0.0, 0.7),
+    blur_chance=0.1,
+    noise=0.03,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SaliencyBatch:
+    """Crops and where to look in them."""
+
+    images: Tensor  # float32 (n, 1, i, j, k)
+    saliency: Tensor  # float32 (n, 1, i, j, k), 0..1
+
+    def to(self, device: torch.device) -> SaliencyBatch:
+        return SaliencyBatch(self.images.to(device, non_blocking=True), self.saliency.to(device, non_blocking=True))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class SalientSampling:
+    """Crop in voxels and mm; a share `salient` of the crops is centred near a voxel drawn in proportion to saliency."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    crops: int = 2
+    salient: float = 0.67
+    views: Views = MILD
+
+
+class SaliencyStream:
+    """Batches of crops with saliency from a store, without end and without state."""
+
+    def __init__(self, store, cases: Sequence[int], sampling: SalientSampling, *, seed: int = 0):
+        if not cases:
+            raise ValueError("no cases with saliency to draw from")
+        self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed
+        self.maps = SaliencyAsImage(store)
+        self.spots = {case: self.find_spots(case) for case in self.cases}
+
+    def find_spots(self, case: int) -> np.ndarray:
+        """Voxels (n, 3) in mm of the scan, drawn in proportion to their saliency; none where the map is empty."""
+        weights = self.store.saliency(case).astype(np.float64)
+        total, rng = weights.sum(), np.random.default_rng([self.seed, case])
+        if total == 0:
+            return np.zeros((0, 3))
+        drawn = np.searchsorted(weights.ravel().cumsum(), rng.random(REMEMBERED) * total, side="right")
+        spots = np.stack(np.unravel_index(np.minimum(drawn, weights.size - 1), weights.shape), axis=1)
+        return spots * np.asarray(self.store.cases[case].spacing)
+
+    def stream(self, start: int, stop: int) -> Iterator[SaliencyBatch]:
+        return (self.batch(step) for step in range(start, stop))
+
+    def batch(self, step: int) -> SaliencyBatch:
+        rng = np.random.default_rng([self.seed, step])
+        crops = [self.draw(rng) for _ in range(self.sampling.crops)]
+        return SaliencyBatch(
+            as_images([cut(self.store, crop) for crop in crops]),
+            as_images([cut(self.maps, crop.plain()) for crop in crops]),
+        )
+
+    def draw(self, rng: np.random.Generator) -> Crop:
+        """A view of a scan: around something salient in a share of cases, anywhere in the others."""
+        sampling = self.sampling
+        size = np.asarray(sampling.shape) * sampling.spacing
+        case = self.cases[rng.integers(len(self.cases))]
+        spots, bounds = self.spots[case], scan_bounds(self.store.cases[case])
+        box = draw_box(rng, tuple(size), bounds)
+        if len(spots) and rng.random() < sampling.salient:
+            centre = spots[rng.integers(len(spots))] + (rng.random(3) - 0.5) * size / 2
+            box = Box(tuple(keep_inside(centre, size, bounds)), tuple(size))
+        return draw_view(rng, case, box, sampling.shape, sampling.views)
+
+
+class SaliencyAsImage:
+    """The saliency of a store in the place of its images: `cut` gives it as 0..1, and 0 outside the scan."""
+
+    def __init__(self, store):
+        self.store = store
+        scale = Normalisation(0.0, 1 / 255, 0.0, 1.0)
+        self.cases = tuple(_Placed(case.shape, case.affine, scale) for case in store.cases)
+
+    def image(self, i: int, box=None) -> np.ndarray:
+        return self.store.saliency(i, box).astype(np.int16)
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """What `cut` asks of a case."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    normalisation: Normalisation

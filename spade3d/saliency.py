@@ -1,0 +1,140 @@
+"""Saliency for the scans of a store, from one of four sources: gaze, a predictor trained on some, labels, an encoder.
+
+Only gaze is where readers looked. The source is kept with every case, and said in the logs.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spade3d import console
+from spade3d.faults import DataFault
+from spade3d.networks.attention_saliency import attention_map, read_encoder
+from spade3d.networks.saliency_net import load_saliency_model
+from spade3d.saliency_predictor import shown
+from spade3d.volumes.body_frame import boxed
+from spade3d.volumes.channels import write_saliency
+from spade3d.volumes.gaze import Blur, gaze_map
+from spade3d.volumes.gaze_files import Fixations, match_case, read_fixations
+from spade3d.volumes.label_saliency import label_map, label_values
+from spade3d.volumes.store import VolumeStore
+
+
+def from_gaze(path: Path, fixations: Path, first_slice: int | None, blur: Blur, *, replace_others: bool) -> dict:
+    """Write the saliency of every case that somebody looked at; returns what the command prints."""
+    store = VolumeStore.open(path)
+    known = {case.name: case.source for case in store.cases}
+    of_case: dict[str, list[Fixations]] = {}
+    strangers: set[str] = set()
+    for one in read_fixations(fixations, first_slice=first_slice):
+        case = match_case(one.case, known)
+        if case is None:
+            strangers.add(one.case)
+        else:
+            of_case.setdefault(case, []).append(one)
+    if not of_case:
+        raise DataFault(
+            f"{fixations}: gaze of {_some(sorted(strangers)) or 'no case'}, and none of these is in the store "
+            f"({_some(list(known))}); name the cases as the store does"
+        )
+    if strangers:
+        _say(f"gaze of cases that are not in the store is left aside: {_some(sorted(strangers))}")
+    chosen = _open_cases(store, [store.index_of(name) for name in sorted(of_case)], replace_others)
+    counts = dict.fromkeys(("used", "under_50_ms", "beside_the_image", "outside_the_body"), 0)
+
+    def compute(i: int) -> np.ndarray:
+        found = gaze_map(store.cases[i], of_case[store.cases[i].name], blur=blur)
+        values = (found.used, found.short, found.beside, found.outside)
+        counts.update({name: counts[name] + value for name, value in zip(counts, values, strict=True)})
+        return found.saliency
+
+    result = _write(store, chosen, compute, "gaze")
+    readers = {one.reader for some in of_case.values() for one in some if one.reader}
+    return result | {"readers": len(readers), "fixations": counts, "unknown_cases": len(strangers)}
+
+
+def from_labels(path: Path, names: Sequence[str], dilate_mm: float, blur_mm: float, *, replace_others: bool) -> dict:
+    """Write the saliency of every labelled case: some structures, or all of them."""
+    store = VolumeStore.open(path)
+    labelled = [i for i, case in enumerate(store.cases) if case.has_labels]
+    if not labelled:
+        raise DataFault(f"{path}: none of {len(store)} cases has labels; take another source")
+    values = label_values(names, store.label_names)
+
+    def compute(i: int) -> np.ndarray:
+        spacing = store.cases[i].spacing
+        return label_map(store.labels(i), values, spacing, dilate_mm=dilate_mm, blur_mm=blur_mm)
+
+    result = _write(store, _open_cases(store, labelled, replace_others), compute, "labels")
+    return result | {"structures": [store.label_names[value] for value in values]}
+
+
+def from_attention(path: Path, checkpoint: Path, device: str, *, replace_others: bool) -> dict:
+    """Write where a trained encoder looks."""
+    store = VolumeStore.open(path)
+    encoder, place = read_encoder(checkpoint), torch.device(device)
+
+    def compute(i: int) -> np.ndarray:
+        found = attention_map(encoder, *shown(store, i), place)
+        return np.where(_in_body_box(store, i), found, 0)
+
+    return _write(store, _open_cases(store, range(len(store)), replace_others), compute, "attention")
+
+
+def from_predictor(path: Path, model_path: Path, device: str, *, replace_others: bool) -> dict:
+    """Write what a trained predictor says of the cases without saliency."""
+    store, model = VolumeStore.open(path), load_saliency_model(model_path)
+    theirs, ours = model.preprocessing.to_dict(), store.preprocessing.to_dict()
+    differing = [f"{name} {ours[name]} here, {theirs[name]} there" for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise DataFault(
+            f"{model_path}: was trained on scans that were prepared otherwise than {path} ({'; '.join(differing)}); "
+            "prepare the store as the model needs it, or train on this one"
+        )
+    place = torch.device(device)
+    chosen = _open_cases(store, range(len(store)), replace_others)
+    result = _write(store, chosen, lambda i: model.saliency(*shown(store, i), place), "predicted")
+    return result | {"taught_by": ", ".join(model.taught_by)}
+
+
+def _open_cases(store: VolumeStore, cases: Sequence[int], replace_others: bool) -> list[int]:
+    """The cases that are to be written: those that have no saliency yet, all of them with `replace_others`."""
+    open_cases = [i for i in cases if replace_others or store.cases[i].saliency is None]
+    kept = len(cases) - len(open_cases)
+    if kept:
+        _say(f"{kept} cases have saliency already and keep it; --replace writes over it")
+    return open_cases
+
+
+def _write(store: VolumeStore, cases: Sequence[int], compute: Callable[[int], np.ndarray], source: str) -> dict:
+    """Compute and write the maps one by one; what every command prints."""
+
+    def maps() -> Iterator[tuple[str, np.ndarray]]:
+        with console.progress_of(f"saliency ({source})") as progress:
+            for done, i in enumerate(cases, start=1):
+                yield store.cases[i].name, compute(i)
+                progress(done, len(cases), store.cases[i].name)
+
+    after = write_saliency(store.path, maps(), source, note=_say) if cases else store
+    with_saliency = sum(case.saliency is not None for case in after.cases)
+    return {"store": str(store.path), "source": source, "written": len(cases), "with_saliency": with_saliency}
+
+
+def _in_body_box(store: VolumeStore, i: int) -> np.ndarray:
+    """bool (i, j, k): which stored voxels of a case lie in the box of the body."""
+    case = store.cases[i]
+    box, _ = boxed(case.shape, case.affine, case.body_box_mm, 0.0)
+    inside = np.zeros(case.shape, dtype=bool)
+    inside[box] = True
+    return inside
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _say(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

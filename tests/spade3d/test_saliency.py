@@ -1,0 +1,156 @@
+"""spade-saliency: from gaze, labels, an encoder and a trained predictor into a store; every exit code as promised."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from spade3d.saliency_commands import main
+from spade3d.volumes.layouts import read_layout
+from spade3d.volumes.phantoms import write_dataset
+from spade3d.volumes.prepare import prepare
+from spade3d.volumes.preprocessing import Preprocessing
+from spade3d.volumes.store import VolumeStore
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Three labelled patients and one without, with lesions and gaze: the data, and a store of it."""
+    folder = tmp_path_factory.mktemp("scans")
+    size = {"shape": (40, 40, 28), "spacing": (9.0, 9.0, 10.0)}
+    write_dataset("abdomen-ct", folder / "data", patients=3, unlabelled=1, lesions=True, **size)
+    store = prepare(read_layout(folder / "data"), folder / "store", Preprocessing(spacing=(10.0, 10.0, 10.0)))
+    return folder / "data", store.path
+
+
+@pytest.fixture
+def store(scans, tmp_path):
+    return shutil.copytree(scans[1], tmp_path / "store")
+
+
+def call(capsys, *tokens):
+    """(exit code, standard output, standard error) of the command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(token) for token in tokens])
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+def test_gaze_becomes_saliency_and_nothing_is_lost_uncounted(scans, store, capsys):
+    code, out, err = call(capsys, "gaze", store, "--fixations", scans[0] / "gaze", "--json")
+    result = json.loads(out)
+    assert (code, result["written"], result["source"], result["readers"]) == (0, 4, "gaze", 2) and "4/4" in err
+    recorded = [record for file in (scans[0] / "gaze").iterdir() for record in json.loads(file.read_text())]
+    assert sum(result["fixations"].values()) == sum(len(record["T"]) for record in recorded)
+    assert result["fixations"]["under_50_ms"] == 16 and result["fixations"]["outside_the_body"] > 0
+    after = VolumeStore.open(store)
+    assert {case.saliency_source for case in after.cases} == {"gaze"}
+    on_lesions = [after.saliency(i)[after.labels(i) == 14].mean() / after.saliency(i).mean() for i in range(3)]
+    assert min(on_lesions) > 5
+
+    code, out, err = call(capsys, "labels", store, "--json")
+    assert (code, json.loads(out)["written"]) == (0, 0) and "3 cases have saliency already and keep it" in err
+    code, out, _ = call(capsys, "labels", store, "--names", "lesion", "--replace", "--json")
+    assert (code, json.loads(out)) == (
+        0, {"store": str(store), "source": "labels", "written": 3, "with_saliency": 4, "structures": ["lesion"]}
+    )  # fmt: skip
+    assert [case.saliency_source for case in VolumeStore.open(store).cases] == ["labels"] * 3 + ["gaze"]
+
+
+def test_a_predictor_is_trained_on_gaze_and_fills_in_the_rest(scans, store, tmp_path, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("img0001", "img0002", "img0003"):
+        shutil.copy(scans[0] / "gaze" / f"{name}.json", some)
+    assert call(capsys, "gaze", store, "--fixations", some)[0] == 0
+    run = tmp_path / "run"
+    small = ("--steps", 3, "--width", 4, "--crop", 32, 32, 16, "--device", "cpu")
+    code, out, err = call(capsys, "train", store, "--out", run, *small, "--json")
+    result = json.loads(out)
+    assert (code, result["steps"], result["taught_by"], result["judged_on"]) == (0, 3, "gaze", 1), err
+    assert {"config.yaml", "log.jsonl", "scores.json", "saliency.safetensors", "provenance.json"} <= {
+        path.name for path in run.iterdir()
+    }
+    assert set(json.loads((run / "scores.json").read_text())["mean"]) == {"cc", "kl", "nss"}
+    first = load_file(run / "saliency.safetensors")
+    code, _, err = call(capsys, "train", store, "--out", run, "--resume", "--json")
+    again = load_file(run / "saliency.safetensors")
+    assert code == 0 and "resuming" in err and all(np.array_equal(first[name], again[name]) for name in first)
+    assert call(capsys, "train", store, "--out", run, *small)[0] == 3  # holds a run
+
+    code, out, err = call(capsys, "predict", store, "--model", run, "--device", "cpu", "--json")
+    assert (code, json.loads(out)["written"]) == (0, 1) and "3 cases have saliency already" in err
+    after = VolumeStore.open(store)
+    assert [case.saliency_source for case in after.cases] == ["gaze"] * 3 + ["predicted"]
+    assert after.saliency(3).max() == 255 and after.verify() == []
+
+
+def test_a_predictor_of_another_preparation_is_refused(scans, store, tmp_path, capsys):
+    import torch
+
+    from spade3d.networks.saliency_net import SaliencyModel, SaliencyNet
+
+    model = SaliencyModel(SaliencyNet(4), Preprocessing(spacing=(2.0, 2.0, 2.0)), (16, 16, 16), ("gaze",))
+    model.save(tmp_path / "saliency.safetensors", {})
+    code, _, err = call(capsys, "predict", store, "--model", tmp_path, "--device", "cpu")
+    assert code == 3 and "spacing [10.0, 10.0, 10.0] here, [2.0, 2.0, 2.0] there" in err
+    assert torch.cuda.is_available() or call(capsys, "predict", store, "--model", tmp_path, "--device", "cuda")[0] == 2
+
+
+def test_an_encoder_says_where_it_looks(store, tmp_path, capsys):
+    from spade3d.networks.foreign import save_encoder
+    from spade3d.networks.swin_unetr import SwinUNETR
+
+    save_encoder(tmp_path / "encoder.safetensors", SwinUNETR(feature_size=12, window=3))
+    code, out, _ = call(capsys, "attention", store, "--init", tmp_path / "encoder.safetensors", "--device", "cpu")
+    assert code == 0 and "source: attention" in out
+    after = VolumeStore.open(store)
+    assert {case.saliency_source for case in after.cases} == {"attention"} and after.saliency(0).max() > 200
+    assert not after.saliency(0)[0].any()  # outside the body
+
+
+def test_what_cannot_be_done_is_said_in_one_line(scans, store, tmp_path, capsys):
+    strange = tmp_path / "strange.csv"
+    strange.write_text("case,x,y,z,duration_s\nimg9,1,1,1,1\n")
+    for tokens, code, said in [
+        (("gaze", store, "--fixations", scans[0] / "gaze", "--first-slice", 0), 3, "give --first-slice 1"),
+        (("gaze", store, "--fixations", strange), 3, "gaze of img9, and none of these is in the store (img0001"),
+        (("gaze", store, "--fixations", tmp_path / "none"), 3, "no such file or folder"),
+        (("gaze", store, "--fixations", strange, "--sigma-mm", 0), 2, "--sigma-mm 0.0: a length above 0"),
+        (("labels", store, "--names", "brain"), 2, "not among the store's structures (spleen"),
+        (("labels", store, "--blur-mm", -1), 2, "a length of 0 or more"),
+        (("labels", scans[0]), 3, "is no store; make one from the scans with spade-prepare"),
+        (("train", store, "--out", tmp_path / "run"), 3, "no case that may train has saliency"),
+        (("train", store, "--out", tmp_path / "run", "--stepps", 3), 2, "--stepps"),
+        (("train", store, "--out", tmp_path / "run", "--steps", 0), 2, "--steps: '0' given"),
+        (("attention", store, "--init", strange, "--device", "cpu"), 3, "strange.csv: "),
+        (("train", store, "--out", tmp_path / "run", "--resume"), 3, "holds no run to resume"),
+        (("train", store, "--out", tmp_path / "run", "--resume", "--lr", 1), 2, "the run began with; leave out lr"),
+    ]:
+        found, out, err = call(capsys, *tokens)
+        assert (found, out) == (code, "") and said in err and err.splitlines()[-1].startswith("spade-saliency: "), err
+    assert not (tmp_path / "run").exists()
+    assert not any(case.saliency for case in VolumeStore.open(store).cases)
+
+
+def test_gaze_of_strangers_is_named_and_the_rest_is_written(scans, store, tmp_path, capsys):
+    rows = "case,x,y,z,duration_s\nimg9,1,1,1,1\nimg0002,20,20,14,0.3\nimg0003,20,20,14,0.01\n"
+    (tmp_path / "some.csv").write_text(rows)
+    code, out, err = call(capsys, "gaze", store, "--fixations", tmp_path / "some.csv", "--json")
+    assert (code, json.loads(out)["written"], json.loads(out)["unknown_cases"]) == (0, 2, 1)
+    assert "left aside: img9" in err and err.count("are empty (img0003): written as zeros") == 1
+    after = VolumeStore.open(store)
+    assert np.array_equal([case.saliency_source for case in after.cases], ["", "gaze", "gaze", ""])
+    assert after.saliency(1).max() == 255 and not after.saliency(2).any()
+
+
+def test_help_needs_no_torch():
+    code = "import sys, spade3d.saliency_commands as c\n"
+    code += "try: c.main(['train', '--help'])\nexcept SystemExit as e: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'monai' in sys.modules or 'scipy' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and "--width" in ended.stdout, ended.stderr

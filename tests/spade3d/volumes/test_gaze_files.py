@@ -1,0 +1,86 @@
+"""Gaze files: the three kinds are read to the last number, and what is wrong with one is said."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spade3d.faults import DataFault
+from spade3d.volumes.gaze_files import PER_SLICE, match_case, read_fixations
+
+RECORD = {"name": "P1.nii.gz", "subject": 2, "X": [10, 11.5], "Y": [20, 21], "Z": [3, 4], "T": [0.25, 0.5], "task": "x"}
+
+
+def written(folder, name, content):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_ct_scangaze_json_counts_from_one(tmp_path):
+    one, other = read_fixations(written(tmp_path, "g.json", [RECORD, RECORD | {"subject": 1, "T": [1, 2]}]))
+    assert (one.case, one.reader, one.first, one.shares) == ("P1.nii.gz", "2", 1, False)
+    assert one.points.tolist() == [[10, 20, 3], [11.5, 21, 4]] and one.seconds.tolist() == [0.25, 0.5]
+    assert (other.reader, other.seconds.tolist()) == ("1", [1.0, 2.0])
+    (zero,) = read_fixations(written(tmp_path, "h.json", RECORD), first_slice=0)
+    assert zero.first == 0
+
+
+def test_gazemedseg_csv_tells_case_and_slice_by_the_image(tmp_path):
+    rows = "IMAGE,CURRENT_FIX_INDEX,CURRENT_FIX_X,CURRENT_FIX_Y,CURRENT_FIX_DURATION,CURRENT_FIX_PUPIL\n"
+    rows += "Prostate3T-01-0027_14.jpg,1,0.48,0.49,770,2484\nDx_8.png,1,0.25,0.75,49,1\n"
+    rows += "Prostate3T-01-0027_15.jpg,2,1,0,50,1\n"
+    first, second = read_fixations(written(tmp_path, "fix.csv", rows))
+    assert (first.case, first.shares, first.first) == ("Prostate3T-01-0027", True, 0)
+    assert first.points.tolist() == [[0.48, 0.49, 14], [1, 0, 15]] and np.allclose(first.seconds, [0.77, 0.05])
+    assert (second.case, second.points.tolist()) == ("Dx", [[0.25, 0.75, 8]])
+    named = rows.replace("IMAGE,", "image,").replace("CURRENT_FIX_PUPIL", "SLICE")
+    assert {one.case for one in read_fixations(written(tmp_path, "s.csv", named))} == {
+        "Prostate3T-01-0027_14", "Prostate3T-01-0027_15", "Dx_8"
+    }  # fmt: skip
+
+
+def test_a_plain_csv_is_read_by_case_and_reader(tmp_path):
+    rows = "case,reader,x,y,z,duration_s\na,r1,1,2,3,0.5\n\na,r2,4,5,6,0.1\nb,r1,7,8,9,1\n"
+    found = read_fixations(written(tmp_path, "plain.csv", rows))
+    assert [(one.case, one.reader, one.points.tolist(), one.seconds.tolist()) for one in found] == [
+        ("a", "r1", [[1, 2, 3]], [0.5]), ("a", "r2", [[4, 5, 6]], [0.1]), ("b", "r1", [[7, 8, 9]], [1.0])
+    ]  # fmt: skip
+    assert not any(one.shares for one in found)
+    written(tmp_path, "g.json", RECORD)
+    assert len(read_fixations(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("g.csv", "case,x,y,frame\na,1,2,3\n", "columns case, x, y, frame; needed are case, x, y, z, duration_s; or"),
+        ("g.csv", "", "columns none; needed are"),
+        ("g.csv", "case,x,y,z,duration_s\na,1,2,3\n", "line 2: 4 cells under 5 columns"),
+        ("g.csv", "case,x,y,z,duration_s\na,1,2,?,1\n", "line 2: slice holds what is no number"),
+        ("g.csv", "case,x,y,z,duration_s\na,1,nan,2,1\n", "y holds NaN"),
+        ("g.csv", f"{','.join(PER_SLICE)}\nabc.jpg,0,0,9\n", "'abc.jpg' ends in no slice number"),
+        ("g.json", {"name": "a", "X": [1], "Y": [2]}, "no Z, T .found: X, Y, name.; name, X, Y, Z, T are needed"),
+        ("g.json", RECORD | {"T": [1]}, "lists of different lengths .*'T': 1"),
+        ("g.json", RECORD | {"X": ["a", "b"]}, "record 1: X holds what is no number"),
+        ("g.json", "[1]", "record 1: a int; an object"),
+        ("g.json", "{", "damaged JSON"),
+        ("g.txt", "", ".txt is no kind of gaze file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, said):
+    with pytest.raises(DataFault, match=said):
+        read_fixations(written(tmp_path, name, content))
+
+
+def test_a_folder_without_gaze_is_refused(tmp_path):
+    with pytest.raises(DataFault, match="holds no gaze"):
+        read_fixations(tmp_path)
+
+
+def test_a_case_is_known_with_its_ending_and_by_its_file():
+    known = {"img0001": "/d/img0001.nii.gz", "x/scan": "/d/x/scan.nrrd", "y/scan": "/d/y/scan.nrrd"}
+    assert match_case("img0001.nii.gz", known) == match_case("img0001", known) == "img0001"
+    assert match_case("x/scan", known) == "x/scan"
+    assert match_case("scan.nrrd", known) is None  # two are meant
+    assert match_case("img1", known) is None
