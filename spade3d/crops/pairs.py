@@ -31,7 +31,8 @@ from spade3d.crops.crop import (
     scan_bounds,
     scan_to_world,
 )
-from spade3d.crops.focus import Focus, FocusedView, Saliency, draw_focused_pair, draw_parent, hide
+from spade3d.crops.focus import Focus, FocusedView, draw_focused_pair, draw_parent, hide
+from spade3d.crops.salient import Saliency
 from spade3d.crops.selection import BODY, Places, Selection, alike
 
 
