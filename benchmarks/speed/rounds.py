@@ -1,0 +1,136 @@
+"""Interleaved rounds: contenders take turns on the same input, so that a busy machine slows all of them alike.
+
+What counts is the CPU time of this process (one thread for everybody), which waiting for a busy core does not add to;
+caches and memory are still shared, hence the turns, the medians and the spread. Trust the ratios, not the seconds.
+
+malloc is told to keep what is freed. By default it gives large arrays back at once, and the kernel clears their pages
+anew for every call: of the others 72 % of the time in `selection.py` (MONAI 279 ms instead of 77), half of it in
+`correspondences.py`, none in `views.py`. The ratios without this would be 3.6 and 2 times as high; they say little.
+"""
+
+import ctypes
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from spade3d.provenance import write_json
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+ROUNDS = 9
+LEAST_S = 0.005  # what is faster is repeated within its turn, until the clock's grain no longer shows
+
+torch.set_num_threads(1)
+if platform.libc_ver()[0] == "glibc":
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**30)
+    ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """CPU seconds of one call."""
+
+    median: float
+    spread: float  # the middle half of the rounds, as a share of the median
+    rounds: int
+
+    def times(self, factor: float) -> "Timing":
+        """Of a whole, of which only one part in `factor` was run."""
+        return Timing(self.median * factor, self.spread, self.rounds)
+
+
+def timed(contenders: Mapping[str, Callable[[int], Any]], rounds: int = ROUNDS) -> dict[str, Timing]:
+    """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds."""
+    names = list(contenders)
+    repeats = {name: _repeats(contenders[name]) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            begun = time.process_time()
+            for _ in range(repeats[name]):
+                contenders[name](number)
+            seconds[name].append((time.process_time() - begun) / repeats[name])
+    return {name: _timing(of) for name, of in seconds.items()}
+
+
+def _repeats(contender: Callable[[int], Any]) -> int:
+    """How often to call within a turn; the calls also warm caches and compile what is compiled."""
+    contender(0)
+    begun = time.process_time()
+    for count in itertools.count(1):
+        contender(0)
+        spent = time.process_time() - begun
+        if spent >= LEAST_S:
+            return count
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Timing(middle, (high - low) / middle, len(seconds))
+
+
+def machine(packages: tuple[str, ...]) -> dict[str, Any]:
+    """The machine, what one of its cores can do at most, and the versions of what was run."""
+    here, there = np.ones(2**25, np.float32), np.ones(2**25, np.float32)
+    a = torch.ones(1024, 1024)
+    limits = timed({"copy": lambda _: np.copyto(there, here), "gemm": lambda _: a @ a})
+    model = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": model[0] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": [round(load, 1) for load in os.getloadavg()],
+        "copy_gb_per_s": round(2 * here.nbytes / limits["copy"].median / 1e9, 1),
+        "gemm_fp32_gflop_per_s": round(2 * 1024**3 / limits["gemm"].median / 1e9, 1),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def tabled(title: str, timings: Mapping[str, Timing], moved_bytes: float, of: dict[str, Any]) -> list[dict[str, Any]]:
+    """Print one table, the first contender as unit, and return its rows for the JSON.
+
+    The share of the limit is the time that copying `moved_bytes` (what has to be read and written at least) takes,
+    over the time taken.
+    """
+    ours, copied = next(iter(timings.values())).median, moved_bytes / (of["copy_gb_per_s"] * 1e9)
+    table = Table("", "ms", "spread", "ours is faster by", "of the limit", title=title, title_justify="left")
+    rows = []
+    for name, timing in timings.items():
+        ratio, share = timing.median / ours, copied / timing.median
+        rows.append(
+            {
+                "who": name,
+                "ms": float(f"{timing.median * 1e3:.4g}"),
+                "spread": round(timing.spread, 3),
+                "rounds": timing.rounds,
+                "ratio": float(f"{ratio:.4g}"),
+                "share_of_copy": float(f"{share:.3g}"),
+            }
+        )
+        table.add_row(name, f"{timing.median * 1e3:.4g}", f"{timing.spread:.0%}", f"{ratio:.4g}", f"{share:.2%}")
+    Console(width=110).print(table)
+    return rows
+
+
+def written(name: str, what: dict[str, Any]) -> None:
+    """Write one JSON to benchmarks/results."""
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{name}.json", what)
