@@ -1,9 +1,13 @@
-"""The head of a contrast: a projection that is standardised over the batch, onto the unit sphere.
+"""Heads of a contrast: projections onto the unit sphere that take out what all features have in common.
 
 An untrained network gives nearly the same features for every crop. All cosines are then close to 1, negatives repel
-what positives attract, and a small batch of 3D crops only drives the common part about (docs/log.md, 2026-11-20). So
-the head standardises over the crops of a batch, in both branches, with gradient: the batch normalisation that the
-heads of MoCo v3 and BYOL have. No running statistics are kept: what a head gives depends on its batch alone.
+what positives attract, and a small batch of 3D crops only drives the common part about (docs/log.md, 2026-11-20). The
+common part must go; the two heads differ in when it is measured.
+
+* `CalibratedHead` measures it once, before training, on crops of the data itself: a vector depends on its crop alone,
+  so that vectors of different batches (a memory!) compare.
+* `BatchHead` measures it in every batch, with gradient: the batch normalisation of the heads of SimCLR, BYOL and MoCo
+  v3. In a batch of few places a vector then says where its crop lies among these.
 """
 
 import torch
@@ -11,9 +15,45 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+FLAT = 1e-6  # a channel that hardly changes is not blown up
 
-class Head(nn.Module):
-    """features (n, inputs) -> unit vectors (n, outputs), float32 whatever the precision of the network."""
+
+class CalibratedHead(nn.Module):
+    """features (n, inputs) -> unit vectors (n, outputs), float32 whatever the precision of the network.
+
+    Linear, GELU, linear, between two standardisations whose means and spreads are measured by `calibrate` and then stay
+    (data-dependent initialisation, as ActNorm's in Kingma and Dhariwal, Glow, 2018).
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+        for name, width in (("inputs", inputs), ("outputs", outputs)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_spread", torch.ones(width))
+
+    def forward(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
+        return F.normalize((self.projected(features) - self.outputs_mean) / self.outputs_spread, dim=-1)
+
+    def projected(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
+        """Before the second standardisation."""
+        return self.last(F.gelu(self.first((features.float() - self.inputs_mean) / self.inputs_spread))).float()
+
+    @torch.no_grad()
+    def calibrate(self, features: Float[Tensor, "n inputs"]) -> None:
+        """Measure on features that are typical of the data; two at least."""
+        self.inputs_mean.copy_(features.float().mean(dim=0))
+        self.inputs_spread.copy_(features.float().std(dim=0).clamp(min=FLAT))
+        projected = self.projected(features)
+        self.outputs_mean.copy_(projected.mean(dim=0))
+        self.outputs_spread.copy_(projected.std(dim=0).clamp(min=FLAT))
+
+
+class BatchHead(nn.Module):
+    """features (n, inputs) -> unit vectors (n, outputs), float32 whatever the precision of the network.
+
+    No running statistics are kept: what it gives depends on its batch alone.
+    """
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()

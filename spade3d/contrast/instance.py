@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from spade3d.contrast.heads import Head
+from spade3d.contrast.heads import BatchHead
 from spade3d.contrast.memory import Memory
 from spade3d.contrast.objectives import info_nce, regression
 from spade3d.contrast.teacher import Teacher
@@ -55,7 +55,7 @@ class Embedder(nn.Module):
         super().__init__()
         self.network = network
         bottleneck = network.bottleneck_channels
-        self.head = Head(bottleneck, bottleneck, dim)
+        self.head = BatchHead(bottleneck, bottleneck, dim)
 
     def forward(self, views: Float[Tensor, "view 1 i j k"]) -> Float[Tensor, "view dim"]:
         return self.head(self.network(views, finest=None).stages[-1].mean(dim=(2, 3, 4)))
@@ -68,9 +68,10 @@ class Instance(Task):
         super().__init__()
         self.terms = terms
         self.student = Embedder(network, terms.dim)
+        width = network.bottleneck_channels
         self.teacher = Teacher(self.student) if terms.method != "simclr" else None
         self.memory = Memory(terms.memory, terms.dim, place_width=6) if terms.method == "moco" else None
-        self.predictor = Head(terms.dim, network.bottleneck_channels, terms.dim) if terms.method == "byol" else None
+        self.predictor = BatchHead(terms.dim, width, terms.dim) if terms.method == "byol" else None
         self.unremembered: list[tuple[Tensor, Places]] = []
 
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ student's view without intensity change. That the teacher is a moving average, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from spade3d.contrast.heads import Head
+from spade3d.contrast.heads import CalibratedHead
 from spade3d.contrast.memory import Memory
 from spade3d.contrast.objectives import info_nce
 from spade3d.contrast.teacher import Teacher
@@ -52,8 +53,8 @@ class Branch(nn.Module):
         super().__init__()
         self.network, self.cell = network, terms.local_cell
         bottleneck, decoded = network.bottleneck_channels, network.decoded_channels(terms.local_cell)
-        self.global_head = Head(bottleneck, bottleneck, terms.global_dim)
-        self.local_head = Head(decoded, 4 * decoded, terms.local_dim)
+        self.global_head = CalibratedHead(bottleneck, bottleneck, terms.global_dim)
+        self.local_head = CalibratedHead(decoded, 4 * decoded, terms.local_dim)
 
     def forward(
         self, images: Tensor, crop: Tensor, voxel: Tensor, hidden: Tensor | None = None, finest: int | None = None
@@ -67,8 +68,23 @@ class Branch(nn.Module):
         v_g = self.global_head(features.stages[-1].mean(dim=(2, 3, 4)))
         if not len(crop):
             return features, v_g, v_g.new_zeros(0, self.local_head.last.out_features)
-        there = read_at(features.decoded[CELLS.index(self.cell)], voxel, crop, tuple(images.shape[2:]))
-        return features, v_g, self.local_head(there)
+        return features, v_g, self.local_head(self.read(features, crop, voxel, images))
+
+    def read(self, features: Features, crop: Tensor, voxel: Tensor, images: Tensor) -> Tensor:
+        """The decoded features of places, before the head."""
+        return read_at(features.decoded[CELLS.index(self.cell)], voxel, crop, tuple(images.shape[2:]))
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[PairBatch]) -> None:
+        """Let the heads measure what all features of some batches have in common."""
+        of_crops, of_places = [], []
+        for batch in batches:
+            features = self.network(batch.student, finest=self.cell)
+            of_crops.append(features.stages[-1].mean(dim=(2, 3, 4)))
+            of_places.append(self.read(features, batch.query_crop, batch.query_voxel, batch.student))
+        self.global_head.calibrate(torch.cat(of_crops))
+        if len(places := torch.cat(of_places)) > 1:
+            self.local_head.calibrate(places)
 
 
 class Spade(Task):
@@ -82,6 +98,11 @@ class Spade(Task):
         self.global_memory = Memory(terms.global_memory, terms.global_dim, place_width=6)
         self.local_memory = Memory(terms.local_memory, terms.local_dim, place_width=3)
         self.unremembered: list[tuple[Tensor, Places, Tensor, Places]] = []
+
+    def calibrate(self, batches: Iterable[PairBatch]) -> None:
+        """Before training: fit the heads to the data, then let the teacher begin as the student once more."""
+        self.student.calibrate(batches)
+        self.teacher.restart(self.student)
 
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
         """A term for every weight that is not 0; what no term needs is not computed."""

@@ -30,6 +30,10 @@ class Teacher(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.copied(*args, **kwargs)
 
+    def restart(self, student: nn.Module) -> None:
+        """Become a copy of the student again."""
+        self.copied.load_state_dict(student.state_dict())
+
     @torch.no_grad()
     def follow(self, student: nn.Module, progress: float, *, start: float) -> None:
         """its <- m its + (1 - m) ours, where m rises from `start` to 1. Running statistics, if any, are taken over."""

@@ -1,11 +1,11 @@
-"""What a network saw: its feature maps, how to read them at places of the crop, and the head that tasks put on top."""
+"""What a network saw: its feature maps, and how to read them at places of the crop."""
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 CELLS = (16, 8, 4, 2, 1)  # voxels along a cell of the decoded maps, in their order
 
@@ -61,16 +61,3 @@ def cell_size(size: int, cells: int) -> int:
     if -(-size // stride) != cells:
         raise ValueError(f"{cells} cells are not {size} voxels halved some times; give the shape of the crop itself")
     return stride
-
-
-class ProjectionHead(nn.Module):
-    """Where a contrast is measured: linear, layer norm, GELU, linear. The result is not normed: objectives do."""
-
-    def __init__(self, in_features: int, hidden: int, out_features: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(in_features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out_features)
-        )
-
-    def forward(self, x: Float[Tensor, "*n in"]) -> Float[Tensor, "*n out"]:
-        return self.layers(x)

@@ -49,7 +49,7 @@ def choose_instance(
 ) -> InstanceSettings:
     """Fill what was left open, crop, width and momentum as Spade does.
 
-    Steps: on a CPU what fits into about eight minutes; without a decoder these are more than Spade's, so give --steps
+    Steps: on a CPU what fits into about five minutes; without a decoder these are more than Spade's, so give --steps
     where runs are compared.
     """
     from spade3d.scans import typical_grid

@@ -18,7 +18,9 @@ from spade3d.recipes.recipe import Built, Recipe, build_network
 if TYPE_CHECKING:
     from spade3d.volumes.store import VolumeStore
 
-PRETRAINING_BUDGET_S = 480.0
+PRETRAINING_BUDGET_S = 300.0
+CALIBRATING = 8  # batches, that the heads are fitted to before the first step
+BEYOND = 2**40  # the first of them: of no step of any run
 LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next to nothing to tell apart
 
 
@@ -73,7 +75,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
 
     Crop: within two thirds of the median scan, so that there are different places to tell apart, and as many voxels
     as a cube of 96 (48 on a CPU). Far: half the crop's edge for whole crops, a quarter for single places.
-    Steps: 50,000 on a GPU; on a CPU what fits into about eight minutes. Momentum: 0.996 as is usual; less in runs of
+    Steps: 50,000 on a GPU; on a CPU what fits into about five minutes. Momentum: 0.996 as is usual; less in runs of
     under a thousand steps, where such a teacher would never leave its beginning. Global weight: 1, but 0 where fewer
     than one in four pairs of crops lie far apart: scans hardly larger than the crop show one place only, and a contrast
     of what is alike only adds noise (docs/log.md, 2026-11-20). The controls choose as Spade itself does.
@@ -144,6 +146,9 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
     selection = Selection.named(said.pop("selection"))
     task = Spade(network, SpadeTerms(**said, spatial_negatives=selection.negatives))
     batches = pair_stream(settings, store, cases, selection)
+    if settings.contrast.selection != "restoration":
+        device = torch.device(settings.device)
+        task.to(device).calibrate(batch.to(device) for batch in batches.stream(BEYOND, BEYOND + CALIBRATING))
     return Built(task, batches, network, lambda: batches.pictures(0))
 
 

@@ -57,9 +57,11 @@ def batches(in_memory):
 
 
 @pytest.fixture
-def task():
+def task(batches):
     torch.manual_seed(0)
-    return Spade(TinyNetwork(), TERMS).train()
+    made = Spade(TinyNetwork(), TERMS).train()
+    made.calibrate(batches.stream(100, 104))
+    return made
 
 
 def learn(task, optimiser, batch, progress=0.0):
@@ -108,6 +110,15 @@ def test_what_is_hidden_from_the_student_is_restored_all_the_same(task, batches)
     blind[:, :, :4] = 0
     restored = task.student.network.logits(task.student.network(blind))
     torch.testing.assert_close(losses["restoration"], F.mse_loss(restored, batch.clean))
+
+
+def test_calibration_spreads_what_both_branches_say(task, batches):
+    batch = batches.batch(7)
+    for branch in (task.student, task.teacher):
+        _, v_g, v_l = branch(batch.student, batch.query_crop, batch.query_voxel)
+        raw = Spade(TinyNetwork(), TERMS).student(batch.student, batch.query_crop, batch.query_voxel)
+        for ours, without in ((v_g, raw[1]), (v_l, raw[2])):
+            assert (ours @ ours.T).mean() < (without @ without.T).mean() - 0.1
 
 
 def test_restoration_is_the_square_of_what_is_missing(task, batches):

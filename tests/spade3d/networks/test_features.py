@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spade3d.networks.features import ProjectionHead, cell_size, read_at
+from spade3d.networks.features import cell_size, read_at
 
 
 def ramp(input_shape, size: int, crops: int = 1):
@@ -61,8 +61,3 @@ def test_cell_size(size, cells, wanted):
 def test_a_map_of_another_crop_is_refused():
     with pytest.raises(ValueError, match="7 cells are not 32 voxels halved"):
         cell_size(32, 7)
-
-
-def test_the_projection_head_has_its_sizes():
-    head = ProjectionHead(6, 10, 4)
-    assert head(torch.zeros(5, 6)).shape == (5, 4)

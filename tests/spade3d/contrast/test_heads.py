@@ -1,0 +1,59 @@
+"""Heads: unit vectors without the common part, measured once or in every batch."""
+
+import pytest
+import torch
+
+from spade3d.contrast.heads import BatchHead, CalibratedHead
+
+COMMON = 50 * torch.ones(6)  # what all features share
+
+
+def features(n: int, seed: int = 0):
+    return COMMON + torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[CalibratedHead, BatchHead])
+def head(request):
+    torch.manual_seed(0)
+    made = request.param(6, 16, 4)
+    if request.param is CalibratedHead:
+        made.calibrate(features(400))
+    return made
+
+
+def test_the_common_part_is_gone(head):
+    vectors = head(features(200, seed=1))
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(200))
+    assert vectors.mean(dim=0).norm() < 0.2 and (vectors @ vectors.T).mean() < 0.05
+
+
+def test_without_calibration_every_vector_is_the_same():
+    torch.manual_seed(0)
+    vectors = CalibratedHead(6, 16, 4)(features(200))
+    assert (vectors @ vectors.T).min() > 0.9
+
+
+def test_a_calibrated_vector_depends_on_its_crop_alone():
+    torch.manual_seed(0)
+    calibrated, of_batch = CalibratedHead(6, 16, 4), BatchHead(6, 16, 4)
+    calibrated.calibrate(features(100))
+    one, company = features(2, seed=3), features(6, seed=4) - 20
+    for made, alone in ((calibrated, True), (of_batch, False)):
+        assert torch.allclose(made(one), made(torch.cat([one, company]))[:2], atol=1e-5) == alone
+
+
+def test_calibration_is_kept_with_the_weights_and_takes_no_gradient():
+    torch.manual_seed(0)
+    head, other = CalibratedHead(6, 16, 4), CalibratedHead(6, 16, 4)
+    head.calibrate(features(100))
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(head(features(5)), other(features(5)))
+    assert {name.split(".")[0] for name, _ in head.named_parameters()} == {"first", "last"}
+
+
+def test_a_channel_that_never_changes_is_not_blown_up():
+    torch.manual_seed(0)
+    head, flat = CalibratedHead(6, 16, 4), features(50)
+    flat[:, 0] = 7.0
+    head.calibrate(flat)
+    assert head(flat).isfinite().all()
