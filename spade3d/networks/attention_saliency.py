@@ -6,35 +6,18 @@ and blocks of the stage, as far as it lies above the average of its block: atten
 tell what stands out within some centimetres, not which part of the body does.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from spade3d.faults import DataFault
-from spade3d.networks.foreign import describe_encoder, load_encoder
 from spade3d.networks.sliding import over_scan
 from spade3d.networks.swin import SwinTransformer
-from spade3d.networks.swin_unetr import SwinUNETR
 
 STAGE = 3
 CELL = 8  # voxels along a cell that looks at others in stage 3
 PEAK = 99.5  # percentile of what is above the average that becomes 1: single cells may get many times as much
-SETTINGS = ("in_channels", "feature_size", "depths", "heads", "window", "use_v2", "merging", "monai_compatible")
-
-
-def read_encoder(path: Path) -> SwinTransformer:
-    """The encoder in a checkpoint, ours or another's; DataFault where it takes more than one channel."""
-    said = describe_encoder(path)
-    if said["in_channels"] != 1:
-        raise DataFault(f"{path}: an encoder of {said['in_channels']} channels; one of 1 channel is needed")
-    settings = {name: tuple(said[name]) if isinstance(said[name], list) else said[name] for name in SETTINGS}
-    network = SwinUNETR(out_channels=1, **settings)
-    load_encoder(network, path)
-    return network.swinViT.eval()
 
 
 def block_of(encoder: SwinTransformer) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from spade3d.faults import DataFault
+from spade3d.networks.swin import SwinTransformer
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.whole_file import whole_file
 
@@ -29,6 +30,8 @@ WRAPPERS = re.compile(r"^(?:(?:module|model|network|backbone|encoder|swin_?vit)\
 
 # Their names for ours: the original Swin's MLP; the doubled index of Disruptive Autoencoders (MONAI filter_swinunetr).
 RENAMED = ((re.compile(r"\.mlp\.fc([12])\."), r".mlp.linear\1."), (re.compile(r"^(layers[1-4])\.0\.0\."), r"\1.0."))
+
+SETTINGS = ("in_channels", "feature_size", "depths", "heads", "window", "use_v2", "merging", "monai_compatible")
 
 NESTS = ("state_dict", "model", "network_weights", "model_state_dict", "net")
 
@@ -132,6 +135,17 @@ def load_encoder(network: SwinUNETR, path: Path, *, allow_partial: bool = False)
             )
     network.swinViT.load_state_dict({**own, **fitting})
     return coverage
+
+
+def read_encoder(path: Path) -> SwinTransformer:
+    """The encoder in a checkpoint, ours or another's; DataFault where it takes more than one channel."""
+    said = describe_encoder(path)
+    if said["in_channels"] != 1:
+        raise DataFault(f"{path}: an encoder of {said['in_channels']} channels; one of 1 channel is needed")
+    settings = {name: tuple(said[name]) if isinstance(said[name], list) else said[name] for name in SETTINGS}
+    network = SwinUNETR(out_channels=1, **settings)
+    load_encoder(network, path)
+    return network.swinViT.eval()
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from spade3d.faults import DataFault
-from spade3d.networks.attention_saliency import above_average, attention_map, block_of, read_encoder
-from spade3d.networks.foreign import save_encoder
+from spade3d.networks.attention_saliency import above_average, attention_map, block_of
+from spade3d.networks.foreign import read_encoder, save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 
 CPU = torch.device("cpu")
