@@ -3,8 +3,9 @@
     python benchmarks/speed/selection.py
 
 Positives overlap by at least half (intersection over union), negatives have centres more than 100 mm apart, ignored is
-the rest. MONAI gets its boxes as float32, its fastest form (float64 takes 17 % longer), and compares no spaces; ours
-compares the spaces, too. "torch by hand" is the same in plain torch. Cost against size: four sizes of memory.
+the rest. Everybody gets float32 boxes. MONAI gets them as it keeps them, a box a row, and in columns, as we do, which
+makes it faster; it compares no spaces, ours does. "torch by hand" is the same in plain torch, of columns. Cost against
+size: four sizes of memory.
 """
 
 import numpy as np
@@ -48,20 +49,22 @@ def main() -> None:
     of, curve = machine(("spade3d", "monai", "torch", "numpy", "numba")), []
     for n_queries, n_keys in SIZES:
         queries, keys = boxes(n_queries, 0), boxes(n_keys, 1)
-        tensors = [torch.from_numpy(places.mm).float() for places in (queries, keys)]
+        columns = [torch.from_numpy(places.mm) for places in (queries, keys)]
+        rows = [tensor.contiguous() for tensor in columns]
         expected = ours(queries, keys)
         for theirs in (monai, by_hand):
-            for mask, other in zip(expected, theirs(*tensors), strict=True):
+            for mask, other in zip(expected, theirs(*columns), strict=True):
                 assert (mask != other.numpy()).mean() < 1e-6, f"{theirs.__name__} selects otherwise"  # float32 ties
         contenders = {
             "ours": lambda _, places=(queries, keys): ours(*places),
-            "MONAI box utilities": lambda _, tensors=tensors: monai(*tensors),
-            "torch by hand": lambda _, tensors=tensors: by_hand(*tensors),
+            "MONAI box utilities": lambda _, rows=rows: monai(*rows),
+            "MONAI, of columns": lambda _, columns=columns: monai(*columns),
+            "torch by hand": lambda _, columns=columns: by_hand(*columns),
         }
-        moved = n_queries * n_keys * 3 + n_keys * 7 * 8  # three masks, and what is known of each key
-        rows = tabled(f"{n_queries} queries, {n_keys} boxes", timed(contenders), moved, of)
+        moved = n_queries * n_keys * 3 + n_keys * 7 * 4  # three masks, and what is known of each key
+        table = tabled(f"{n_queries} queries, {n_keys} boxes", timed(contenders), moved, of)
         shares = dict(zip(("positive", "negative", "ignored"), (float(mask.mean()) for mask in expected), strict=True))
-        curve.append({"queries": n_queries, "boxes": n_keys, "share": shares, "rows": rows})
+        curve.append({"queries": n_queries, "boxes": n_keys, "share": shares, "rows": table})
     written("speed_selection", {"goal": "30 x MONAI's box utilities at 64 x 65,536", "machine": of, "curve": curve})
 
 

@@ -17,8 +17,8 @@ class Memory(nn.Module):
     def __init__(self, size: int, dim: int, place_width: int):
         super().__init__()
         self.register_buffer("ring", torch.zeros(size, dim))
-        self._mm = np.zeros((size, place_width))
-        self._space = np.full(size, -1, dtype=np.int64)
+        self._mm = np.zeros((size, place_width), dtype=np.float32, order="F")  # as `Places` keeps them
+        self._space = np.full(size, -1, dtype=np.int32)
         self._next = 0
         self._filled = 0
 
@@ -54,5 +54,6 @@ class Memory(nn.Module):
         }
 
     def set_extra_state(self, state: dict) -> None:
-        self._mm, self._space = state["mm"].numpy().copy(), state["space"].numpy().copy()
+        self._mm = np.array(state["mm"].numpy(), dtype=np.float32, order="F")
+        self._space = np.array(state["space"].numpy(), dtype=np.int32)
         self._next, self._filled = int(state["next"]), int(state["filled"])

@@ -6,6 +6,7 @@ frames have carried one scan's millimetres onto the other's (Spade, abstract: "s
 scans"; how the paper extracts them is not public, see docs/concepts.md).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,18 +37,17 @@ def match(a: Crop, b: Crop, grid: tuple[int, int, int], between: np.ndarray | No
     """
     a_to_b_mm = cell_to_mm(a, grid) if between is None else between @ cell_to_mm(a, grid)
     b_to_mm = cell_to_mm(b, grid)
-    cells = int(np.prod(grid))
+    cells = math.prod(grid)
     cell, distance_mm = np.empty(cells, dtype=np.int64), np.empty(cells, dtype=np.float32)
-    kernels.match_cells(np.linalg.inv(b_to_mm) @ a_to_b_mm, b_to_mm, a_to_b_mm, grid, grid, cell, distance_mm)
+    kernels.match_cells(np.linalg.solve(b_to_mm, a_to_b_mm), b_to_mm, grid, grid, cell, distance_mm)
     return Matches(cell, distance_mm)
 
 
 def cell_to_mm(crop: Crop, grid: tuple[int, int, int]) -> np.ndarray:
     """The affine (4, 4) that takes a cell of a crop's feature grid, as (i, j, k) index, to scan millimetres."""
-    ratio = np.asarray(crop.shape) / np.asarray(grid)
-    to_voxel = np.diag([*ratio, 1.0])
-    to_voxel[:3, 3] = (ratio - 1) / 2
-    return crop.to_mm @ to_voxel
+    i, j, k = (size / cells for size, cells in zip(crop.shape, grid, strict=True))
+    centre = [(i - 1) / 2, (j - 1) / 2, (k - 1) / 2]
+    return crop.to_mm @ np.array([[i, 0, 0, centre[0]], [0, j, 0, centre[1]], [0, 0, k, centre[2]], [0, 0, 0, 1]])
 
 
 def cell_places(crop: Crop, grid: tuple[int, int, int]) -> np.ndarray:

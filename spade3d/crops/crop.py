@@ -177,6 +177,34 @@ def cut(store, crop: Crop) -> np.ndarray:
     return out
 
 
+def cut_together(store, crops: list[Crop]) -> list[np.ndarray]:
+    """`cut` of each of some crops of one scan, to the last digit.
+
+    What they touch together is read and decompressed once, where that is less than what they touch one by one: two
+    views of 96^3 of one box take 15.4 instead of 18.1 ms (benchmarks/speed/views.py).
+    """
+    case = store.cases[crops[0].case]
+    boxes = [touched(mm_to_stored(case) @ crop.to_mm, crop.shape, case.shape) for crop in crops]
+    if all(start is not None for start, _ in boxes):
+        starts, stops = np.swapaxes(boxes, 0, 1)
+        start, stop = starts.min(axis=0), stops.max(axis=0)
+        if (stop - start).prod() < (stops - starts).prod(axis=1).sum():
+            store = _Part(store.cases, store.image(crops[0].case, (tuple(start.tolist()), tuple(stop.tolist()))), start)
+    return [cut(store, crop) for crop in crops]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A part of one scan, decompressed, which `cut` takes for the store."""
+
+    cases: tuple
+    voxels: np.ndarray
+    start: np.ndarray  # (3,): the scan's voxel that is the first here
+
+    def image(self, _: int, box) -> np.ndarray:
+        return self.voxels[tuple(slice(*ends) for ends in (np.array(box) - self.start).T)]
+
+
 def coloured(clean: np.ndarray, look: Intensity, normalisation) -> np.ndarray:
     """The intensity change alone: `cut(crop) == coloured(cut(crop.plain()), crop.intensity)`, to rounding."""
     return _colour(clean.copy(), look, normalisation)

@@ -22,7 +22,7 @@ from spade3d.crops.crop import (
     Views,
     body_bounds,
     coloured,
-    cut,
+    cut_together,
     draw_box,
     draw_partner,
     draw_view,
@@ -127,10 +127,11 @@ class PairStream:
         rng = np.random.default_rng([self.seed, step])
         drawn = self.draw(rng)
         students, teachers = ([pair[side] for pair in drawn] for side in (0, 1))
-        clean = [cut(self.store, seen.crop.plain()) for seen in students]
+        cuts = [cut_together(self.store, [ours.crop.plain(), its.crop]) for ours, its in drawn]
+        clean, taught = ([pair[side] for pair in cuts] for side in (0, 1))
         return PairBatch(
-            student=as_images([self.shown(image, seen) for image, seen in zip(clean, students, strict=True)]),
-            teacher=as_images([self.hidden_by_focus(cut(self.store, seen.crop), seen) for seen in teachers]),
+            student=as_images(list(map(self.shown, clean, students))),
+            teacher=as_images(list(map(self.hidden_by_focus, taught, teachers))),
             clean=as_images(clean),
             hidden=self.hidden(rng, len(drawn)),
             **self.alike(

@@ -52,10 +52,13 @@ class Places:
 
     Space 0 is the body frame, common to all placed scans. A scan that could not be placed has a space of its own
     (its case + 1) and is compared with itself only.
+
+    Kept as the kernels want them, whatever they are made of: each coordinate of all places together in memory, as
+    float32. A metre from the origin that is exact to 0.0001 mm; the overlap of boxes is exact to 0.000001.
     """
 
-    mm: np.ndarray  # float64 (n, 3 or 6)
-    space: np.ndarray  # int64 (n,)
+    mm: np.ndarray  # float32 (n, 3 or 6), in Fortran order
+    space: np.ndarray  # int32 (n,)
 
     def __len__(self) -> int:
         return len(self.mm)
@@ -63,6 +66,8 @@ class Places:
     def __post_init__(self):
         if self.mm.ndim != 2 or self.mm.shape[1] not in (3, 6) or self.space.shape != self.mm.shape[:1]:
             raise ValueError(f"places {self.mm.shape} in spaces {self.space.shape}; (n, 3 or 6) and (n,) needed")
+        object.__setattr__(self, "mm", np.asfortranarray(self.mm, dtype=np.float32))
+        object.__setattr__(self, "space", np.ascontiguousarray(self.space, dtype=np.int32))
 
     @property
     def centres(self) -> Places:
@@ -80,7 +85,7 @@ class Places:
 def alike(queries: Places, keys: Places, iou: float) -> np.ndarray:
     """Global positives: bool (query, key), boxes that overlap by at least `iou` (intersection over union)."""
     out = np.empty((len(queries), len(keys)), dtype=np.bool_)
-    kernels.boxes_alike(queries.mm, queries.space, keys.mm, keys.space, iou, out)
+    kernels.boxes_alike(queries.mm.T, queries.space, keys.mm.T, keys.space, iou, out)
     return out
 
 
@@ -88,5 +93,5 @@ def apart(queries: Places, keys: Places, far_mm: float) -> np.ndarray:
     """Negatives of both scopes: bool (query, key), centres more than `far_mm` apart."""
     queries, keys = queries.centres, keys.centres
     out = np.empty((len(queries), len(keys)), dtype=np.bool_)
-    kernels.places_apart(queries.mm, queries.space, keys.mm, keys.space, far_mm, out)
+    kernels.places_apart(queries.mm.T, queries.space, keys.mm.T, keys.space, far_mm, out)
     return out

@@ -1,6 +1,8 @@
 """Crops: on the ramp, where each voxel holds its own place, a cut is right or wrong, never nearly."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from spade3d.crops.crop import (
     coloured,
     cut,
     cut_labels,
+    cut_together,
     draw_box,
     draw_partner,
     draw_view,
@@ -151,6 +154,36 @@ def test_a_cut_is_the_plain_cut_coloured(in_memory, seed):
     np.testing.assert_allclose(whole, coloured(plain, crop.intensity, store.cases[0].normalisation), atol=1e-6)
     np.testing.assert_array_equal(plain, before)  # colouring leaves what it was given
     assert whole.min() >= low and whole.max() <= high and np.isfinite(whole).all()
+
+
+def counting(store):
+    """A store that notes what is read of it."""
+    reads = []
+    return SimpleNamespace(cases=store.cases, image=lambda i, box: reads.append(box) or store.image(i, box)), reads
+
+
+def voxels_of(boxes):
+    return sum(math.prod(np.subtract(stop, start).tolist()) for start, stop in boxes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds, count=st.integers(1, 3))
+def test_crops_cut_together_are_those_cut_alone_and_never_read_more(in_memory, seed, count):
+    rng = np.random.default_rng(seed)
+    store = in_memory([rng.integers(-1000, 1000, SHAPE)])
+    beyond = scan_bounds(store.cases[0]) + [[-8.0], [8.0]]  # some lie outside the scan
+    crops = [draw_view(rng, 0, draw_box(rng, (5.0, 6.0, 7.0), beyond), (7, 8, 9), WILD) for _ in range(count)]
+    (alone, alone_reads), (together, together_reads) = counting(store), counting(store)
+    for crop, voxels in zip(crops, cut_together(together, crops), strict=True):
+        np.testing.assert_array_equal(voxels, cut(alone, crop))
+    assert voxels_of(together_reads) <= voxels_of(alone_reads)
+
+
+def test_two_views_of_a_box_are_read_once(in_memory):
+    store, reads = counting(in_memory([np.arange(6 * 7 * 8).reshape(6, 7, 8)]))
+    rng, box = np.random.default_rng(0), Box((3.0, 3.0, 3.0), (4.0, 4.0, 4.0))
+    cut_together(store, [draw_view(rng, 0, box, (8, 8, 8), Views()) for _ in range(2)])
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("gamma", [0.4, 0.5, 0.7, 1.5, 2.0])

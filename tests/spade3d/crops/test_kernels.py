@@ -116,7 +116,7 @@ def test_match_cells_equals_the_k_d_tree(seed):
     b_to_mm[:3, 3] = rng.normal(0, 6, 3)
     cells = math.prod(grid_a)
     cell, distance_mm = np.empty(cells, np.int64), np.empty(cells, np.float32)
-    kernels.match_cells(np.linalg.inv(b_to_mm) @ a_to_mm, b_to_mm, a_to_mm, grid_a, grid_b, cell, distance_mm)
+    kernels.match_cells(np.linalg.inv(b_to_mm) @ a_to_mm, b_to_mm, grid_a, grid_b, cell, distance_mm)
 
     a, b = (centres(to_mm, grid) for to_mm, grid in ((a_to_mm, grid_a), (b_to_mm, grid_b)))
     nearest_mm, _ = cKDTree(b).query(a)
@@ -132,17 +132,33 @@ def centres(to_mm, grid):
     return np.array(list(itertools.product(*map(range, grid)))) @ to_mm[:3, :3].T + to_mm[:3, 3]
 
 
+@pytest.mark.parametrize("grid_a", [(0, 3, 3), (3, 3, 0), (1, 1, 1), (1, 1, 40)])
+def test_match_cells_stands_thin_and_empty_grids_and_places_of_no_number(grid_a):
+    cells = math.prod(grid_a)
+    cell, distance_mm = np.empty(cells, np.int64), np.empty(cells, np.float32)
+    kernels.match_cells(np.eye(4), np.eye(4), grid_a, (1, 1, 2), cell, distance_mm)
+    assert cell.tolist() == [0, 1, *[-1] * 38][:cells] and (distance_mm == ([0, 0] + [np.inf] * 38)[:cells]).all()
+    for nowhere in (np.nan, np.inf, -1e300, 1e300):
+        kernels.match_cells(np.full((4, 4), nowhere), np.eye(4), grid_a, (1, 1, 2), cell, distance_mm)
+        assert (cell == -1).all() and np.isinf(distance_mm).all()
+
+
+def columns(places, space):
+    """Places (n, 3 or 6) as the selection kernels take them."""
+    return np.ascontiguousarray(places.T, dtype=np.float32), space.astype(np.int32)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, iou=st.sampled_from([0.0, 0.2, 0.5, 1.0]))
 def test_boxes_alike_equals_its_definition(seed, iou):
     rng = np.random.default_rng(seed)
     boxes = []
-    for count in (4, 9):
+    for count in (4, 37):  # more than one vector of keys, and a rest
         low = rng.integers(0, 6, (count, 3)).astype(float)  # whole numbers, so that faces touch and boxes coincide
         boxes.append((np.concatenate([low, low + rng.integers(1, 6, (count, 3))], axis=1), rng.integers(0, 3, count)))
     (queries, query_space), (keys, key_space) = boxes
-    out = np.empty((4, 9), dtype=np.bool_)
-    kernels.boxes_alike(queries, query_space, keys, key_space, iou, out)
+    out = np.empty((4, 37), dtype=np.bool_)
+    kernels.boxes_alike(*columns(queries, query_space), *columns(keys, key_space), iou, out)
     for q, k in np.ndindex(out.shape):
         cubes_q, cubes_k = unit_cubes(queries[q]), unit_cubes(keys[k])
         shared, both = len(cubes_q & cubes_k), len(cubes_q | cubes_k)
@@ -159,9 +175,25 @@ def unit_cubes(box):
 def test_places_apart_equals_its_definition(seed, far_mm):
     rng = np.random.default_rng(seed)
     (queries, query_space), (keys, key_space) = (
-        (rng.integers(-4, 5, (count, 3)).astype(float), rng.integers(0, 3, count)) for count in (5, 8)
+        (rng.integers(-4, 5, (count, 3)).astype(float), rng.integers(0, 3, count)) for count in (5, 37)
     )
-    out = np.empty((5, 8), dtype=np.bool_)
-    kernels.places_apart(queries, query_space, keys, key_space, far_mm, out)
+    out = np.empty((5, 37), dtype=np.bool_)
+    kernels.places_apart(*columns(queries, query_space), *columns(keys, key_space), far_mm, out)
     for q, k in np.ndindex(out.shape):
         assert out[q, k] == (query_space[q] == key_space[k] and math.dist(queries[q], keys[k]) > far_mm)
+
+
+@pytest.mark.parametrize("count", [1023, 1024, 1025, 2500])
+def test_selection_of_many_keys_is_that_of_each(count):
+    """The keys are taken in pieces; where they are parted must not show."""
+    rng = np.random.default_rng(count)
+    low = rng.uniform(0, 20, (count, 3))
+    keys, key_space = np.concatenate([low, low + rng.uniform(1, 20, (count, 3))], axis=1), rng.integers(0, 2, count)
+    for kernel, width, bound in ((kernels.boxes_alike, 6, 0.3), (kernels.places_apart, 3, 10.0)):
+        places, (few, few_space) = columns(keys[:, :width], key_space), columns(keys[:3, :width], key_space[:3])
+        whole, single = np.empty((3, count), dtype=np.bool_), np.empty((3, 1), dtype=np.bool_)
+        kernel(few, few_space, *places, bound, whole)
+        for k in range(count):
+            kernel(few, few_space, *columns(keys[k : k + 1, :width], key_space[k : k + 1]), bound, single)
+            np.testing.assert_array_equal(whole[:, k : k + 1], single)
+        assert 0 < whole.mean() < 1

@@ -48,6 +48,23 @@ def test_places_are_joined_in_order_and_may_be_none():
     assert alike(none, both, 0.5).shape == (0, 3) and apart(both, none, 0.5).shape == (3, 0)
 
 
+def test_places_are_kept_in_columns_whatever_they_are_made_of():
+    mm = np.arange(24.0).reshape(4, 6)
+    alone, part = Places(mm[:1], np.zeros(1, dtype=np.int64)), Places(mm[::2], np.arange(4)[::2])
+    for places in (alone, part, part.centres, part.rolled(1), Places.joined([alone, alone, part])):
+        assert places.mm.flags.f_contiguous and places.mm.dtype == np.float32
+        assert places.space.flags.c_contiguous and places.space.dtype == np.int32
+    np.testing.assert_array_equal(part.mm, mm[::2])
+
+
+def test_far_from_the_origin_tenths_of_a_micrometre_are_lost_and_no_more():
+    here, there = (boxes((1000 + x, -900, 1800), size=144.0) for x in (0.0, 100.0))
+    assert apart(here, there, 99.999).all() and not apart(here, there, 100.001).any()
+    moved, shares = boxes((1048.0, -900, 1800), size=144.0), 0.5  # 96 of 144 mm shared, 192 covered
+    assert alike(here, moved, shares - 1e-6).all() and not alike(here, moved, shares + 1e-6).any()
+    assert alike(here, here, 1.0).all()
+
+
 @pytest.mark.parametrize(("mm", "space"), [((2, 4), 2), ((2, 3), 3), ((6,), 1)])
 def test_places_of_another_shape_are_refused(mm, space):
     with pytest.raises(ValueError, match="needed"):
