@@ -185,7 +185,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
     from spade3d.training.report import pretraining_report
 
     announce(recipe, settings, store, split)
-    built = recipe.build(settings, store, split.train)
+    built = recipe.build(settings, store, split.train, out)
     outcome = train(
         built.task,
         built.batches,

@@ -12,10 +12,11 @@ import torch
 
 from spade3d import console
 from spade3d.faults import DataFault
-from spade3d.networks.attention_saliency import attention_map, read_encoder
+from spade3d.networks.attention_saliency import attention_map
+from spade3d.networks.foreign import read_encoder
 from spade3d.networks.saliency_net import load_saliency_model
 from spade3d.saliency_predictor import shown
-from spade3d.volumes.body_frame import boxed
+from spade3d.volumes.body_box import boxed
 from spade3d.volumes.channels import write_saliency
 from spade3d.volumes.gaze import Blur, gaze_map
 from spade3d.volumes.gaze_files import Fixations, match_case, read_fixations

@@ -42,7 +42,7 @@ class InMemory:
 @pytest.fixture(scope="session")
 def in_memory():
     """Makes a store of images (i, j, k), shown as stored: `in_memory([image, ...], spacing=..., labels=[...])`."""
-    from spade3d.volumes.body_frame import field_of_view
+    from spade3d.volumes.body_box import field_of_view
     from spade3d.volumes.geometry import spacing_of
     from spade3d.volumes.preprocessing import Normalisation
 

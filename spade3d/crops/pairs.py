@@ -8,7 +8,7 @@ by the teacher, under separately drawn spatial and intensity transforms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -105,11 +105,13 @@ class PairBatch:
 class PairStream:
     """Batches of pairs from a store, without end and without state.
 
-    `frames` holds, for each case of the store, the affine (4, 4) from RAS+ mm of the scan to body-frame mm, or None for
+    `frames` holds, for each of the cases, the affine (4, 4) from RAS+ mm of the scan to body-frame mm, or None for
     a scan that could not be placed: such a scan learns from its own places only.
     """
 
-    def __init__(self, store, cases: Sequence[int], frames: Sequence[np.ndarray | None], sampling: Sampling, *, seed=0):
+    def __init__(
+        self, store, cases: Sequence[int], frames: Mapping[int, np.ndarray | None], sampling: Sampling, *, seed=0
+    ):
         if not cases:
             raise ValueError("no cases to draw from")
         self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -75,7 +76,9 @@ def choose_instance(
     )
 
 
-def build_instance(settings: InstanceSettings, store: VolumeStore, cases: Sequence[int], *, method: str) -> Built:
+def build_instance(
+    settings: InstanceSettings, store: VolumeStore, cases: Sequence[int], out: Path | None = None, *, method: str
+) -> Built:
     """One of the three methods on any CT or MR, of Spade's sizes and costs without its decoder."""
     import torch
 
@@ -85,7 +88,7 @@ def build_instance(settings: InstanceSettings, store: VolumeStore, cases: Sequen
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=1)
     task = Instance(network, InstanceTerms(method, **settings.contrast.model_dump()))
-    batches = pair_stream(settings, store, cases, Selection())
+    batches = pair_stream(settings, store, cases, Selection(), out)
     return Built(task, batches, network, lambda: batches.pictures(0))
 
 

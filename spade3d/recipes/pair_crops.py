@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -16,16 +17,22 @@ from spade3d.recipes.choosing import HIDDEN_CELL, matched_grid
 if TYPE_CHECKING:
     from spade3d.crops.focus import Focus
     from spade3d.crops.pairs import PairStream
+    from spade3d.crops.selection import Selection
     from spade3d.volumes.store import VolumeStore
+
+
+FRAMES = "body_frames.json"  # in the folder of a run
 
 
 class CropSettings(Settings):
     """Two overlapping crops of an anchor scan and their counterparts; sizes in voxels of the prepared scans.
 
     hidden  share of the student's view that is hidden from it, in cells of about 8 x 8 x 8 voxels
+    frame   how places of two scans compare (`volumes/body_frame.py`)
     """
 
     shape: Voxels | None = None
+    frame: Literal["box", "affine", "learned"] = "box"
     anchors: Annotated[int, Field(ge=1, le=64)] = 2
     scans: Annotated[int, Field(ge=1, le=64)] = 2
     overlap: ShareRange = (0.2, 0.8)
@@ -67,8 +74,13 @@ class FocusSettings(Settings):
     mode: Literal["mass", "area", "per_component"] = "mass"
 
 
-def pair_stream(settings, store: VolumeStore, cases: Sequence[int], selection) -> PairStream:
-    """The batches of some settings that have crops in pairs; `selection` says which rules of place are in force."""
+def pair_stream(
+    settings, store: VolumeStore, cases: Sequence[int], selection: Selection, out: Path | None = None
+) -> PairStream:
+    """The batches of some settings that have crops in pairs; `selection` says which rules of place are in force.
+
+    out  the run's folder, where the body frames are kept, so that a resumed run has the same
+    """
     from spade3d.crops.crop import Views
     from spade3d.crops.pairs import PairStream, Sampling
 
@@ -88,7 +100,7 @@ def pair_stream(settings, store: VolumeStore, cases: Sequence[int], selection) -
         selection=selection,
         focus=focus_of(settings.focus, store, cases),
     )
-    return PairStream(store, cases, body_frames(store), sampling, seed=settings.seed)
+    return PairStream(store, cases, frames_of(settings, store, cases, out), sampling, seed=settings.seed)
 
 
 def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> Focus | None:
@@ -116,17 +128,47 @@ def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) 
     return Focus(**settings.model_dump(exclude={"views"}), control=control)
 
 
-def body_frames(store: VolumeStore) -> list[np.ndarray]:
-    """For each case of a store, the affine (4, 4) from its RAS+ mm to body-frame mm."""
-    from spade3d.volumes.body_frame import box_frames
+def frames_of(
+    settings, store: VolumeStore, cases: Sequence[int], out: Path | None = None
+) -> dict[int, np.ndarray | None]:
+    """For each case the affine (4, 4) from its RAS+ mm to body-frame mm; None for a scan that could not be placed.
 
-    return [frame.to_frame for frame in box_frames([case.body_box_mm for case in store.cases])]
+    Found once a run, and kept in its folder. Scans that could not be placed are noted: they learn from their own places
+    only.
+    """
+    from spade3d.console import progress_of
+    from spade3d.volumes.body_frame import load_frames, place_scans, save_frames
+
+    kept = None if out is None else out / FRAMES
+    if kept is not None and kept.exists():
+        named, method = load_frames(kept)
+        missing = [store.cases[i].name for i in cases if store.cases[i].name not in named]
+        if missing or method != settings.crop.frame:
+            raise DataFault(f"{kept}: {method} frames, without {len(missing)} of the scans; of another run: remove it")
+        found = {i: named[store.cases[i].name] for i in cases}
+    else:
+        with progress_of(f"placing scans ({settings.crop.frame} frame)") as progress:
+            found = place_scans(store, cases, settings.crop.frame, seed=settings.seed, progress=progress)
+        if kept is not None:
+            save_frames(kept, {store.cases[i].name: frame for i, frame in found.items()}, settings.crop.frame)
+    lost = [store.cases[i].name for i, frame in found.items() if frame is None]
+    if lost:
+        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        print(
+            f"note: {len(lost)} of {len(found)} scans could not be placed in the body ({some}): they learn from their "
+            "own places only",
+            file=sys.stderr,
+        )
+    return {i: None if frame is None else frame.to_frame for i, frame in found.items()}
 
 
 def far_share(store: VolumeStore, cases: Sequence[int], crop, spacing, far_mm: float) -> float:
-    """The share of pairs of random crops, any two scans, that lie more than `far_mm` apart in the body frame."""
+    """The share of pairs of random crops, any two scans, that lie more than `far_mm` apart in the box frame,
+    which costs nothing and is exact enough for a share."""
     from spade3d.crops.pairs import PairStream, Sampling
     from spade3d.crops.selection import apart
+    from spade3d.volumes.body_frame import place_scans
 
-    places = PairStream(store, cases, body_frames(store), Sampling(crop, spacing)).places_of_crops(512)
+    frames = {i: frame.to_frame for i, frame in place_scans(store, cases, "box").items()}
+    places = PairStream(store, cases, frames, Sampling(crop, spacing)).places_of_crops(512)
     return float(apart(places, places, far_mm).mean())

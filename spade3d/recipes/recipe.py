@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class Recipe:
     summary: str
     settings: type[Common]
     choose: Callable[[Common, VolumeStore, Sequence[int], str], Common]
-    build: Callable[[Common, VolumeStore, Sequence[int]], Built]
+    build: Callable[[Common, VolumeStore, Sequence[int], Path], Built]  # the last is the folder of the run
     said: Callable[[Common], dict[str, str]]  # what else a user should know of the choice before the run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -133,7 +134,7 @@ def said_of_spade(settings: SpadeSettings) -> dict[str, str]:
     return said if contrast.selection == "both" else said | {"selection": f"{contrast.selection} (a control)"}
 
 
-def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int]) -> Built:
+def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int], out: Path | None = None) -> Built:
     """Spade on any CT or MR: one GPU and a day at full size, minutes on a CPU at the size chosen for it."""
     import torch
 
@@ -145,7 +146,7 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
     said = settings.contrast.model_dump()
     selection = Selection.named(said.pop("selection"))
     task = Spade(network, SpadeTerms(**said, spatial_negatives=selection.negatives))
-    batches = pair_stream(settings, store, cases, selection)
+    batches = pair_stream(settings, store, cases, selection, out)
     if settings.contrast.selection != "restoration":
         device = torch.device(settings.device)
         task.to(device).calibrate(batch.to(device) for batch in batches.stream(BEYOND, BEYOND + CALIBRATING))

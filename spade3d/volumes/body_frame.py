@@ -1,78 +1,64 @@
-"""Rough anatomical coordinates: the box of the body in each scan, and frames in which two patients' places compare.
+"""Body frames: one small transform per scan, after which places of two patients compare.
 
-The body box is cheap (voxels about 4 mm apart) and rough by intent: it places a crop in the body to a few centimetres,
-which is what the correspondence between scans needs. A scan that shows only part of the body has the box of that part.
+Spade draws positives and negatives between scans by where they lie in the body; its abstract does not say how places
+correspond, so the three frames are ours. Each visits a scan once and stretches and moves it along R, A, S, in mm of the
+set's typical patient: the median scale of a set is 1, so distances in any frame are millimetres.
+
+box      the body box, stretched onto the set's median box: nothing is read, and a scan that shows only part of the body
+         is stretched as if that part were all of it
+affine   registration to a scan of the set, then to the mean of those placed (`affine_frame.py`)
+learned  a regressor of relative position, trained on the set itself, and a vote (`learned_frame.py`; needs torch)
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
-from spade3d.volumes.geometry import apply_affine, spacing_of
+from spade3d.faults import DataFault, UsageFault
+from spade3d.volumes.body_box import Box
+from spade3d.volumes.geometry import apply_affine
+from spade3d.whole_file import whole_file
 
-Box = tuple[tuple[float, float, float], tuple[float, float, float]]  # lowest and highest corner, mm along R, A, S
+FRAMES = ("box", "affine", "learned")
+FORMAT = "spade3d-body-frames-1"
 
-COARSE_MM = 4.0
-AIR_HU = -400.0
-TABLE_MM = 12.0  # slabs thinner than this (a CT table, a blanket) are opened away
-PART = 0.25  # a component this large beside the largest is body too: the other leg
-
-
-def body_box(voxels: np.ndarray, affine: np.ndarray, modality: str) -> Box:
-    """The box in mm, along the world's axes, of the body in canonical voxels (i, j, k).
-
-    Foreground is above -400 HU in CT, otherwise above half of Otsu's threshold; opened, so that the table falls off;
-    then the largest component and those at least a quarter as large. Where nothing stands out: the field of view.
-    """
-    wanted = np.ceil(COARSE_MM / np.array(spacing_of(affine)) - 0.1)
-    stride = np.clip(wanted, 1, np.maximum(1, np.array(voxels.shape) // 8)).astype(int)
-    coarse = voxels[tuple(slice(int(step) // 2, None, int(step)) for step in stride)]
-    to_mm = affine @ _scaling(stride, (stride - 1) / 2)  # a coarse cell covers `stride` voxels
-
-    # Half of Otsu: it parts bright tissue from dark as readily as tissue from air, and dark tissue is body, too.
-    threshold = AIR_HU if modality == "CT" else (float(coarse.min()) + otsu(coarse)) / 2
-    body = _largest(_opened(coarse > threshold, spacing_of(to_mm)))
-    cells = np.argwhere(body) if body.any() else np.argwhere(np.ones_like(body))
-    centres = apply_affine(to_mm, cells.astype(np.float64))
-    half = np.abs(to_mm[:3, :3]).sum(axis=1) / 2
-    # The last coarse cell may reach beyond the scan.
-    lowest, highest = field_of_view(voxels.shape, affine)
-    low = np.maximum(centres.min(axis=0) - half, lowest)
-    high = np.minimum(centres.max(axis=0) + half, highest)
-    return _corner(low), _corner(high)
-
-
-def field_of_view(shape: Sequence[int], affine: np.ndarray) -> Box:
-    """The box in mm that just holds a whole grid, to the outer faces of its voxels."""
-    corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij")).reshape(3, -1).T
-    points = apply_affine(affine, corners)
-    return _corner(points.min(axis=0)), _corner(points.max(axis=0))
-
-
-def boxed(
-    shape: Sequence[int], affine: np.ndarray, box: Box, margin_mm: float
-) -> tuple[tuple[slice, slice, slice], np.ndarray]:
-    """The slices of the part of a grid inside a box in mm and a margin around it, and the affine of that part."""
-    low, high = np.array(box[0]) - margin_mm, np.array(box[1]) + margin_mm
-    corners = np.array(np.meshgrid(*zip(low, high, strict=True), indexing="ij")).reshape(3, -1).T
-    index = apply_affine(np.linalg.inv(affine), corners)
-    start = np.clip(np.floor(index.min(axis=0) + 0.5), 0, np.array(shape) - 2).astype(int)
-    stop = np.clip(np.ceil(index.max(axis=0) + 0.5), start + 2, shape).astype(int)
-    i, j, k = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-    return (i, j, k), affine @ _scaling(np.ones(3), start)
+Progress = Callable[[int, int, str], None]  # done, total, what is being done
 
 
 @dataclass(frozen=True, eq=False)
 class BodyFrame:
     """One scan's way into the frame that a set of scans shares."""
 
-    to_frame: np.ndarray  # (4, 4): scan mm -> mm of the median patient, origin at the centre of the body box
+    to_frame: np.ndarray  # (4, 4): scan RAS+ mm -> mm of the typical patient
+    confidence: float = 1.0  # 0..1, comparable within one method only
 
     def place(self, points_mm: np.ndarray) -> np.ndarray:
         """Points (..., 3) in the scan's mm as points in the frame."""
         return apply_affine(self.to_frame, points_mm)
+
+
+def place_scans(
+    store, cases: Sequence[int], method: str, *, seed: int = 0, progress: Progress | None = None
+) -> dict[int, BodyFrame | None]:
+    """The body frame of each of `cases` (indices into `store.cases`); None for a scan that cannot be placed.
+
+    The same store, cases and seed give the same frames. UsageFault for a method that is not in FRAMES.
+    """
+    if method not in FRAMES:
+        raise UsageFault(f"body frame {method!r}: there is no such frame; choose one of {', '.join(FRAMES)}")
+    cases, report = list(cases), progress or (lambda done, total, what: None)
+    if method == "box":
+        return dict(zip(cases, box_frames([store.cases[i].body_box_mm for i in cases]), strict=True))
+    if method == "affine":
+        from spade3d.volumes.affine_frame import affine_frames
+
+        return affine_frames(store, cases, seed=seed, progress=report)
+    from spade3d.volumes.learned_frame import learned_frames  # torch: only where it is asked for
+
+    return learned_frames(store, cases, seed=seed, progress=report)
 
 
 def box_frames(boxes: Sequence[Box]) -> list[BodyFrame]:
@@ -85,54 +71,57 @@ def box_frames(boxes: Sequence[Box]) -> list[BodyFrame]:
         raise ValueError("a body box without extent")
     scale = np.median(size, axis=0) / size
     centre = (low + high) / 2
-    return [BodyFrame(_scaling(s, -s * c)) for s, c in zip(scale, centre, strict=True)]
+    return [BodyFrame(stretch(s, -s * c)) for s, c in zip(scale, centre, strict=True)]
 
 
-def otsu(values: np.ndarray) -> float:
-    """Otsu's threshold (1979): of 256 bins, the split with the largest variance between its two classes.
-
-    A few very bright voxels (vessels, wrapped noise) would stretch the bins: the range ends at the 99.5th percentile.
-    """
-    values = values.astype(np.float64)  # numpy's percentile of int16 overflows between far neighbours
-    low, high = float(values.min()), float(np.percentile(values, 99.5))
-    if high <= low:
-        return low
-    counts, edges = np.histogram(np.minimum(values, high), bins=256, range=(low, high))
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sum_below = np.cumsum(counts * centres)[:-1]
-    sum_above = (counts * centres).sum() - sum_below
-    # The first bin holds the minimum and the last one the cap, so neither class is ever empty.
-    between = below * above * (sum_below / below - sum_above / above) ** 2.0
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))  # the empty bins between two classes are all as good
-    return float(edges[1 + best].mean())
-
-
-def _opened(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Without what is thinner than TABLE_MM. The body goes on beyond the field of view, so its cut faces stay."""
-    size = [2 * int(TABLE_MM / mm / 2) + 1 for mm in spacing_mm]
-    size = [n if n < side else 1 for n, side in zip(size, mask.shape, strict=True)]
-    # With the edge repeated a minimum and a maximum filter are the erosion and the dilation, one axis at a time.
-    opened = ndimage.maximum_filter(ndimage.minimum_filter(mask, size, mode="nearest"), size, mode="nearest")
-    return opened if opened.any() else mask
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    components, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    return (sizes >= PART * sizes.max())[components]
-
-
-def _scaling(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    matrix = np.diag([*scale.tolist(), 1.0])
+def stretch(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The affine (4, 4) of  x -> scale * x + shift  along each axis."""
+    matrix = np.diag([*np.asarray(scale).tolist(), 1.0])
     matrix[:3, 3] = shift
     return matrix
 
 
-def _corner(point: np.ndarray) -> tuple[float, float, float]:
-    r, a, s = point.tolist()
-    return r, a, s
+def of_typical_size(
+    placed: Mapping[int, tuple[np.ndarray, float] | None],
+) -> dict[int, BodyFrame | None]:
+    """Frames from (to_frame, confidence), in mm of the typical patient: along each axis their median scale is 1.
+
+    Without it a set placed in a small reference would seem to agree better than it does.
+    """
+    scales = [np.diag(found[0])[:3] for found in placed.values() if found is not None]
+    unit = stretch(1 / np.median(scales, axis=0), np.zeros(3)) if scales else np.eye(4)
+    return {i: None if found is None else BodyFrame(unit @ found[0], found[1]) for i, found in placed.items()}
+
+
+def save_frames(path: Path, frames: Mapping[str, BodyFrame | None], method: str) -> None:
+    """Write the frames of scans by name as one JSON, to the last digit, whole or not at all."""
+    scans = {
+        name: None if frame is None else {"to_frame": frame.to_frame.tolist(), "confidence": frame.confidence}
+        for name, frame in frames.items()
+    }
+    text = json.dumps({"format": FORMAT, "method": method, "scans": scans}, indent=1, ensure_ascii=False)
+    with whole_file(path) as file:
+        file.write(text.encode() + b"\n")
+
+
+def load_frames(path: Path) -> tuple[dict[str, BodyFrame | None], str]:
+    """The frames that `save_frames` wrote, by name of the scan, and their method; DataFault for anything else."""
+    again = "write it anew with save_frames"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataFault(f"{path}: format {content['format']!r}, needed is {FORMAT!r}; {again}")
+        frames = {name: None if one is None else _frame(one) for name, one in content["scans"].items()}
+        method = str(content["method"])
+    except OSError as problem:
+        raise DataFault(f"{path}: cannot be read ({problem.strerror}); {again}") from problem
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        raise DataFault(f"{path}: not a file of body frames; {again}") from problem
+    return frames, method
+
+
+def _frame(values: Mapping) -> BodyFrame:
+    to_frame = np.array(values["to_frame"], dtype=np.float64)
+    if to_frame.shape != (4, 4) or not np.isfinite(to_frame).all():
+        raise ValueError("a transform is 4 x 4 finite numbers")
+    return BodyFrame(to_frame, float(values["confidence"]))

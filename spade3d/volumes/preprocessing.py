@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from spade3d.faults import DataFault, UsageFault
-from spade3d.volumes.body_frame import body_box, boxed
+from spade3d.volumes.body_box import body_box, boxed
 from spade3d.volumes.geometry import canonical_flips, resample, spacing_of
 from spade3d.volumes.volume import Grid, Volume, guess_modality
 

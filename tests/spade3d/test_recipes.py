@@ -7,10 +7,11 @@ import torch
 from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
-from spade3d.recipes.pair_crops import body_frames
+from spade3d.recipes.pair_crops import FRAMES, frames_of
 from spade3d.recipes.recipe import find_recipe
 from spade3d.recipes.spade import SpadeSettings, choose_spade, spade
 from spade3d.scans import open_scans
+from spade3d.volumes.body_frame import box_frames
 from spade3d.volumes.phantoms import write_dataset
 
 SMALL = {"network.feature_size": 12, "crop.shape": (16, 16, 16), "steps": 2, "contrast.local_memory": 16}
@@ -85,8 +86,32 @@ def test_crops_and_steps_by_hand():
 
 
 def test_frames_put_the_middle_of_every_body_at_zero(store):
-    for case, frame in zip(store.cases, body_frames(store), strict=True):
-        np.testing.assert_allclose(frame @ [*np.mean(case.body_box_mm, axis=0), 1.0], [0, 0, 0, 1], atol=1e-9)
+    frames = frames_of(SpadeSettings(), store, (0, 2))
+    assert frames.keys() == {0, 2}
+    for i, frame in frames.items():
+        middle = np.mean(store.cases[i].body_box_mm, axis=0)
+        np.testing.assert_allclose(frame @ [*middle, 1.0], [0, 0, 0, 1], atol=1e-9)
+
+
+def test_frames_are_found_once_and_kept_with_the_run(store, tmp_path, monkeypatch):
+    found = frames_of(SpadeSettings(), store, (0, 1, 2), tmp_path)
+    monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", None)
+    again = frames_of(SpadeSettings(), store, (0, 1, 2), tmp_path)
+    assert all(np.array_equal(found[i], again[i]) for i in (0, 1, 2))
+    with pytest.raises(DataFault, match="box frames, without 0 of the scans; of another run"):
+        frames_of(with_values(SpadeSettings(), {"crop.frame": "affine"}), store, (0, 1, 2), tmp_path)
+    assert (tmp_path / FRAMES).is_file()
+
+
+def test_a_scan_that_cannot_be_placed_is_noted_and_learns_alone(store, monkeypatch, capsys):
+    def lost(store, cases, method, **_):
+        return {i: None if i == 1 else frame for i, frame in zip(cases, made, strict=True)}
+
+    made = box_frames([case.body_box_mm for case in store.cases])
+    monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", lost)
+    frames = frames_of(SpadeSettings(), store, (0, 1, 2))
+    assert frames[1] is None and frames[2] is not None
+    assert f"1 of 3 scans could not be placed in the body ({store.cases[1].name})" in capsys.readouterr().err
 
 
 def test_the_same_seed_builds_the_same_run(store):

@@ -43,7 +43,7 @@ def batches(in_memory):
     images = [rng.integers(0, 100, (24, 22, 20)) for _ in range(5)]
     store = in_memory(images, normalisation=Normalisation(0.0, 1 / 50, 0.0, 2.0))
     sampling = Sampling(shape=(8, 8, 8), spacing=(1.0, 1.0, 1.0), anchors=3, scans=1, grid=(4, 4, 4), places=5)
-    return PairStream(store, range(5), [np.eye(4)] * 5, sampling)
+    return PairStream(store, range(5), dict.fromkeys(range(5), np.eye(4)), sampling)
 
 
 def made(method, **terms):
@@ -131,7 +131,9 @@ def test_two_pairs_are_two_instances():
 
 
 def test_one_pair_alone_is_refused(batches, in_memory):
-    alone = PairStream(batches.store, batches.cases, [np.eye(4)] * 5, replace(batches.sampling, anchors=1))
+    alone = PairStream(
+        batches.store, batches.cases, dict.fromkeys(range(5), np.eye(4)), replace(batches.sampling, anchors=1)
+    )
     with pytest.raises(UsageFault, match=r"2 crops shows one place.*--crop\.anchors"):
         made("simclr").losses(alone.batch(0), 0.0)
 

@@ -53,7 +53,7 @@ def batches(in_memory):
     images = [place + rng.integers(0, 100, place.shape) for _ in range(3)]
     store = in_memory(images, normalisation=Normalisation(0.0, 1 / 740, 0.0, 1.0))
     sampling = Sampling(shape=(8, 8, 8), spacing=(1.0, 1.0, 1.0), scans=2, grid=(4, 4, 4), places=5)
-    return PairStream(store, range(3), [np.eye(4)] * 3, sampling)
+    return PairStream(store, range(3), dict.fromkeys(range(3), np.eye(4)), sampling)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_spade_trains_a_swin_unetr(in_memory):
     image = np.random.default_rng(0).integers(0, 100, (24, 24, 24))
     store = in_memory([image], normalisation=Normalisation(0.0, 0.01, 0.0, 1.0))
     sampling = Sampling(shape=(16, 16, 16), spacing=(1.0, 1.0, 1.0), grid=(4, 4, 4), places=5)
-    batches = PairStream(store, [0], [np.eye(4)], sampling)
+    batches = PairStream(store, [0], {0: np.eye(4)}, sampling)
     task.losses(batches.batch(0), 0.0)
     task.after_step(0.0)
     losses = task.losses(batches.batch(1), 0.5)

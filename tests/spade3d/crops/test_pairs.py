@@ -35,7 +35,7 @@ def frames(store):
 
 
 def stream_of(store, frames, sampling=SAMPLING, seed=0):
-    return PairStream(store, range(len(store.cases)), frames, sampling, seed=seed)
+    return PairStream(store, range(len(store.cases)), dict(enumerate(frames)), sampling, seed=seed)
 
 
 def drawn_in(stream, step):
@@ -135,7 +135,7 @@ def test_places_outside_the_scan_are_not_matched(in_memory):
     """Crops of twice the scan: most of their cells show nothing at all."""
     store = in_memory([np.ones((8, 8, 8))])
     sampling = replace(SAMPLING, shape=(16, 16, 16), spacing=(1.0, 1.0, 1.0), grid=(8, 8, 8), places=999)
-    batch = PairStream(store, [0], [np.eye(4)], sampling).batch(0)
+    batch = PairStream(store, [0], {0: np.eye(4)}, sampling).batch(0)
     assert 0 < len(batch.places) < 2 * 8**3 / 4
     assert (batch.places.mm >= -0.5).all() and (batch.places.mm <= 7.5).all()
 
@@ -165,7 +165,7 @@ def test_the_two_crops_of_a_scan_overlap_as_asked(store, frames):
 
 def test_the_counterpart_of_equal_frames_is_the_same_box(in_memory):
     store = in_memory([np.ones((20, 20, 20))] * 2)
-    stream = PairStream(store, [0, 1], [np.eye(4)] * 2, SAMPLING)
+    stream = PairStream(store, [0, 1], dict.fromkeys(range(2), np.eye(4)), SAMPLING)
     box = Box((9.0, 8.0, 10.0), (6.0, 7.0, 8.0))
     found = stream.counterpart(box, 0, 1)
     np.testing.assert_allclose(found.corners, box.corners)
@@ -174,7 +174,9 @@ def test_the_counterpart_of_equal_frames_is_the_same_box(in_memory):
 def test_a_larger_patient_has_a_larger_counterpart(in_memory):
     store = in_memory([np.ones((20, 20, 20)), np.ones((20, 20, 20))], affines=[np.eye(4), np.diag([2.0, 2, 2, 1])])
     frames = [frame.to_frame for frame in box_frames([case.body_box_mm for case in store.cases])]
-    found = PairStream(store, [0, 1], frames, SAMPLING).counterpart(Box((9.5, 4.5, 9.5), (6.0, 6.0, 6.0)), 0, 1)
+    found = PairStream(store, [0, 1], dict(enumerate(frames)), SAMPLING).counterpart(
+        Box((9.5, 4.5, 9.5), (6.0, 6.0, 6.0)), 0, 1
+    )
     np.testing.assert_allclose(found.size, 12)
     np.testing.assert_allclose(found.centre, (19, 9, 19))  # the same voxel of twice the size
 
@@ -205,17 +207,19 @@ def test_without_frames_every_scan_stands_alone(store):
 
 
 def test_fewer_scans_than_asked_for_make_a_smaller_batch(store, frames):
-    batch = PairStream(store, [2], frames, SAMPLING).batch(0)
+    batch = PairStream(store, [2], dict(enumerate(frames)), SAMPLING).batch(0)
     assert len(batch.student) == 2 and batch.alike.all()
     with pytest.raises(ValueError, match="no cases"):
-        PairStream(store, [], frames, SAMPLING)
+        PairStream(store, [], dict(enumerate(frames)), SAMPLING)
 
 
 def test_views_that_share_no_cell_make_a_batch_without_places(in_memory):
     store = in_memory([np.ones((40, 4, 4))])
     still = Views(rotation_deg=0.0)
     sampling = replace(SAMPLING, shape=(8, 8, 8), spacing=(1.0, 1.0, 1.0), overlap=(0.0, 0.0), views=still)
-    batches = [PairStream(store, [0], [np.eye(4)], replace(sampling, grid=(1, 1, 1))).batch(step) for step in range(9)]
+    batches = [
+        PairStream(store, [0], {0: np.eye(4)}, replace(sampling, grid=(1, 1, 1))).batch(step) for step in range(9)
+    ]
     empty = [batch for batch in batches if len(batch.places) == 0]
     assert empty and all(batch.query_voxel.shape == (0, 3) and batch.places.mm.shape == (0, 3) for batch in empty)
 

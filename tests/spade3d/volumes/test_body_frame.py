@@ -1,68 +1,22 @@
-"""Body boxes and the frames in which two patients' places compare."""
+"""Frames in which two patients' places compare: the box, the choice among them, and their file."""
 
-import time
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spade3d.volumes.body_frame import body_box, box_frames, boxed, field_of_view, otsu
-
-AIR, TISSUE, TABLE = -1000, 40, -100
-
-
-def affine(spacing, origin=(0.0, 0.0, 0.0)):
-    matrix = np.diag([*spacing, 1.0])
-    matrix[:3, 3] = origin
-    return matrix
-
-
-def patient(shape=(100, 80, 60)):
-    """Air, a body in voxels 20..69, 30..59 along its whole length, and a table of two voxels below it."""
-    voxels = np.full(shape, AIR, dtype=np.int16)
-    voxels[20:70, 30:60] = TISSUE
-    voxels[10:90, 20:22] = TABLE
-    return voxels
-
-
-@pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_the_body_is_found_to_a_coarse_voxel_and_the_table_falls_off(modality):
-    voxels = patient() if modality == "CT" else ((patient() + 1000) / 10).astype(np.int16)
-    (r0, a0, s0), (r1, a1, s1) = body_box(voxels, affine((4.0, 4.0, 4.0), (-200.0, -160.0, 50.0)), modality)
-    # Voxel faces: 19.5 * 4 - 200 and 69.5 * 4 - 200; the body leaves the field of view along S.
-    assert (r0, r1, a0, a1) == pytest.approx((-122, 78, -42, 78), abs=1e-9)
-    assert (s0, s1) == pytest.approx((48, 288), abs=1e-9)
-
-
-def test_the_box_follows_the_affine():
-    voxels = patient()
-    fine = body_box(np.repeat(voxels, 2, axis=0), affine((2.0, 4.0, 4.0), (-1.0, 0.0, 0.0)), "CT")
-    whole = body_box(voxels, affine((4.0, 4.0, 4.0)), "CT")
-    assert np.allclose(fine, whole, atol=4.0)
-    turned = np.array([[0.0, -4, 0, 0], [4, 0, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
-    (r0, a0, _), (r1, a1, _) = body_box(voxels, turned, "CT")
-    assert (a0, a1) == pytest.approx((78, 278))
-    assert (r0, r1) == pytest.approx((-238, -118))
-
-
-def test_two_legs_are_one_body():
-    voxels = np.full((80, 40, 40), AIR, dtype=np.int16)
-    voxels[10:30, 10:30] = voxels[50:68, 10:30] = TISSUE
-    (r0, _, _), (r1, _, _) = body_box(voxels, affine((4.0, 4.0, 4.0)), "CT")
-    assert (r0, r1) == pytest.approx((38, 270))
-
-
-def test_where_nothing_stands_out_the_box_is_the_field_of_view():
-    nothing = np.full((5, 6, 7), AIR, dtype=np.int16)
-    assert body_box(nothing, affine((1.0, 1.0, 8.0)), "CT") == field_of_view((5, 6, 7), affine((1.0, 1.0, 8.0)))
-
-
-def test_a_large_scan_takes_a_fraction_of_a_second():
-    voxels = np.repeat(np.repeat(patient(), 4, axis=0), 4, axis=1)  # 400 x 320 x 60
-    started = time.process_time()
-    body_box(voxels, affine((0.9, 0.9, 3.0)), "CT")
-    assert time.process_time() - started < 0.2
+from spade3d.faults import DataFault, UsageFault
+from spade3d.volumes.body_frame import (
+    BodyFrame,
+    box_frames,
+    load_frames,
+    of_typical_size,
+    place_scans,
+    save_frames,
+    stretch,
+)
 
 
 @given(
@@ -89,15 +43,39 @@ def test_one_scan_alone_keeps_its_millimetres():
         box_frames([((0.0, 0.0, 0.0), (0.0, 1.0, 1.0))])
 
 
-def test_boxed_is_the_part_inside_and_its_affine_keeps_places():
-    grid = affine((2.0, 3.0, 4.0), (-10.0, 5.0, 0.0))
-    part, moved = boxed((40, 40, 40), grid, ((0.0, 35.0, 40.0), (20.0, 65.0, 80.0)), 0.0)
-    assert part == (slice(5, 16), slice(10, 21), slice(10, 21))
-    assert np.allclose(moved @ [0, 0, 0, 1], grid @ [5, 10, 10, 1])
+def test_box_places_the_cases_that_are_asked_for(in_memory):
+    store = in_memory([np.zeros((10, 8, 6))] * 2 + [np.zeros((20, 8, 6))])
+    placed = place_scans(store, [2, 0], "box")
+    assert list(placed) == [2, 0]
+    assert placed[2].place(np.array([9.5 + 10, 3.5, 2.5])) == pytest.approx([7.5, 0, 0])  # 20 mm shown as 15
+    with pytest.raises(UsageFault, match="'afine'.*box, affine, learned"):
+        place_scans(store, [0], "afine")
 
 
-def test_otsu_parts_two_classes_in_spite_of_a_few_hot_voxels():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.normal(10, 2, 5000), rng.normal(100, 5, 4000), [1e6, 1e7]])
-    assert 20 < otsu(values) < 80
-    assert otsu(np.full(10, 3.0)) == 3.0
+def test_the_typical_scan_keeps_its_millimetres():
+    found = {n: (stretch(np.full(3, scale), np.ones(3)), 0.5) for n, scale in enumerate((0.5, 0.8, 2.0))} | {7: None}
+    frames = of_typical_size(found)
+    assert np.allclose(frames[1].to_frame, stretch(np.ones(3), np.full(3, 1.25)))
+    assert frames[7] is None
+    assert of_typical_size({0: None}) == {0: None}
+
+
+def test_frames_come_back_to_the_last_digit(tmp_path):
+    matrix = np.diag([1 / 3, np.nextafter(1, 2), 1e-17, 1.0])
+    save_frames(tmp_path / "frames.json", {"a": BodyFrame(matrix, 0.1), "b": None}, "affine")
+    frames, method = load_frames(tmp_path / "frames.json")
+    assert method == "affine" and frames["b"] is None
+    assert frames["a"].to_frame.tobytes() == matrix.tobytes() and frames["a"].confidence == 0.1
+
+
+@pytest.mark.parametrize(
+    "change", [{"scans": {"a": {"to_frame": [[1]], "confidence": 1}}}, {"scans": 3}, {"format": "x"}]
+)
+def test_a_file_of_something_else_is_named(tmp_path, change):
+    path = tmp_path / "frames.json"
+    save_frames(path, {"a": BodyFrame(np.eye(4))}, "box")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataFault, match="frames.json: .*write it anew"):
+        load_frames(path)
+    with pytest.raises(DataFault, match="cannot be read"):
+        load_frames(tmp_path / "none.json")
