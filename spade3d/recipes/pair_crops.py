@@ -32,7 +32,7 @@ class CropSettings(Settings):
     """
 
     shape: Voxels | None = None
-    frame: Literal["box", "affine", "learned"] = "box"
+    frame: Literal["box", "affine", "learned"] = "affine"
     anchors: Annotated[int, Field(ge=1, le=64)] = 2
     scans: Annotated[int, Field(ge=1, le=64)] = 2
     overlap: ShareRange = (0.2, 0.8)

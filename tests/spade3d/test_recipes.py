@@ -14,7 +14,14 @@ from spade3d.scans import open_scans
 from spade3d.volumes.body_frame import box_frames
 from spade3d.volumes.phantoms import write_dataset
 
-SMALL = {"network.feature_size": 12, "crop.shape": (16, 16, 16), "steps": 2, "contrast.local_memory": 16}
+BOX = with_values(SpadeSettings(), {"crop.frame": "box"})
+SMALL = {
+    "crop.frame": "box",
+    "network.feature_size": 12,
+    "crop.shape": (16, 16, 16),
+    "steps": 2,
+    "contrast.local_memory": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +93,7 @@ def test_crops_and_steps_by_hand():
 
 
 def test_frames_put_the_middle_of_every_body_at_zero(store):
-    frames = frames_of(SpadeSettings(), store, (0, 2))
+    frames = frames_of(BOX, store, (0, 2))
     assert frames.keys() == {0, 2}
     for i, frame in frames.items():
         middle = np.mean(store.cases[i].body_box_mm, axis=0)
@@ -94,12 +101,12 @@ def test_frames_put_the_middle_of_every_body_at_zero(store):
 
 
 def test_frames_are_found_once_and_kept_with_the_run(store, tmp_path, monkeypatch):
-    found = frames_of(SpadeSettings(), store, (0, 1, 2), tmp_path)
+    found = frames_of(BOX, store, (0, 1, 2), tmp_path)
     monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", None)
-    again = frames_of(SpadeSettings(), store, (0, 1, 2), tmp_path)
+    again = frames_of(BOX, store, (0, 1, 2), tmp_path)
     assert all(np.array_equal(found[i], again[i]) for i in (0, 1, 2))
     with pytest.raises(DataFault, match="box frames, without 0 of the scans; of another run"):
-        frames_of(with_values(SpadeSettings(), {"crop.frame": "affine"}), store, (0, 1, 2), tmp_path)
+        frames_of(SpadeSettings(), store, (0, 1, 2), tmp_path)
     assert (tmp_path / FRAMES).is_file()
 
 
@@ -109,7 +116,7 @@ def test_a_scan_that_cannot_be_placed_is_noted_and_learns_alone(store, monkeypat
 
     made = box_frames([case.body_box_mm for case in store.cases])
     monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", lost)
-    frames = frames_of(SpadeSettings(), store, (0, 1, 2))
+    frames = frames_of(BOX, store, (0, 1, 2))
     assert frames[1] is None and frames[2] is not None
     assert f"1 of 3 scans could not be placed in the body ({store.cases[1].name})" in capsys.readouterr().err
 
