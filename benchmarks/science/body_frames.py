@@ -143,8 +143,11 @@ def judged(name: str, store: VolumeStore, frames: tuple[str, ...], seed: int) ->
         if name == "hippocampus":
             sides = {i: side_of(store.cases[i].name) for i in cases}
             for what, same in (("one side", True), ("across sides", False)):
-                of = lambda a, b, same=same, sides=sides: (sides[a] == sides[b]) is same  # noqa: E731
-                row[what] = spread(distances(store, organs, to_frame, of))
+                row[what] = spread(
+                    distances(
+                        store, organs, to_frame, lambda a, b, same=same, sides=sides: (sides[a] == sides[b]) is same
+                    )
+                )
         rows.append(row)
         shown = (f"{row[key]:.1f}" if row["pairs"] else "-" for key in ("median_mm", "p90_mm"))
         table.add_row(way, f"{placed:.0%}", str(row["pairs"]), *shown, f"{seconds:.2f}")

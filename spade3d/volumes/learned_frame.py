@@ -11,6 +11,8 @@ by the robust fit of f over many of its crops:  f(crop) = scale * centre + shift
 two scans together: one network serves all, so that like anatomy gives like places; and f is pulled weakly to the place
 in the crop's own field of view, since a few scans can be learned by heart, each at a place of its own. Brightness is
 changed at random, and inverted where the set has several modalities. The network is not kept.
+
+Votes of one scan agree also where all of them are wrong, so few scans are refused: on our sets, none.
 """
 
 from collections.abc import Sequence
