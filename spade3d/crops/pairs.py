@@ -15,25 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spade3d.crops.bodies import Bodies
 from spade3d.crops.correspondences import cell_places, match, voxels_at
 from spade3d.crops.crop import (
     Box,
     Crop,
     Views,
-    body_bounds,
     coloured,
     cut_together,
     draw_box,
     draw_partner,
     draw_view,
-    keep_inside,
     region,
     scan_bounds,
-    scan_to_world,
 )
 from spade3d.crops.focus import Focus, FocusedView, draw_focused_pair, draw_parent, hide
 from spade3d.crops.salient import Saliency
-from spade3d.crops.selection import BODY, Places, Selection, alike
+from spade3d.crops.selection import Places, Selection, alike
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ class PairBatch:
 class PairStream:
     """Batches of pairs from a store, without end and without state.
 
-    `frames` holds, for each of the cases, the affine (4, 4) from RAS+ mm of the scan to body-frame mm, or None for
-    a scan that could not be placed: such a scan learns from its own places only.
+    `frames` holds, for each of the cases, its way into the body frame (`Bodies`); a scan that could not be placed
+    learns from its own places only.
     """
 
     def __init__(
@@ -115,10 +113,7 @@ class PairStream:
         if not cases:
             raise ValueError("no cases to draw from")
         self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed
-        self.to_frame = {
-            case: None if frames[case] is None else frames[case] @ scan_to_world(store.cases[case]) for case in cases
-        }
-        self.bounds = {case: body_bounds(store.cases[case]) for case in cases}
+        self.bodies = Bodies(store, self.cases, frames)
         self.saliency = None if sampling.focus is None else Saliency(store, cases, sampling.focus)
 
     def stream(self, start: int, stop: int) -> Iterator[PairBatch]:
@@ -136,13 +131,15 @@ class PairStream:
             teacher=as_images(list(map(self.hidden_by_focus, taught, teachers))),
             clean=as_images(clean),
             hidden=self.hidden(rng, len(drawn)),
-            **self.alike(
-                *(Places.joined([self.framed(s.crop.case, s.region) for s in side]) for side in (students, teachers))
-            ),
+            **self.alike(self.places_of(students), self.places_of(teachers)),
             step=step,
             realised=realised(students + teachers),
             **self.matched(rng, drawn),
         )
+
+    def places_of(self, views: list[Seen]) -> Places:
+        """Where views lie in the body, (n, 6)."""
+        return Places.joined([self.bodies.of_box(seen.crop.case, seen.region) for seen in views])
 
     def shown(self, clean: np.ndarray, seen: Seen) -> np.ndarray:
         """What the student sees of a view that was cut without intensity change."""
@@ -177,9 +174,10 @@ class PairStream:
         anchor, *others = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False).tolist()
         pairs = {anchor: self.draw_pair(rng, anchor)}
         for case in others:
-            placed = self.to_frame[anchor] is not None and self.to_frame[case] is not None
-            counterparts = (self.counterpart(box, anchor, case) for box in pairs[anchor])
-            pairs[case] = tuple(counterparts) if placed else self.draw_pair(rng, case)
+            if self.bodies.placed(anchor, case):
+                pairs[case] = tuple(self.bodies.counterpart(box, anchor, case) for box in pairs[anchor])
+            else:
+                pairs[case] = self.draw_pair(rng, case)
         return [self.draw_views(rng, case, box) for case, boxes in pairs.items() for box in boxes]
 
     def draw_views(self, rng: np.random.Generator, case: int, box: Box) -> tuple[Seen, Seen]:
@@ -195,48 +193,22 @@ class PairStream:
         """Where `count` random crops lie in the body: what the data offers to be told apart."""
         rng = np.random.default_rng([self.seed, count])
         drawn = rng.choice(self.cases, count).tolist()
-        boxes = [self.framed(case, self.draw_box(rng, case)) for case in drawn]
+        boxes = [self.bodies.of_box(case, self.draw_box(rng, case)) for case in drawn]
         return Places.joined(boxes).centres
 
     def draw_pair(self, rng: np.random.Generator, case: int) -> tuple[Box, Box]:
         """Two overlapping boxes of one scan: of the anchor, and of a scan that has no place of the body to share."""
         focused = self.saliency is not None
         a = draw_parent(rng, self.saliency, case, self.size_mm) if focused else self.draw_box(rng, case)
-        return a, draw_partner(rng, a, self.bounds[case], self.sampling.overlap)
+        return a, draw_partner(rng, a, self.bodies.bounds[case], self.sampling.overlap)
 
     def draw_box(self, rng: np.random.Generator, case: int) -> Box:
         """A crop's box anywhere in the body."""
-        return draw_box(rng, self.size_mm, self.bounds[case])
+        return draw_box(rng, self.size_mm, self.bodies.bounds[case])
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
         return tuple(float(n * mm) for n, mm in zip(self.sampling.shape, self.sampling.spacing, strict=True))
-
-    def counterpart(self, box: Box, anchor: int, case: int) -> Box:
-        """The box of another scan at the same place of the body, where both scans have a frame.
-
-        Its size follows the frames too (a larger patient has a larger counterpart, as in the figure). It is kept inside
-        the body; whether it still shows the same place is for the selection to say.
-        """
-        across = np.linalg.inv(self.to_frame[case]) @ self.to_frame[anchor]
-        size = np.linalg.norm(across[:3, :3] * np.asarray(box.size), axis=1)  # as large, whichever way it is turned
-        centre = across[:3, :3] @ np.asarray(box.centre) + across[:3, 3]
-        return Box(tuple(keep_inside(centre, size, self.bounds[case])), tuple(size))
-
-    def framed(self, case: int, box: Box) -> Places:
-        """One box (1, 6) in the body frame, as large along its axes; in its own scan where that has no frame.
-
-        A box turned in the frame becomes the upright box of the same extent (root of squares), not the larger one
-        around its corners: a counterpart would not overlap enough with its own anchor.
-        """
-        to_frame = self.to_frame[case]
-        linear, shift = (np.eye(3), np.zeros(3)) if to_frame is None else (to_frame[:3, :3], to_frame[:3, 3])
-        centre = linear @ np.asarray(box.centre) + shift
-        half = np.linalg.norm(linear * np.asarray(box.size), axis=1) / 2
-        return Places(np.concatenate([centre - half, centre + half])[None], np.array([self.space(case)]))
-
-    def space(self, case: int) -> int:
-        return BODY if self.to_frame[case] is not None else case + 1
 
     def alike(self, boxes: Places, key_boxes: Places) -> dict:
         """Who attracts whom in the global scope, (n, n): the same crop; by place its overlapping partner in the same
@@ -285,9 +257,7 @@ class PairStream:
             key_crop.append(np.full(len(where), k))
             query_voxel.append(voxels_at(view, where))
             key_voxel.append(voxels_at(other, where))
-            frame = np.eye(4) if self.to_frame[view.case] is None else self.to_frame[view.case]
-            here = where @ frame[:3, :3].T + frame[:3, 3]
-            places.append(Places(here, np.full(len(here), self.space(view.case))))
+            places.append(self.bodies.of_points(view.case, where))
         query_crop, query_voxel, key_crop, key_voxel = map(
             np.concatenate, (query_crop, query_voxel, key_crop, key_voxel)
         )

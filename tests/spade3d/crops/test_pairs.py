@@ -167,14 +167,14 @@ def test_the_counterpart_of_equal_frames_is_the_same_box(in_memory):
     store = in_memory([np.ones((20, 20, 20))] * 2)
     stream = PairStream(store, [0, 1], dict.fromkeys(range(2), np.eye(4)), SAMPLING)
     box = Box((9.0, 8.0, 10.0), (6.0, 7.0, 8.0))
-    found = stream.counterpart(box, 0, 1)
+    found = stream.bodies.counterpart(box, 0, 1)
     np.testing.assert_allclose(found.corners, box.corners)
 
 
 def test_a_larger_patient_has_a_larger_counterpart(in_memory):
     store = in_memory([np.ones((20, 20, 20)), np.ones((20, 20, 20))], affines=[np.eye(4), np.diag([2.0, 2, 2, 1])])
     frames = [frame.to_frame for frame in box_frames([case.body_box_mm for case in store.cases])]
-    found = PairStream(store, [0, 1], dict(enumerate(frames)), SAMPLING).counterpart(
+    found = PairStream(store, [0, 1], dict(enumerate(frames)), SAMPLING).bodies.counterpart(
         Box((9.5, 4.5, 9.5), (6.0, 6.0, 6.0)), 0, 1
     )
     np.testing.assert_allclose(found.size, 12)
@@ -280,8 +280,8 @@ def test_a_counterpart_of_a_turned_scan_still_attracts(store, frames):
     for turned in ([frames[0], turn @ frames[1], frames[2]], [turn @ frames[0], frames[1], frames[2]]):
         stream = stream_of(store, turned, replace(SAMPLING, shape=(6, 6, 4)))
         box = Box((12.0, 12.0, 20.0), (5.0, 5.0, 5.0))
-        other = stream.counterpart(box, 0, 1)
-        both = [stream.framed(0, box), stream.framed(1, other)]
+        other = stream.bodies.counterpart(box, 0, 1)
+        both = [stream.bodies.of_box(0, box), stream.bodies.of_box(1, other)]
         assert alike(*both, 0.5).all()
 
 
@@ -336,7 +336,7 @@ def test_focus_changes_the_views_and_nothing_else(salient, frames):
                 batch.teacher[n, 0], hide(cut(salient, its.crop), its.focused, stream.saliency)
             )
             hidden += ours.focused.cutout is not None or its.focused.mask
-            np.testing.assert_allclose(batch.boxes.mm[n], stream.framed(ours.crop.case, ours.region).mm[0])
+            np.testing.assert_allclose(batch.boxes.mm[n], stream.bodies.of_box(ours.crop.case, ours.region).mm[0])
         for q, query, k, key in zip(batch.query_crop, batch.query_voxel, batch.key_crop, batch.key_voxel, strict=True):
             here, there = drawn[q][0].crop.to_mm @ [*query, 1], drawn[k][1].crop.to_mm @ [*key, 1]
             np.testing.assert_allclose(here, there, atol=1e-4)  # one place, whatever the views
