@@ -42,7 +42,7 @@ def main(tokens: list[str] | None = None) -> None:
         fixations
             CT-ScanGaze JSON, a CSV (case,x,y,z,duration_s or GazeMedSeg's columns), or a folder of such files.
         first_slice
-            the number that the files give to the first slice; auto is 1 in JSON and 0 in CSV.
+            the number that the files give to the first slice, row and column; auto is 1 in JSON and 0 in CSV.
         sigma_mm
             of the Gaussian within slices; left out, 3 % of the field of view.
         sigma_slices_mm

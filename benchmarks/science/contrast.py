@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dagman.evaluation.comparison import check_protocols
-from dagman.evaluation.crop_features import Encoder, Probing, Scores
+from dagman.evaluation.crop_features import Encoder, Probing, Scores, standardised
 from dagman.evaluation.equivariance import twin_agreement
 from dagman.evaluation.probes import gains, held_out, probe, summary_of, untrained_like
 from dagman.evaluation.scores import read_rows, read_summary
@@ -67,6 +67,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "focus-centre": ("--recipe", "spade", "--focus.views", "centre"),
 }
 WITHOUT_SALIENCY = tuple(arm for arm in ARMS if not arm.startswith("focus"))
+PROBES = 2  # goes up when the probes change, so that no kept answer of older ones is used
 DECODED_CELL = 4  # voxels of the decoded cells that Spade's local contrast reads
 HEADLINES = {
     "retrieval.features": "organ overlap at rank 1",
@@ -217,7 +218,8 @@ def settings_of(asked: argparse.Namespace, run: Run) -> dict[str, Any]:
 
 def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Sequence[int], how: Probing) -> Scores:
     """All measures of one run, from WORK where the same was asked before."""
-    path, what = asked.out / f"probes-{run[0]}-{run[1]}.json", json.loads(json.dumps([asdict(how), list(cases)]))
+    path = asked.out / f"probes-{run[0]}-{run[1]}.json"
+    what = json.loads(json.dumps([PROBES, asdict(how), list(cases)]))
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["what"] == what:
@@ -230,7 +232,7 @@ def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Seque
     found = probe(encoder.to(how.device), store, cases, how)
     decoder = decoded_maps(asked, like, trained=arm != UNTRAINED, device=how.device)
     one_map = replace(how, stages=(CELLS.index(DECODED_CELL),))
-    decoded, _ = twin_agreement(decoder, store, cases, one_map)
+    decoded, _ = twin_agreement(standardised(decoder, store, cases, how), store, cases, one_map)
     scores = {**found.scores, **{f"decoded.{measure}": of for measure, of in decoded.items()}}
     write_json(path, {"what": what, "left_out": found.left_out, "scores": scores})
     return scores

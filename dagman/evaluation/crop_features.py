@@ -74,11 +74,15 @@ def standardised(encoder: Encoder, store, cases: Sequence[int], how: Probing) ->
     for case in cases:
         rng, bounds = np.random.default_rng([how.seed, case, 2]), body_bounds(store.cases[case])
         crops += [plain_crop(case, draw_box(rng, how.size_mm, bounds), how.shape) for _ in range(how.crops)]
-    seen = [stages_of(encoder, store, [crop], how.device) for crop in crops]
-    cells = [torch.cat([stage.flatten(2)[0].T for stage in stages]) for stages in zip(*seen, strict=True)]
-    means = [one.mean(dim=0).view(-1, 1, 1, 1) for one in cells]
+    sums: list[Float[Tensor, "3 c"]] = []  # of ones, values and squares over the cells of each stage
+    for crop in crops:
+        cells = [stage.flatten(2)[0].double() for stage in stages_of(encoder, store, [crop], how.device)]
+        here = [torch.stack([torch.ones_like(one), one, one**2]).sum(dim=2) for one in cells]
+        sums = here if not sums else [a + b for a, b in zip(sums, here, strict=True)]
+    means = [(of[1] / of[0]).float().view(-1, 1, 1, 1) for of in sums]
     # A channel that never changes says nothing; dividing by a floor leaves it at 0.
-    spreads = [one.std(dim=0).clamp(min=1e-6).view(-1, 1, 1, 1) for one in cells]
+    variances = [of[2] / of[0] - (of[1] / of[0]) ** 2 for of in sums]
+    spreads = [one.clamp(min=1e-12).sqrt().float().view(-1, 1, 1, 1) for one in variances]
 
     def seen_evenly(images: Tensor) -> list[Tensor]:
         return [(s.float() - m) / d for s, m, d in zip(encoder(images), means, spreads, strict=True)]

@@ -133,7 +133,8 @@ def landmarks_of(store, case: int) -> tuple[dict[Mark, np.ndarray], int]:
 def vectors_of(
     encoder: Encoder, store, case: int, places: Mapping[Mark, np.ndarray], how: Probing
 ) -> dict[Mark, Float[Tensor, " c"]]:
-    """The vector of each landmark of a scan, each read from a crop of its own, somewhere in whose middle half it lies.
+    """The vector of each landmark of a scan, each read from a crop of its own, somewhere in whose middle half it lies
+    where the body is large enough.
 
     Were they read from crops that lie alike in all scans, where in its crop a place is would tell where in the body.
     """

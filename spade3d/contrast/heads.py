@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-FLAT = 1e-6  # a channel that hardly changes is not blown up
+FLAT = 0.01  # of the typical spread; a channel that hardly changed while it was measured is not blown up by more
 
 
 class CalibratedHead(nn.Module):
@@ -43,10 +43,16 @@ class CalibratedHead(nn.Module):
     def calibrate(self, features: Float[Tensor, "n inputs"]) -> None:
         """Measure on features that are typical of the data; two at least."""
         self.inputs_mean.copy_(features.float().mean(dim=0))
-        self.inputs_spread.copy_(features.float().std(dim=0).clamp(min=FLAT))
+        self.inputs_spread.copy_(spread(features.float()))
         projected = self.projected(features)
         self.outputs_mean.copy_(projected.mean(dim=0))
-        self.outputs_spread.copy_(projected.std(dim=0).clamp(min=FLAT))
+        self.outputs_spread.copy_(spread(projected))
+
+
+def spread(x: Float[Tensor, "n dim"]) -> Float[Tensor, " dim"]:
+    """The standard deviation of each column, at least a hundredth of the median one."""
+    of_column = x.std(dim=0)
+    return of_column.clamp(min=max(FLAT * float(of_column.median()), torch.finfo(x.dtype).tiny))
 
 
 class BatchHead(nn.Module):

@@ -8,7 +8,8 @@ in the body select nothing, and no part of a view is hidden: `batch.alike` and `
 * simclr (Chen et al. 2020): NT-Xent; a view against all views of the other instances of the batch, one network.
 * moco (He et al. 2020; the two-layer head of v2, Chen et al. 2020): keys of the teacher; against the queue. Of v3
   (Chen et al. 2021) come the symmetrised loss, heads that are standardised over the batch, the other instances of the
-  batch as further negatives, and the teacher's momentum that rises; not its predictor, nor its frozen patches.
+  batch as further negatives, and the teacher's momentum that rises; not its predictor, nor its frozen patches. A queue
+  with such heads is no paper's; a calibrated head (heads.py) collapsed in a small test (docs/log.md).
 * byol (Grill et al. 2020): a predictor on the student alone, towards the teacher's vectors; no negatives.
 """
 

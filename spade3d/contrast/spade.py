@@ -23,6 +23,7 @@ from spade3d.contrast.objectives import info_nce
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
 from spade3d.crops.selection import Places, apart
+from spade3d.faults import UsageFault
 from spade3d.networks.features import CELLS, Features, read_at
 from spade3d.training.loop import Task
 
@@ -75,16 +76,18 @@ class Branch(nn.Module):
         return read_at(features.decoded[CELLS.index(self.cell)], voxel, crop, tuple(images.shape[2:]))
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[PairBatch]) -> None:
-        """Let the heads measure what all features of some batches have in common."""
+    def calibrate(self, batches: Iterable[PairBatch], *, places: bool) -> None:
+        """Let the heads measure what all features of some batches have in common; h_l where there are `places`."""
         of_crops, of_places = [], []
         for batch in batches:
             features = self.network(batch.student, finest=self.cell)
             of_crops.append(features.stages[-1].mean(dim=(2, 3, 4)))
             of_places.append(self.read(features, batch.query_crop, batch.query_voxel, batch.student))
         self.global_head.calibrate(torch.cat(of_crops))
-        if len(places := torch.cat(of_places)) > 1:
-            self.local_head.calibrate(places)
+        if places:
+            if sum(map(len, of_places)) < 2:
+                raise UsageFault("crops share no places to learn from; give a larger --crop.overlap or --crop.shape")
+            self.local_head.calibrate(torch.cat(of_places))
 
 
 class Spade(Task):
@@ -101,7 +104,7 @@ class Spade(Task):
 
     def calibrate(self, batches: Iterable[PairBatch]) -> None:
         """Before training: fit the heads to the data, then let the teacher begin as the student once more."""
-        self.student.calibrate(batches)
+        self.student.calibrate(batches, places=self.terms.local_weight > 0)
         self.teacher.restart(self.student)
 
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 The map between two crops of one scan is affine and known, so the nearest cell is one 3 x 4 product and a rounding
 away: O(cells), exact, with the remaining distance in millimetres. Between two scans the same holds after the body
 frames have carried one scan's millimetres onto the other's (Spade, abstract: "spatial correspondences between 3D
-scans"; how the paper extracts them is not public, see docs/concepts.md).
+scans"; how the paper extracts them is not public, see docs/concepts.md). That is for whoever compares scans place by
+place: the counterparts that Spade draws are whole boxes (`bodies.py`).
 """
 
 import math

@@ -83,7 +83,7 @@ class PairBatch:
     key_boxes: Places  # (n, 6): the same of the teacher's view; in the shuffled control that of another anchor
     places: Places  # (m, 3): where the matched places lie in the body
     step: int
-    realised: dict[str, float]  # means over the views that focus drew, for the log; empty for ordinary views
+    realised: dict[str, float]  # what focus came to, for the log; empty for ordinary views
 
     def to(self, device: torch.device) -> PairBatch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -155,6 +155,7 @@ class PairStream:
         batch = self.batch(step)
         of_a = (batch.query_crop == 0).numpy()
         key = int(batch.key_crop[of_a][0]) if of_a.any() else 1
+        of_a &= (batch.key_crop == key).numpy()
         return {
             "a": batch.student[0, 0].numpy(),
             "b": batch.teacher[key, 0].numpy(),
@@ -166,12 +167,14 @@ class PairStream:
 
     def draw(self, rng: np.random.Generator) -> list[tuple[Seen, Seen]]:
         """The student's and the teacher's view of boxes a and b of each anchor and of their counterparts."""
-        return [view for _ in range(self.sampling.anchors) for view in self.draw_around(rng)]
+        anchors = self.sampling.anchors  # different scans, as long as there are enough
+        drawn = rng.choice(self.cases, anchors, replace=anchors > len(self.cases)).tolist()
+        return [views for anchor in drawn for views in self.draw_around(rng, anchor)]
 
-    def draw_around(self, rng: np.random.Generator) -> list[tuple[Seen, Seen]]:
+    def draw_around(self, rng: np.random.Generator, anchor: int) -> list[tuple[Seen, Seen]]:
         """One anchor scan and its companions."""
-        sampling = self.sampling
-        anchor, *others = rng.choice(self.cases, min(sampling.scans, len(self.cases)), replace=False).tolist()
+        candidates = [case for case in self.cases if case != anchor]
+        others = rng.choice(candidates, min(self.sampling.scans - 1, len(candidates)), replace=False).tolist()
         pairs = {anchor: self.draw_pair(rng, anchor)}
         for case in others:
             if self.bodies.placed(anchor, case):
@@ -217,7 +220,8 @@ class PairStream:
         pair = np.arange(n) // 2
         attracts = (pair[:, None] == pair[None, :]) | alike(boxes, key_boxes, self.sampling.alike_iou)
         if rule.shuffled:
-            attracts, key_boxes = np.roll(attracts, n // 2, axis=1), key_boxes.rolled(n // 2)
+            to_another = (n // self.sampling.anchors) * (self.sampling.anchors // 2)
+            attracts, key_boxes = np.roll(attracts, to_another, axis=1), key_boxes.rolled(to_another)
         attracts = np.eye(n, dtype=bool) | (attracts & rule.positives)
         return {"alike": torch.from_numpy(attracts), "boxes": boxes, "key_boxes": key_boxes}
 
@@ -261,15 +265,26 @@ class PairStream:
         query_crop, query_voxel, key_crop, key_voxel = map(
             np.concatenate, (query_crop, query_voxel, key_crop, key_voxel)
         )
+        lying = Places.joined(places)
         if rule.shuffled:  # what the teacher shows at the place of one anchor is a place of another
-            other = np.roll(np.arange(len(key_crop)), len(key_crop) // 2)
-            key_crop, key_voxel = key_crop[other], key_voxel[other]
+            anchors = sampling.anchors
+            of_anchor = query_crop // (len(drawn) // anchors)
+            fewest = np.bincount(of_anchor, minlength=anchors).min()
+            kept = np.concatenate([np.flatnonzero(of_anchor == anchor)[:fewest] for anchor in range(anchors)])
+            other = np.roll(kept, fewest * (anchors // 2))
+            query_crop, query_voxel, key_crop, key_voxel = (
+                query_crop[kept],
+                query_voxel[kept],
+                key_crop[other],
+                key_voxel[other],
+            )
+            lying = Places(lying.mm[kept], lying.space[kept])
         return {
             "query_crop": torch.from_numpy(query_crop),
             "key_crop": torch.from_numpy(key_crop),
             "query_voxel": torch.from_numpy(query_voxel).float(),
             "key_voxel": torch.from_numpy(key_voxel).float(),
-            "places": Places.joined(places),
+            "places": lying,
         }
 
 
@@ -279,11 +294,15 @@ def as_images(crops: list[np.ndarray]) -> Tensor:
 
 
 def realised(views: list[Seen]) -> dict[str, float]:
-    """What focus came to in some views: zoom and retention on average, the lowest retention, the share of views in
-    which there was nothing to keep to. (Where nothing is salient a view is an ordinary one.)"""
+    """What focus came to in some views: zoom as asked and as realised, retention on average and at its lowest, and the
+    share of views whose parents hold nothing salient: they are cut from the parent all the same, anywhere in it."""
     focused = [seen.focused for seen in views if seen.focused is not None]
     if not focused:
         return {}
     kept = [view.retention for view in focused if view.retention is not None]
-    said = {"zoom": float(np.mean([view.zoom for view in focused])), "ordinary": 1 - len(kept) / len(focused)}
+    said = {
+        "asked_zoom": float(np.mean([view.asked_zoom for view in focused])),
+        "zoom": float(np.mean([view.zoom for view in focused])),
+        "without_saliency": 1 - len(kept) / len(focused),
+    }
     return said | ({"retention": float(np.mean(kept)), "least_retention": min(kept)} if kept else {})

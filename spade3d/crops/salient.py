@@ -20,7 +20,7 @@ BLOCK = 32  # voxels along the side of the blocks in which a salient place is lo
 class Saliency:
     """The saliency of some cases of a store, 0..255 on the stored grid, as `focus.control` wants it.
 
-    In a scan without a saliency nothing is salient: its views are ordinary ones.
+    In a scan without a saliency nothing is salient: its views lie anywhere in their parent.
     """
 
     def __init__(self, store, cases: Sequence[int], focus: Focus):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from spade3d.networks.convolutions import Up, output_layer, residual_layer
-from spade3d.networks.features import Features
+from spade3d.networks.features import CELLS, Features
 from spade3d.networks.swin import Merging, SwinTransformer
 from spade3d.networks.windows import Cells
 
@@ -90,6 +90,8 @@ class SwinUNETR(nn.Module):
                     most of the work
         mask_token  what a hidden token shows instead of zeros
         """
+        if finest not in (*CELLS, None):
+            raise ValueError(f"finest {finest}: decoded cells are {', '.join(map(str, CELLS))} voxels long, or None")
         stages = self.swinViT(images, token_mask, mask_token=mask_token)
         decoded = [] if finest is None else self._decode(images, token_mask, stages, finest)
         return Features(tuple(stages), tuple(decoded))

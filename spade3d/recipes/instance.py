@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
 from spade3d.recipes.choosing import crop_within, steps_for
-from spade3d.recipes.pair_crops import CropSettings, FocusSettings, pair_stream
+from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
 
@@ -31,18 +31,33 @@ class InstanceContrast(Settings):
     momentum: Share | None = None
 
 
-class InstanceSettings(Common):
-    """Everything that a run of instance discrimination can be told.
+class InstanceCrops(CropSettings):
+    """Four anchors a batch, each a scan of its own, where Spade has two with a second scan each; places select nothing.
 
-    Each anchor is a scan of its own, where Spade has two scans for each of two anchors: a counterpart in another scan
-    would be a negative that shows the same place.
+    (As long as there are four scans. A counterpart in another scan would be a negative that shows the same place.)
     """
 
+    frame: Literal["box", "affine", "learned"] = "box"
+    anchors: Annotated[int, Field(ge=1, le=64)] = 4
+    scans: Annotated[int, Field(ge=1, le=64)] = 1
+    places: Annotated[int, Field(ge=1)] = 1
+
+
+class InstanceSettings(Common):
+    """Everything that a run of instance discrimination can be told."""
+
     recipe: str = "simclr"
-    crop: CropSettings = CropSettings(anchors=4, scans=1)
+    crop: InstanceCrops = InstanceCrops()
     focus: FocusSettings = FocusSettings()
     contrast: InstanceContrast = InstanceContrast()
     optim: Optim = Optim()
+
+    @model_validator(mode="after")
+    def others_to_be_told_from(self) -> InstanceSettings:
+        """One pair of crops is one instance."""
+        if self.crop.anchors * self.crop.scans < 2:
+            raise ValueError("a batch of one instance tells nothing apart; crop.anchors of 2 or more are needed")
+        return self
 
 
 def choose_instance(
@@ -55,11 +70,13 @@ def choose_instance(
     """
     from spade3d.scans import typical_grid
 
+    check_saliency(settings.focus, store, cases)  # refused here, while there is no run to take back
     shape, spacing = typical_grid(store, cases)
     crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
     width = settings.network.feature_size or (24 if device == "cpu" else 48)
     voxels = 2 * settings.crop.anchors * settings.crop.scans * math.prod(crop)  # as costly as one whole pass of Spade
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
+    momentum = settings.contrast.momentum  # 0 is an answer, too
     return with_values(
         settings,
         {
@@ -67,7 +84,7 @@ def choose_instance(
             "crop.shape": crop,
             "network.feature_size": width,
             "contrast.temperature": settings.contrast.temperature or TEMPERATURE[method],
-            "contrast.momentum": settings.contrast.momentum or momentum_for(steps),
+            "contrast.momentum": momentum_for(steps) if momentum is None else momentum,
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
             "data.spacing": spacing,

@@ -98,32 +98,46 @@ def pair_stream(
         hidden_grid=matched_grid(crop.shape, spacing, HIDDEN_CELL),
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
         selection=selection,
-        focus=focus_of(settings.focus, store, cases),
+        focus=focus_of(settings.focus),
     )
     return PairStream(store, cases, frames_of(settings, store, cases, out), sampling, seed=settings.seed)
 
 
-def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> Focus | None:
-    """The focus of some settings; None for ordinary views.
+def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> None:
+    """Whether the views that are asked for find the saliency that they need; before a run begins.
 
-    DataFault where focus needs a saliency and no scan has one. Scans without one are noted: their views are ordinary.
+    DataFault where no scan has any, or only one patient has, whose saliency cannot be another's. Scans without a
+    salient voxel are noted.
     """
+    if settings.views in ("ordinary", "random", "centre"):
+        return
+    salient = [i for i in cases if store.cases[i].saliency is not None and store.saliency(i).any()]
+    if not salient:
+        raise DataFault(
+            f"{store.path}: none of the {len(cases)} scans has a saliency, which --focus.views {settings.views} "
+            "needs; write it with spade-saliency, or leave --focus.views out"
+        )
+    if settings.views == "shuffled":
+        if len({store.cases[i].subject for i in salient}) < 2:
+            raise DataFault(
+                f"{store.path}: --focus.views shuffled needs the saliency of two patients, and only "
+                f"{store.cases[salient[0]].subject} has some; write more with spade-saliency"
+            )
+    elif len(salient) < len(cases):
+        without = [store.cases[i].name for i in cases if i not in salient]
+        some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+        print(
+            f"note: nothing is salient in {len(without)} of {len(cases)} scans ({some}): their views lie anywhere",
+            file=sys.stderr,
+        )
+
+
+def focus_of(settings: FocusSettings) -> Focus | None:
+    """The focus of some settings; None for ordinary views."""
     from spade3d.crops.focus import Focus
 
     if settings.views == "ordinary":
         return None
-    without = [store.cases[i].name for i in cases if store.cases[i].saliency is None]
-    if settings.views not in ("random", "centre"):
-        if len(without) == len(cases):
-            raise DataFault(
-                f"{store.path}: none of the {len(cases)} scans has a saliency, which --focus.views {settings.views} "
-                "needs; write it with spade-saliency, or leave --focus.views out"
-            )
-        if without:
-            some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
-            print(
-                f"note: {len(without)} of {len(cases)} scans have no saliency ({some}): ordinary views", file=sys.stderr
-            )
     control = "none" if settings.views == "focused" else settings.views
     return Focus(**settings.model_dump(exclude={"views"}), control=control)
 
@@ -144,7 +158,10 @@ def frames_of(
         named, method = load_frames(kept)
         missing = [store.cases[i].name for i in cases if store.cases[i].name not in named]
         if missing or method != settings.crop.frame:
-            raise DataFault(f"{kept}: {method} frames, without {len(missing)} of the scans; of another run: remove it")
+            raise DataFault(
+                f"{kept}: holds {method} frames, of other scans ({len(missing)} of {len(cases)} missing) or of another "
+                f"kind than {settings.crop.frame}; remove it, and the frames are found again"
+            )
         found = {i: named[store.cases[i].name] for i in cases}
     else:
         with progress_of(f"placing scans ({settings.crop.frame} frame)") as progress:

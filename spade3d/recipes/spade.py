@@ -13,10 +13,13 @@ from pydantic import Field, model_validator
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_within, steps_for
-from spade3d.recipes.pair_crops import CropSettings, FocusSettings, far_share, pair_stream
+from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, far_share, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 
 if TYPE_CHECKING:
+    import torch
+
+    from spade3d.training.loop import Batches
     from spade3d.volumes.store import VolumeStore
 
 PRETRAINING_BUDGET_S = 300.0
@@ -83,6 +86,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     """
     from spade3d.scans import typical_grid
 
+    check_saliency(settings.focus, store, cases)  # refused here, while there is no run to take back
     shape, spacing = typical_grid(store, cases)
     crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
@@ -101,6 +105,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
         raise UsageFault(
             "contrast: every weight is 0, so there is nothing to learn from; give one of the three terms weight"
         )
+    momentum = settings.contrast.momentum  # 0 is an answer, too
     return with_values(
         settings,
         {
@@ -110,7 +115,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
             "contrast.global_weight": global_weight,
             "contrast.local_weight": local_weight,
             "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
-            "contrast.momentum": settings.contrast.momentum or momentum_for(steps),
+            "contrast.momentum": momentum_for(steps) if momentum is None else momentum,
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
             "data.spacing": spacing,
@@ -129,8 +134,8 @@ def said_of_spade(settings: SpadeSettings) -> dict[str, str]:
     contrast = settings.contrast
     if contrast.selection == "restoration":
         return {"contrast": "none: the control that only restores"}
-    off = "" if contrast.global_weight else " (off: crops of these scans lie too near to each other)"
-    said = {"far apart": f"{contrast.far_mm:g} mm for crops{off}, {contrast.far_local_mm:g} mm for places"}
+    crops, places = ("" if weight else " (off)" for weight in (contrast.global_weight, contrast.local_weight))
+    said = {"far apart": f"{contrast.far_mm:g} mm for crops{crops}, {contrast.far_local_mm:g} mm for places{places}"}
     return said if contrast.selection == "both" else said | {"selection": f"{contrast.selection} (a control)"}
 
 
@@ -148,9 +153,16 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
     task = Spade(network, SpadeTerms(**said, spatial_negatives=selection.negatives))
     batches = pair_stream(settings, store, cases, selection, out)
     if settings.contrast.selection != "restoration":
-        device = torch.device(settings.device)
-        task.to(device).calibrate(batch.to(device) for batch in batches.stream(BEYOND, BEYOND + CALIBRATING))
+        calibrate(task, batches, torch.device(settings.device))
     return Built(task, batches, network, lambda: batches.pictures(0))
+
+
+def calibrate(task, batches: Batches, device: torch.device) -> None:
+    """Fit the heads of a task to batches that no step of any run sees; on a GPU to the same bits each time."""
+    from spade3d.training.reproducibility import deterministic
+
+    with deterministic(device):
+        task.to(device).calibrate(batch.to(device) for batch in batches.stream(BEYOND, BEYOND + CALIBRATING))
 
 
 spade = Recipe(

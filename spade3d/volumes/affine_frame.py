@@ -25,9 +25,9 @@ from spade3d.volumes.geometry import compose, resample
 from spade3d.volumes.mutual_information import normalised_mutual_information
 
 BINS = 16
-STRETCH = 2.0  # what a squared log scale costs, in units of NMI - 1 (which is 0.05 to 0.4)
+STRETCH_COST = 2.0  # what a squared log scale costs, in units of NMI - 1 (which is 0.05 to 0.4)
 APART, APART_CELLS = 0.01, 6.0  # what log(1 + (distance / APART_CELLS)^2) of the two centres costs
-MOST_STRETCH = np.log(4 / 3)
+MOST_LOG_SCALE = np.log(4 / 3)
 LEAST_OVERLAP = 0.25  # of the smaller of the two
 STARTS = 4
 CANDIDATES, SAMPLE = 3, 8  # scans that may be the reference, and scans that try each
@@ -117,7 +117,7 @@ class _Objective:
         if overlap < LEAST_OVERLAP:
             return -1.0
         apart = APART * np.log1p((at[3:] @ at[3:]) / self.apart_cells**2)
-        return value * overlap**0.5 - STRETCH * float(at[:3] @ at[:3]) - apart
+        return value * overlap**0.5 - STRETCH_COST * float(at[:3] @ at[:3]) - apart
 
 
 def _climb(objective: _Objective, at: np.ndarray, scale_step: float, least: float) -> tuple[float, np.ndarray]:
@@ -130,7 +130,7 @@ def _climb(objective: _Objective, at: np.ndarray, scale_step: float, least: floa
             for sign in (1, -1):
                 there = at.copy()
                 there[d] += sign * steps[d]
-                if d < 3 and abs(there[d]) > MOST_STRETCH:
+                if d < 3 and abs(there[d]) > MOST_LOG_SCALE:
                     continue
                 better = objective(there)
                 if better > value:

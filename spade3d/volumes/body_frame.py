@@ -99,14 +99,14 @@ def save_frames(path: Path, frames: Mapping[str, BodyFrame | None], method: str)
         name: None if frame is None else {"to_frame": frame.to_frame.tolist(), "confidence": frame.confidence}
         for name, frame in frames.items()
     }
-    text = json.dumps({"format": FORMAT, "method": method, "scans": scans}, indent=1, ensure_ascii=False)
+    text = json.dumps({"format": FORMAT, "method": method, "scans": scans}, indent=1)
     with whole_file(path) as file:
         file.write(text.encode() + b"\n")
 
 
 def load_frames(path: Path) -> tuple[dict[str, BodyFrame | None], str]:
     """The frames that `save_frames` wrote, by name of the scan, and their method; DataFault for anything else."""
-    again = "write it anew with save_frames"
+    again = "remove it, and the frames are found again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

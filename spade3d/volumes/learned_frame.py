@@ -33,7 +33,7 @@ SCANS, CROPS = 4, 8  # of a step
 UNIT = 20.0  # cells in a unit of the network's output
 PULL = 0.03  # weight of  | f(a) - (centre of a - centre of its scan) |,  beside a loss of about 0.1
 VOTES = 256
-STRETCH = 2.0  # cells: how far the crops of a scan must spread before their votes change its scale
+SLACK_CELLS = 2.0  # cells: how far the crops of a scan must spread before their votes change its scale
 MOST_STRETCH = 4 / 3
 NEAR, LEAST_AGREEMENT = 5.0, 0.5  # cells; and the share of the votes that must be so near to what is fitted
 
@@ -123,7 +123,7 @@ def _voted(network: PlaceNet, scan: CoarseScan, rng: np.random.Generator) -> tup
     crops, centres = _crops(scan, VOTES, rng)
     with torch.inference_mode():
         places = network(torch.from_numpy(crops)).double().numpy() * UNIT * scan.cell_mm
-    scale, shift = robust_line(centres, places, STRETCH * scan.cell_mm)
+    scale, shift = robust_line(centres, places, SLACK_CELLS * scan.cell_mm)
     off = np.linalg.norm(places - (scale * centres + shift), axis=1)
     agreement = float((off < NEAR * scan.cell_mm).mean())
     return (stretch(scale, shift), agreement) if agreement >= LEAST_AGREEMENT else None
@@ -133,7 +133,7 @@ def robust_line(x: np.ndarray, y: np.ndarray, slack: float) -> tuple[np.ndarray,
     """(scale, shift) of  y = scale * x + shift  along each column of (n, 3), whatever a minority of the rows says.
 
     Reweighted least squares with Cauchy's weights at twice the robust standard deviation; the scale is drawn to 1 as
-    if the points had STRETCH_MM more spread, and bounded.
+    if the points had slack more spread, and bounded.
     """
     weight = np.ones_like(y)
     for _ in range(30):

@@ -7,6 +7,7 @@ import torch
 from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
+from spade3d.recipes.instance import InstanceSettings
 from spade3d.recipes.pair_crops import FRAMES, frames_of
 from spade3d.recipes.recipe import find_recipe
 from spade3d.recipes.spade import SpadeSettings, choose_spade, spade
@@ -105,7 +106,7 @@ def test_frames_are_found_once_and_kept_with_the_run(store, tmp_path, monkeypatc
     monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", None)
     again = frames_of(BOX, store, (0, 1, 2), tmp_path)
     assert all(np.array_equal(found[i], again[i]) for i in (0, 1, 2))
-    with pytest.raises(DataFault, match="box frames, without 0 of the scans; of another run"):
+    with pytest.raises(DataFault, match="holds box frames.*of another kind than affine; remove it"):
         frames_of(SpadeSettings(), store, (0, 1, 2), tmp_path)
     assert (tmp_path / FRAMES).is_file()
 
@@ -182,11 +183,21 @@ def test_instance_baselines_differ_from_spade_in_their_task_only(store, method):
     assert made.network is made.task.student.network
 
 
+def test_a_teacher_without_momentum_is_what_was_asked_for(store):
+    asked = with_values(SpadeSettings(), SMALL | {"contrast.momentum": 0.0})
+    assert choose_spade(asked, store, (0, 1, 2), "cpu").contrast.momentum == 0.0
+
+
+def test_one_instance_a_batch_is_refused_at_once():
+    with pytest.raises(UsageFault, match=r"one instance tells nothing apart; crop\.anchors of 2 or more"):
+        resolve(InstanceSettings, [], {"crop": {"anchors": 1}}, environment={})
+
+
 def test_focused_views_need_a_saliency(store):
     asked = with_values(SpadeSettings(), SMALL | {"focus.views": "focused"})
-    chosen = choose_spade(asked, store, (0, 1, 2), "cpu")
     with pytest.raises(DataFault, match="none of the 3 scans has a saliency.*spade-saliency"):
-        spade.build(chosen, store, (0, 1, 2))
-    centred = spade.build(with_values(chosen, {"focus.views": "centre"}), store, (0, 1, 2)).batches.batch(0)
+        choose_spade(asked, store, (0, 1, 2), "cpu")
+    chosen = choose_spade(with_values(asked, {"focus.views": "centre"}), store, (0, 1, 2), "cpu")
+    centred = spade.build(chosen, store, (0, 1, 2)).batches.batch(0)
     assert 1 <= centred.realised["zoom"] <= 2 and centred.realised["least_retention"] >= 0.8
     assert spade.build(with_values(chosen, {"focus.views": "ordinary"}), store, (0,)).batches.batch(0).realised == {}

@@ -57,3 +57,6 @@ def test_a_channel_that_never_changes_is_not_blown_up():
     flat[:, 0] = 7.0
     head.calibrate(flat)
     assert head(flat).isfinite().all()
+    moved = flat.clone()
+    moved[:, 0] += 0.01  # a hundredth of the others' spread is one of its own
+    assert (head.projected(moved) - head.projected(flat)).abs().max() < 3

@@ -249,7 +249,7 @@ def test_signs_of_life_get_each_view_beside_the_same_crop_s_other(method, batche
 @pytest.mark.parametrize("method", METHODS)
 def test_a_few_batches_are_learned_without_collapse(method, batches):
     task = made(method, momentum=0.9)
-    optimiser = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=0.01)
+    optimiser = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=0.005)
     few = [batches.batch(step) for step in range(3)]
     for _ in range(2):  # MoCo's queue is full after three
         first = [learn(task, optimiser, batch) for batch in few]

@@ -267,10 +267,13 @@ def test_shuffled_places_are_those_of_another_anchor(store, frames):
         for q in range(n):
             for k in range(n):
                 assert batch.alike[q, k] == (q == k or honest.alike[q, (k - 6) % n])
-        moved = (batch.key_voxel - honest.key_voxel).abs().amax(dim=1) > 1e-3
-        assert moved.float().mean() > 0.9 and torch.equal(batch.query_voxel, honest.query_voxel)
-        assert sorted(batch.key_voxel.tolist()) == sorted(honest.key_voxel.tolist())
-        assert ((batch.query_crop // 6) != (batch.key_crop // 6)).float().mean() > 0.7
+        assert len(batch.key_crop) and ((batch.query_crop // 6) != (batch.key_crop // 6)).all()
+        assert {tuple(v) for v in batch.key_voxel.tolist()} <= {tuple(v) for v in honest.key_voxel.tolist()}
+        known = [(q, *voxel) for q, voxel in zip(honest.query_crop.tolist(), honest.query_voxel.tolist(), strict=True)]
+        where = [
+            known.index((q, *v)) for q, v in zip(batch.query_crop.tolist(), batch.query_voxel.tolist(), strict=True)
+        ]
+        assert np.array_equal(batch.places.mm, honest.places.mm[where])
 
 
 def test_a_counterpart_of_a_turned_scan_still_attracts(store, frames):
@@ -324,7 +327,8 @@ def test_focus_changes_the_views_and_nothing_else(salient, frames):
         batch, drawn = stream.batch(step), stream.draw(np.random.default_rng([0, step]))
         kept = [seen.focused.retention for pair in drawn for seen in pair if seen.focused.retention is not None]
         assert batch.realised["least_retention"] == pytest.approx(min(kept)) and min(kept) >= 0.8
-        ordinary += batch.realised["ordinary"] > 0
+        ordinary += batch.realised["without_saliency"] > 0
+        assert batch.realised["asked_zoom"] >= batch.realised["zoom"]
         for n, (ours, its) in enumerate(drawn):
             looked = salient.cases[ours.crop.case].normalisation
             whole = coloured(cut(salient, ours.crop.plain()), ours.crop.intensity, looked)

@@ -75,7 +75,7 @@ def test_a_file_of_something_else_is_named(tmp_path, change):
     path = tmp_path / "frames.json"
     save_frames(path, {"a": BodyFrame(np.eye(4))}, "box")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DataFault, match="frames.json: .*write it anew"):
+    with pytest.raises(DataFault, match="frames.json: .*remove it"):
         load_frames(path)
     with pytest.raises(DataFault, match="cannot be read"):
         load_frames(tmp_path / "none.json")
