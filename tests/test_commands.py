@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import dagman.commands
 import spade3d.commands
+import spade3d.saliency_commands
 from spade3d import __version__, console
 from spade3d.networks.foreign import save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
@@ -22,6 +23,7 @@ from spade3d.volumes.volume import write_volume
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 COMMANDS = {
     "spade-prepare": spade3d.commands.prepare,
+    "spade-saliency": spade3d.saliency_commands.main,
     "spade-pretrain": spade3d.commands.pretrain,
     "dagman-finetune": dagman.commands.finetune,
     "dagman-predict": dagman.commands.predict,
@@ -35,17 +37,31 @@ COMMON = """--config --resume --strict --json --out
     --optim.lr --optim.weight-decay --optim.warmup --optim.floor --optim.clip-norm --optim.accumulate
     --crop.shape --crop.flip --crop.rotation-deg --crop.zoom --crop.gamma --crop.contrast --crop.brightness
     --crop.blur --crop.blur-chance --crop.noise"""
+PAIRS = """--recipe --crop.frame --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
+    --crop.hidden
+    --focus.views --focus.crop-chance --focus.crop-retention --focus.cutout-chance --focus.cutout-retention
+    --focus.cutout-side --focus.mask-chance --focus.mask-kept --focus.mask-floor --focus.mask-blur --focus.zoom
+    --focus.parent --focus.salient-chance --focus.least --focus.mode"""
 OPTIONS = {
     "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
-    "spade-pretrain": f"""DATA {COMMON} --recipe
-        --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
+    "spade-pretrain": f"""DATA {COMMON} {PAIRS} --contrast.selection
         --contrast.far-mm --contrast.far-local-mm --contrast.temperature --contrast.global-memory
-        --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.momentum
+        --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.local-cell --contrast.momentum
         --contrast.global-weight --contrast.local-weight --contrast.restoration-weight""",
+    "spade-pretrain --recipe moco": f"""DATA {COMMON} {PAIRS}
+        --contrast.temperature --contrast.memory --contrast.dim --contrast.momentum""",
     "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --crop.crops --crop.foreground
         --scoring.overlap --scoring.tolerance-mm --scoring.looks --scoring.look-cases""",
     "dagman-predict": "MODEL SCANS --out --device --strict --json",
     "dagman-compare": "RUNS --out --json",
+}
+SALIENCY = {
+    "gaze": "STORE --fixations --first-slice --sigma-mm --sigma-slices-mm --replace --json",
+    "labels": "STORE --names --dilate-mm --blur-mm --replace --json",
+    "attention": "STORE --init --device --replace --json",
+    "train": """STORE --out --resume --json --steps --crop --crops --salient --width --lr --seed --device --precision
+        --save-every""",
+    "predict": "STORE --model --device --replace --json",
 }
 
 
@@ -66,23 +82,40 @@ def refused(capsys, name: str, *tokens) -> tuple[int, str]:
     return code, lines[0].removeprefix(f"{name}: ")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_options_are_a_promise(name, monkeypatch):
+def options_of(app) -> set[str]:
+    """The options of a command, without the negations of switches."""
+    arguments = app.assemble_argument_collection()
+    names = {name for argument in arguments if not argument.children for name in argument.names}
+    return {name for name in names if not re.search(r"--(\w+\.)?(no|empty)-", name)}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_are_a_promise(command, monkeypatch):
     """Other programs rely on these names: to change one is a decision record and a line in CHANGELOG.md."""
     apps = []
     monkeypatch.setattr(console, "run", lambda app, tokens, tree=None: apps.append(app) or 0)
-    assert call(name) == 0
-    arguments = apps[0].assemble_argument_collection()
-    names = {name for argument in arguments if not argument.children for name in argument.names}
-    assert {n for n in names if not re.search(r"--(\w+\.)?no-", n)} == set(OPTIONS[name].split())
+    name, *words = command.split()
+    assert call(name, *words) == 0
+    assert options_of(apps[0]) == set(OPTIONS[command].split())
+
+
+def test_the_options_of_saliency_are_a_promise(monkeypatch):
+    apps = []
+    monkeypatch.setattr(console, "run", lambda app, tokens, tree=None: apps.append(app) or 0)
+    assert call("spade-saliency") == 0
+    assert {name: options_of(apps[0][name]) for name in SALIENCY} == {
+        name: set(options.split()) for name, options in SALIENCY.items()
+    }
+    assert set(apps[0]) - {"--help", "-h", "--version"} == SALIENCY.keys()
 
 
 def test_help_and_version_answer_without_the_heavy_imports():
     script = """
 import sys
 from spade3d.commands import prepare, pretrain
+from spade3d.saliency_commands import main as saliency
 from dagman.commands import compare, finetune, predict
-for command in (prepare, pretrain, finetune, predict, compare):
+for command in (prepare, saliency, pretrain, finetune, predict, compare):
     for option in ("--help", "--version"):
         try:
             command([option])
@@ -93,8 +126,8 @@ print(sorted({"torch", "monai", "numba", "SimpleITK", "nibabel", "scipy", "matpl
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "[]"
-    assert done.stdout.splitlines().count(__version__) == 5
-    assert done.stdout.count("Usage: ") == 5 and "a folder of scans, a dataset in any known layout" in done.stdout
+    assert done.stdout.splitlines().count(__version__) == 6
+    assert done.stdout.count("Usage: ") == 6 and "a folder of scans, a dataset in any known layout" in done.stdout
 
 
 # --- scans that cannot be used -------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_a_run_leaves_what_it_promises(road, name):
     folder = road / name
     promised = {"config.yaml", "log.jsonl", "checkpoints", "provenance.json", "report.html", "tensorboard"}
     if name == "pretrained":
-        promised |= {"encoder.safetensors"}
+        promised |= {"encoder.safetensors", "body_frames.json"}
     else:
         promised |= {"model.safetensors", "predictions", "cases.csv", "summary.json"}
     assert {path.name for path in folder.iterdir()} == promised

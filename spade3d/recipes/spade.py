@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spade3d.volumes.store import VolumeStore
 
 PRETRAINING_BUDGET_S = 300.0
+BESIDES = 40_000  # voxels that cost as much as what a step does besides: cutting, matching, contrast with the memories
 CALIBRATING = 8  # batches, that the heads are fitted to before the first step
 BEYOND = 2**40  # the first of them: of no step of any run
 LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next to nothing to tell apart
@@ -92,7 +93,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
     width = settings.network.feature_size or (24 if device == "cpu" else 48)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
-    voxels = crops * math.prod(crop) * 7 / 6  # the teacher only looks, and not to the finest cells
+    voxels = crops * math.prod(crop) * 7 / 6 + BESIDES  # the teacher only looks, and not to the finest cells
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     far_mm = settings.contrast.far_mm or round(edge_mm / 2, 1)
     contrasted = settings.contrast.selection != "restoration"
