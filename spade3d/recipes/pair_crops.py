@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -106,8 +107,8 @@ def pair_stream(
 def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> None:
     """Whether the views that are asked for find the saliency that they need; before a run begins.
 
-    DataFault where no scan has any, or only one patient has, whose saliency cannot be another's. Scans without a
-    salient voxel are noted.
+    DataFault where no scan has any, or only one patient has, whose saliency cannot be another's. What the saliency
+    comes from is said, and which scans have no salient voxel.
     """
     if settings.views in ("ordinary", "random", "centre"):
         return
@@ -117,6 +118,9 @@ def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[
             f"{store.path}: none of the {len(cases)} scans has a saliency, which --focus.views {settings.views} "
             "needs; write it with spade-saliency, or leave --focus.views out"
         )
+    sources = Counter(store.cases[i].saliency_source for i in salient)
+    named = ", ".join(f"{source} ({count} scans)" for source, count in sorted(sources.items()))
+    print(f"note: {settings.views} views; saliency from {named}", file=sys.stderr)
     if settings.views == "shuffled":
         if len({store.cases[i].subject for i in salient}) < 2:
             raise DataFault(

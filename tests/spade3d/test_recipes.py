@@ -8,11 +8,12 @@ from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
 from spade3d.recipes.instance import InstanceSettings
-from spade3d.recipes.pair_crops import FRAMES, frames_of
+from spade3d.recipes.pair_crops import FRAMES, FocusSettings, check_saliency, frames_of
 from spade3d.recipes.recipe import find_recipe
 from spade3d.recipes.spade import SpadeSettings, choose_spade, spade
 from spade3d.scans import open_scans
 from spade3d.volumes.body_frame import box_frames
+from spade3d.volumes.channels import write_saliency
 from spade3d.volumes.phantoms import write_dataset
 
 BOX = with_values(SpadeSettings(), {"crop.frame": "box"})
@@ -191,6 +192,20 @@ def test_a_teacher_without_momentum_is_what_was_asked_for(store):
 def test_one_instance_a_batch_is_refused_at_once():
     with pytest.raises(UsageFault, match=r"one instance tells nothing apart; crop\.anchors of 2 or more"):
         resolve(InstanceSettings, [], {"crop": {"anchors": 1}}, environment={})
+
+
+def test_where_the_saliency_comes_from_is_said(tmp_path, capsys):
+    write_dataset("heart-mr", tmp_path / "scans", patients=0, unlabelled=3, seed=2, shape=(40, 32, 24))
+    store = open_scans(tmp_path / "scans", tmp_path / "store", SpadeSettings().data)
+    looked = np.zeros(store.cases[0].shape)
+    looked[20, 16, 12] = 1.0
+    store = write_saliency(tmp_path / "store", {store.cases[0].name: looked}, "gaze")
+    capsys.readouterr()
+    check_saliency(FocusSettings(views="focused"), store, (0, 1, 2))
+    said = capsys.readouterr().err
+    assert "focused views; saliency from gaze (1 scans)" in said and "nothing is salient in 2 of 3 scans" in said
+    with pytest.raises(DataFault, match="shuffled needs the saliency of two patients"):
+        check_saliency(FocusSettings(views="shuffled"), store, (0, 1, 2))
 
 
 def test_focused_views_need_a_saliency(store):
