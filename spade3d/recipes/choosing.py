@@ -30,6 +30,16 @@ def crop_within(shape: np.ndarray, spacing: Sequence[float], side: int, step: in
     return i, j, k
 
 
+def crop_and_width(
+    settings, shape: np.ndarray, spacing: Sequence[float], device: str
+) -> tuple[tuple[int, int, int], int]:
+    """Of a pretraining on scans of typically `shape` voxels: a crop within two thirds of them, so that there are
+    different places to tell apart, and the network's feature size; what the settings say stays."""
+    on_cpu = device == "cpu"
+    crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if on_cpu else 96)
+    return crop, settings.network.feature_size or (24 if on_cpu else 48)
+
+
 def matched_grid(shape: Sequence[int], spacing: Sequence[float], cell: int = MATCHED_CELL) -> tuple[int, int, int]:
     """Cells along i, j, k, as large as a cube of `cell` voxels, about as long in mm on every axis."""
     cell_mm = cell * math.prod(spacing) ** (1 / 3)

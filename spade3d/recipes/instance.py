@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
-from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
@@ -72,8 +72,7 @@ def choose_instance(
 
     check_saliency(settings.focus, store, cases)  # refused here, while there is no run to take back
     shape, spacing = typical_grid(store, cases)
-    crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
-    width = settings.network.feature_size or (24 if device == "cpu" else 48)
+    crop, width = crop_and_width(settings, shape, spacing, device)
     voxels = 2 * settings.crop.anchors * settings.crop.scans * math.prod(crop)  # as costly as one whole pass of Spade
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     momentum = settings.contrast.momentum  # 0 is an answer, too

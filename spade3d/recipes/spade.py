@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
 from spade3d.faults import UsageFault
-from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, far_share, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 
@@ -89,9 +89,8 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
 
     check_saliency(settings.focus, store, cases)  # refused here, while there is no run to take back
     shape, spacing = typical_grid(store, cases)
-    crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if device == "cpu" else 96)
+    crop, width = crop_and_width(settings, shape, spacing, device)
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
-    width = settings.network.feature_size or (24 if device == "cpu" else 48)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
     voxels = crops * math.prod(crop) * 7 / 6 + BESIDES  # the teacher only looks, and not to the finest cells
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)

@@ -58,7 +58,7 @@ class PlaceNet(nn.Sequential):
     def __init__(self, width: int = 16):
         widths = [1, width, 2 * width, 4 * width, 4 * width]
         layers: list[nn.Module] = []
-        for before, after, stride in zip(widths, widths[1:], (2, 2, 2, 1), strict=False):
+        for before, after, stride in zip(widths[:-1], widths[1:], (2, 2, 2, 1), strict=True):
             layers += [nn.Conv3d(before, after, 3, stride, 1), nn.GroupNorm(4, after), nn.GELU()]
         side = CROP // 8
         super().__init__(*layers, nn.Flatten(), nn.Linear(4 * width * side**3, 128), nn.GELU(), nn.Linear(128, 3))
