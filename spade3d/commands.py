@@ -206,6 +206,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         "run": {"recipe": recipe.name, "seed": settings.seed, "settings": settings_mark(settings)},
     }
     save_encoder(out / ENCODER, built.network, how)
+    built.finish(out)
     report = pretraining_report(out, built.pictures())
     return {
         "encoder": str(out / ENCODER),

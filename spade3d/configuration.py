@@ -13,7 +13,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,7 +49,8 @@ class Settings(BaseModel):
     @classmethod
     def truth_is_no_number(cls, value: Any, info) -> Any:
         """pydantic would read `steps: yes` as 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
             raise ValueError("true and false are for switches only")
         return value
 

@@ -9,7 +9,7 @@ student's view without intensity change. That the teacher is a moving average, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,16 +60,22 @@ class Branch(nn.Module):
     def forward(
         self, images: Tensor, crop: Tensor, voxel: Tensor, hidden: Tensor | None = None, finest: int | None = None
     ) -> tuple[Features, Tensor, Tensor]:
-        """Features, decoded as far as `finest` or as the places need; v_g (crop, global_dim) and v_l (place,
-        local_dim), both on the unit sphere. `voxel` (place, 3) lies in the crop that `crop` (place,) names; without
-        places v_l is empty, and nothing is decoded for it."""
-        needed = self.cell if len(crop) else finest
-        finest = needed if finest is None else min(finest, needed)
-        features = self.network(images, hidden, finest=finest)
+        """Features, decoded as far as `finest` or as the places need, and what the heads say of them (`vectors`)."""
+        features = self.network(images, hidden, finest=self.finest(crop, finest))
+        return features, *self.vectors(features, images, crop, voxel)
+
+    def finest(self, crop: Tensor, asked: int | None) -> int | None:
+        """The finest cell to decode: as asked for, or as places need; without places nothing is decoded for them."""
+        needed = self.cell if len(crop) else asked
+        return needed if asked is None else min(asked, needed)
+
+    def vectors(self, features: Features, images: Tensor, crop: Tensor, voxel: Tensor) -> tuple[Tensor, Tensor]:
+        """v_g (crop, global_dim) and v_l (place, local_dim), both on the unit sphere. `voxel` (place, 3) lies in the
+        crop that `crop` (place,) names; without places v_l is empty."""
         v_g = self.global_head(features.stages[-1].mean(dim=(2, 3, 4)))
         if not len(crop):
-            return features, v_g, v_g.new_zeros(0, self.local_head.last.out_features)
-        return features, v_g, self.local_head(self.read(features, crop, voxel, images))
+            return v_g, v_g.new_zeros(0, self.local_head.last.out_features)
+        return v_g, self.local_head(self.read(features, crop, voxel, images))
 
     def read(self, features: Features, crop: Tensor, voxel: Tensor, images: Tensor) -> Tensor:
         """The decoded features of places, before the head."""
@@ -90,6 +96,52 @@ class Branch(nn.Module):
             self.local_head.calibrate(torch.cat(of_places))
 
 
+class SpatialContrast(nn.Module):
+    """The contrasts of the two scopes and their memories: what is learned from the vectors of two branches."""
+
+    def __init__(self, terms: SpadeTerms):
+        super().__init__()
+        self.terms = terms
+        self.global_memory = Memory(terms.global_memory, terms.global_dim, place_width=6)
+        self.local_memory = Memory(terms.local_memory, terms.local_dim, place_width=3)
+        self.unremembered: list[tuple[Tensor, Places, Tensor, Places]] = []
+
+    def losses(self, batch: PairBatch, ours: Sequence[Tensor], its: Sequence[Tensor]) -> dict[str, Tensor]:
+        """A term for each scope that has weight, from the student's (v_g, v_l) and the teacher's vectors."""
+        terms, losses, (v_g, v_l), (t_g, t_l) = self.terms, {}, ours, its
+        self.unremembered.append((t_g, batch.key_boxes, t_l, batch.places))
+        if terms.global_weight:
+            negative = self.repelled(batch.boxes, batch.key_boxes, self.global_memory, terms.far_mm)
+            losses["global"] = terms.global_weight * contrast(
+                v_g, t_g, self.global_memory, batch.alike, negative, terms.temperature
+            )
+        if terms.local_weight:
+            same = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
+            negative = self.repelled(batch.places, batch.places, self.local_memory, terms.far_local_mm)
+            losses["local"] = terms.local_weight * contrast(
+                v_l, t_l, self.local_memory, same, negative, terms.temperature
+            )
+        return losses
+
+    def repelled(self, places: Places, keys: Places, memory: Memory, far_mm: float) -> Tensor:
+        """Who may repel the vectors at some places: bool (place, keys of the batch and of the memory)."""
+        keys = Places.joined([keys, memory.places])
+        if not self.terms.spatial_negatives:
+            return torch.ones(len(places), len(keys), dtype=torch.bool)
+        return torch.from_numpy(apart(places, keys, far_mm))
+
+    def remember(self) -> None:
+        """After an update: the teacher's vectors of this step enter the memories."""
+        for t_g, boxes, t_l, places in self.unremembered:
+            self.global_memory.remember(t_g, boxes)
+            self.local_memory.remember(t_l, places)
+        self.unremembered.clear()
+
+    def forget(self) -> None:
+        """A step that was not finite leaves nothing behind."""
+        self.unremembered.clear()
+
+
 class Spade(Task):
     """The Spade task on a Swin-UNETR whose one output channel restores the crop."""
 
@@ -98,9 +150,7 @@ class Spade(Task):
         self.terms = terms
         self.student = Branch(network, terms)
         self.teacher = Teacher(self.student)
-        self.global_memory = Memory(terms.global_memory, terms.global_dim, place_width=6)
-        self.local_memory = Memory(terms.local_memory, terms.local_dim, place_width=3)
-        self.unremembered: list[tuple[Tensor, Places, Tensor, Places]] = []
+        self.contrast = SpatialContrast(terms)
 
     def calibrate(self, batches: Iterable[PairBatch]) -> None:
         """Before training: fit the heads to the data, then let the teacher begin as the student once more."""
@@ -114,46 +164,29 @@ class Spade(Task):
         if not terms.local_weight:
             batch = batch.without_places()
         finest = 1 if terms.restoration_weight else None
-        features, v_g, v_l = self.student(batch.student, batch.query_crop, batch.query_voxel, batch.hidden, finest)
+        features, *ours = self.student(batch.student, batch.query_crop, batch.query_voxel, batch.hidden, finest)
         if terms.global_weight or terms.local_weight:
-            _, t_g, t_l = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
-            self.unremembered.append((t_g, batch.key_boxes, t_l, batch.places))
-            local = terms.local_weight > 0  # signs of life come from many places rather than from few crops
-            self.embedding, self.paired = (v_l.detach(), t_l) if local else (v_g.detach(), t_g)
-        if terms.global_weight:
-            negative = self.repelled(batch.boxes, batch.key_boxes, self.global_memory, terms.far_mm)
-            losses["global"] = terms.global_weight * contrast(
-                v_g, t_g, self.global_memory, batch.alike, negative, terms.temperature
-            )
-        if terms.local_weight:
-            same = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
-            negative = self.repelled(batch.places, batch.places, self.local_memory, terms.far_local_mm)
-            losses["local"] = terms.local_weight * contrast(
-                v_l, t_l, self.local_memory, same, negative, terms.temperature
-            )
+            _, *its = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
+            losses |= self.contrast.losses(batch, ours, its)
+            scope = int(terms.local_weight > 0)  # signs of life come from many places rather than from few crops
+            self.embedding, self.paired = ours[scope].detach(), its[scope]
         if terms.restoration_weight:
-            restored = self.student.network.logits(features).float()
-            losses["restoration"] = terms.restoration_weight * F.mse_loss(restored, batch.clean)
+            losses["restoration"] = terms.restoration_weight * restoration(self.student.network, features, batch)
         return losses
-
-    def repelled(self, places: Places, keys: Places, memory: Memory, far_mm: float) -> Tensor:
-        """Who may repel the vectors at some places: bool (place, keys of the batch and of the memory)."""
-        keys = Places.joined([keys, memory.places])
-        if not self.terms.spatial_negatives:
-            return torch.ones(len(places), len(keys), dtype=torch.bool)
-        return torch.from_numpy(apart(places, keys, far_mm))
 
     def after_step(self, progress: float) -> None:
         """The teacher follows the student; its vectors of this step enter the memories."""
         self.teacher.follow(self.student, progress, start=self.terms.momentum)
-        for t_g, boxes, t_l, places in self.unremembered:
-            self.global_memory.remember(t_g, boxes)
-            self.local_memory.remember(t_l, places)
-        self.unremembered.clear()
+        self.contrast.remember()
 
     def after_skip(self) -> None:
         """A step that was not finite leaves nothing behind."""
-        self.unremembered.clear()
+        self.contrast.forget()
+
+
+def restoration(network: nn.Module, features: Features, batch: PairBatch) -> Float[Tensor, ""]:
+    """Mean squared error of the decoder's output to the student's view without intensity change."""
+    return F.mse_loss(network.logits(features).float(), batch.clean)
 
 
 def contrast(

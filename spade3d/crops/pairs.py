@@ -8,7 +8,7 @@ by the teacher, under separately drawn spatial and intensity transforms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -51,6 +51,7 @@ class Sampling:
     views: Views = Views()
     selection: Selection = Selection()
     focus: Focus | None = None  # views that spare what matters; None: ordinary views
+    one_geometry: bool = False  # the teacher's view of a crop is turned and zoomed as the student's is
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class PairBatch:
     """
 
     student: Tensor  # float32 (n, 1, i, j, k)
-    teacher: Tensor  # float32 (n, 1, i, j, k): the same crops, turned and coloured otherwise
+    teacher: Tensor  # float32 (n, 1, i, j, k): the same crops, coloured otherwise and, but for one_geometry, turned
     clean: Tensor  # float32 (n, 1, i, j, k): the student's view without intensity change
     hidden: Tensor | None  # bool (n, p, q, r): tokens of 2 voxels that the student is not shown; None: it sees all
     alike: Tensor  # bool (n, n): teacher crop k attracts student crop q
@@ -82,6 +83,8 @@ class PairBatch:
     boxes: Places  # (n, 6): where each crop lies in the body
     key_boxes: Places  # (n, 6): the same of the teacher's view; in the shuffled control that of another anchor
     places: Places  # (m, 3): where the matched places lie in the body
+    views: tuple[Crop, ...]  # n: what the student's images show, and how
+    priors: Tensor | None  # float32 (n, region, p, q, r): what is known beforehand of the cells of the student's views
     step: int
     realised: dict[str, float]  # what focus came to, for the log; empty for ordinary views
 
@@ -104,16 +107,23 @@ class PairStream:
     """Batches of pairs from a store, without end and without state.
 
     `frames` holds, for each of the cases, its way into the body frame (`Bodies`); a scan that could not be placed
-    learns from its own places only.
+    learns from its own places only. `prior` says what is known beforehand of a crop, (region, p, q, r).
     """
 
     def __init__(
-        self, store, cases: Sequence[int], frames: Mapping[int, np.ndarray | None], sampling: Sampling, *, seed=0
+        self,
+        store,
+        cases: Sequence[int],
+        frames: Mapping[int, np.ndarray | None],
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        prior: Callable[[Crop], np.ndarray] | None = None,
     ):
         if not cases:
             raise ValueError("no cases to draw from")
         self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed
-        self.bodies = Bodies(store, self.cases, frames)
+        self.bodies, self.prior = Bodies(store, self.cases, frames), prior
         self.saliency = None if sampling.focus is None else Saliency(store, cases, sampling.focus)
 
     def stream(self, start: int, stop: int) -> Iterator[PairBatch]:
@@ -132,6 +142,8 @@ class PairStream:
             clean=as_images(clean),
             hidden=self.hidden(rng, len(drawn)),
             **self.alike(self.places_of(students), self.places_of(teachers)),
+            views=tuple(seen.crop for seen in students),
+            priors=self.priors_of(students),
             step=step,
             realised=realised(students + teachers),
             **self.matched(rng, drawn),
@@ -140,6 +152,12 @@ class PairStream:
     def places_of(self, views: list[Seen]) -> Places:
         """Where views lie in the body, (n, 6)."""
         return Places.joined([self.bodies.of_box(seen.crop.case, seen.region) for seen in views])
+
+    def priors_of(self, views: list[Seen]) -> Tensor | None:
+        """What is known beforehand of some views, where anything is."""
+        if self.prior is None:
+            return None
+        return torch.from_numpy(np.stack([self.prior(seen.crop) for seen in views]).astype(np.float32, copy=False))
 
     def shown(self, clean: np.ndarray, seen: Seen) -> np.ndarray:
         """What the student sees of a view that was cut without intensity change."""
@@ -188,6 +206,8 @@ class PairStream:
         shape, views = self.sampling.shape, self.sampling.views
         if self.saliency is None:
             ours, its = (draw_view(rng, case, box, shape, views) for _ in range(2))
+            if self.sampling.one_geometry:
+                its = replace(ours, intensity=its.intensity)
             return Seen(ours, box), Seen(its, box)
         ours, its = draw_focused_pair(rng, self.saliency, case, box, shape, views)
         return Seen(ours.crop, region(ours.crop), ours), Seen(its.crop, region(its.crop), its)

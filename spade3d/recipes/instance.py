@@ -104,7 +104,7 @@ def build_instance(
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=1)
     task = Instance(network, InstanceTerms(method, **settings.contrast.model_dump()))
-    batches = pair_stream(settings, store, cases, Selection(), out)
+    batches = pair_stream(settings, store, cases, Selection(), out, focus=settings.focus)
     return Built(task, batches, network, lambda: batches.pictures(0))
 
 

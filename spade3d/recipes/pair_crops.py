@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +16,7 @@ from spade3d.faults import DataFault
 from spade3d.recipes.choosing import HIDDEN_CELL, matched_grid
 
 if TYPE_CHECKING:
+    from spade3d.crops.crop import Crop
     from spade3d.crops.focus import Focus
     from spade3d.crops.pairs import PairStream
     from spade3d.crops.selection import Selection
@@ -76,11 +77,24 @@ class FocusSettings(Settings):
 
 
 def pair_stream(
-    settings, store: VolumeStore, cases: Sequence[int], selection: Selection, out: Path | None = None
+    settings,
+    store: VolumeStore,
+    cases: Sequence[int],
+    selection: Selection,
+    out: Path | None = None,
+    *,
+    focus: FocusSettings | None = None,
+    one_geometry: bool = False,
+    frames: Mapping[int, np.ndarray | None] | None = None,
+    prior: Callable[[Crop], np.ndarray] | None = None,
 ) -> PairStream:
     """The batches of some settings that have crops in pairs; `selection` says which rules of place are in force.
 
-    out  the run's folder, where the body frames are kept, so that a resumed run has the same
+    out           the run's folder, where the body frames are kept, so that a resumed run has the same
+    focus         None for ordinary views
+    one_geometry  both views of a crop are turned and zoomed alike, so that their cells compare
+    frames        of the cases; None: those of the settings (`frames_of`)
+    prior         what is known beforehand of a crop
     """
     from spade3d.crops.crop import Views
     from spade3d.crops.pairs import PairStream, Sampling
@@ -99,9 +113,11 @@ def pair_stream(
         hidden_grid=matched_grid(crop.shape, spacing, HIDDEN_CELL),
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
         selection=selection,
-        focus=focus_of(settings.focus),
+        focus=None if focus is None else focus_of(focus),
+        one_geometry=one_geometry,
     )
-    return PairStream(store, cases, frames_of(settings, store, cases, out), sampling, seed=settings.seed)
+    frames = frames_of(settings, store, cases, out) if frames is None else frames
+    return PairStream(store, cases, frames, sampling, seed=settings.seed, prior=prior)
 
 
 def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> None:

@@ -30,6 +30,7 @@ class Built:
     batches: Batches
     network: Any  # the SwinUNETR whose encoder is the result
     pictures: Callable[[], dict[str, np.ndarray]]  # some views for the report
+    finish: Callable[[Path], None] = lambda out: None  # writes what else than the encoder a run hands on
 
 
 @dataclass(frozen=True)

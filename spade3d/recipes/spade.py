@@ -151,7 +151,7 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
     said = settings.contrast.model_dump()
     selection = Selection.named(said.pop("selection"))
     task = Spade(network, SpadeTerms(**said, spatial_negatives=selection.negatives))
-    batches = pair_stream(settings, store, cases, selection, out)
+    batches = pair_stream(settings, store, cases, selection, out, focus=settings.focus)
     if settings.contrast.selection != "restoration":
         calibrate(task, batches, torch.device(settings.device))
     return Built(task, batches, network, lambda: batches.pictures(0))

@@ -80,7 +80,7 @@ def test_losses_have_names_and_are_weighted(task, batches):
     losses = task.losses(batch, 0.0)
     assert list(losses) == ["global", "local", "restoration"]
     assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
-    task.terms = replace(TERMS, global_weight=2.0, local_weight=0.0, restoration_weight=3.0)
+    task.terms = task.contrast.terms = replace(TERMS, global_weight=2.0, local_weight=0.0, restoration_weight=3.0)
     again = task.losses(batch, 0.0)
     assert list(again) == ["global", "restoration"]  # what weighs nothing is not computed
     for name, weight in (("global", 2.0), ("restoration", 3.0)):
@@ -88,17 +88,17 @@ def test_losses_have_names_and_are_weighted(task, batches):
 
 
 def test_without_a_local_weight_no_place_is_read(task, batches):
-    task.terms = replace(TERMS, local_weight=0.0, restoration_weight=0.0)
+    task.terms = task.contrast.terms = replace(TERMS, local_weight=0.0, restoration_weight=0.0)
     task.losses(batches.batch(0), 0.0)
     task.after_step(0.0)
-    assert len(task.local_memory) == 0 < len(task.global_memory)
+    assert len(task.contrast.local_memory) == 0 < len(task.contrast.global_memory)
 
 
 def test_restoration_alone_asks_no_teacher(task, batches):
-    task.terms = replace(TERMS, global_weight=0.0, local_weight=0.0)
+    task.terms = task.contrast.terms = replace(TERMS, global_weight=0.0, local_weight=0.0)
     assert list(task.losses(batches.batch(0), 0.0)) == ["restoration"]
     task.after_step(0.0)
-    assert task.embedding is None and len(task.global_memory) == len(task.local_memory) == 0
+    assert task.embedding is None and len(task.contrast.global_memory) == len(task.contrast.local_memory) == 0
 
 
 def test_what_is_hidden_from_the_student_is_restored_all_the_same(task, batches):
@@ -163,31 +163,31 @@ def test_the_teacher_follows_along_a_cosine(task, progress):
 def test_the_teacher_s_vectors_are_remembered_after_the_step(task, batches):
     batch = batches.batch(0)
     task.losses(batch, 0.0)
-    assert len(task.global_memory) == len(task.local_memory) == 0
+    assert len(task.contrast.global_memory) == len(task.contrast.local_memory) == 0
     _, t_g, t_l = task.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
     task.after_step(0.0)
-    torch.testing.assert_close(task.global_memory.vectors, t_g)
-    torch.testing.assert_close(task.local_memory.vectors, t_l)
-    np.testing.assert_array_equal(task.global_memory.places.mm, batch.boxes.mm)
-    np.testing.assert_array_equal(task.local_memory.places.mm, batch.places.mm)
+    torch.testing.assert_close(task.contrast.global_memory.vectors, t_g)
+    torch.testing.assert_close(task.contrast.local_memory.vectors, t_l)
+    np.testing.assert_array_equal(task.contrast.global_memory.places.mm, batch.boxes.mm)
+    np.testing.assert_array_equal(task.contrast.local_memory.places.mm, batch.places.mm)
     for step in range(1, 6):
         task.losses(batches.batch(step), 0.0)
         task.after_step(0.0)
-    assert len(task.global_memory) == 16 and len(task.local_memory) == 40  # full
+    assert len(task.contrast.global_memory) == 16 and len(task.contrast.local_memory) == 40  # full
 
 
 def test_accumulated_batches_are_all_remembered(task, batches):
     for step in range(3):
         task.losses(batches.batch(step), 0.0)
     task.after_step(0.0)
-    assert len(task.global_memory) == 12 and not task.unremembered
+    assert len(task.contrast.global_memory) == 12 and not task.contrast.unremembered
 
 
 def test_a_step_that_was_skipped_leaves_nothing(task, batches):
     before = copy.deepcopy(task.teacher.state_dict())
     task.losses(batches.batch(0), 0.0)
     task.after_skip()
-    assert not task.unremembered and len(task.global_memory) == len(task.local_memory) == 0
+    assert not task.contrast.unremembered and len(task.contrast.global_memory) == len(task.contrast.local_memory) == 0
     assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
 
 
@@ -196,7 +196,7 @@ def test_signs_of_life_get_both_embeddings(task, batches):
     places = len(batches.batch(0).query_crop)
     assert task.embedding.shape == task.paired.shape == (places, TERMS.local_dim)  # of many places
     assert not task.embedding.requires_grad and "embedding" not in task.state_dict()
-    task.terms = replace(TERMS, local_weight=0.0)
+    task.terms = task.contrast.terms = replace(TERMS, local_weight=0.0)
     task.losses(batches.batch(0), 0.0)
     assert task.embedding.shape == task.paired.shape == (4, TERMS.global_dim)  # or, without them, of crops
 
@@ -228,25 +228,25 @@ def test_contrast_selects_by_place(task, batches):
     task.losses(batches.batch(1), 0.0)
     task.after_step(0.0)
     keys = nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
-    memory = task.global_memory
+    memory = task.contrast.global_memory
     everything = Places.joined([batch.boxes, memory.places])
     negative = torch.from_numpy(apart(batch.boxes, everything, 0.5))
-    assert torch.equal(task.repelled(batch.boxes, batch.key_boxes, memory, 0.5), negative)
+    assert torch.equal(task.contrast.repelled(batch.boxes, batch.key_boxes, memory, 0.5), negative)
     found = contrast(keys.flip(0), keys, memory, batch.alike, negative, 0.2)
     positive = torch.cat([batch.alike, torch.zeros(4, 4, dtype=torch.bool)], dim=1)
     assert (positive & negative).any()  # the overlapping partner is far, and still no negative
     negative &= ~positive
     expected = info_nce(keys.flip(0), torch.cat([keys, memory.vectors]), positive, negative, 0.2)
     torch.testing.assert_close(found, expected)
-    task.terms = replace(TERMS, spatial_negatives=False)
-    assert task.repelled(batch.boxes, batch.key_boxes, memory, 0.5).all()
+    task.terms = task.contrast.terms = replace(TERMS, spatial_negatives=False)
+    assert task.contrast.repelled(batch.boxes, batch.key_boxes, memory, 0.5).all()
 
 
 def test_logits_keep_their_precision_under_autocast(task, batches):
     batch, keys = batches.batch(0), nn.functional.normalize(torch.randn(4, 8), dim=-1)
     task.losses(batches.batch(1), 0.0)
     task.after_step(0.0)
-    asked = keys, keys, task.global_memory, batch.alike, torch.ones(4, 8, dtype=torch.bool), 0.05
+    asked = keys, keys, task.contrast.global_memory, batch.alike, torch.ones(4, 8, dtype=torch.bool), 0.05
     exact = contrast(*asked)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(contrast(*asked), exact)
@@ -266,7 +266,7 @@ def test_a_batch_without_matched_places_has_no_local_loss(task, batches):
     losses = task.losses(bare, 0.0)
     sum(losses.values()).backward()
     task.after_step(0.0)
-    assert losses["local"] == 0 and len(task.local_memory) == 0
+    assert losses["local"] == 0 and len(task.contrast.local_memory) == 0
 
 
 def test_spade_trains_a_swin_unetr(in_memory):

@@ -54,6 +54,35 @@ def equal(one, other):
     )
 
 
+def test_views_say_where_the_students_images_were_cut(store, frames):
+    batch = stream_of(store, frames).batch(3)
+    for image, clean, view in zip(batch.student, batch.clean, batch.views, strict=True):
+        np.testing.assert_array_equal(clean[0], cut(store, view.plain()))
+        np.testing.assert_array_equal(image[0], cut(store, view))
+
+
+def test_with_one_geometry_the_two_views_of_a_crop_differ_in_colour_only(store, frames):
+    stream = stream_of(store, frames, replace(SAMPLING, one_geometry=True))
+    for _, ours, its in drawn_in(stream, 2):
+        np.testing.assert_array_equal(ours.to_mm, its.to_mm)
+        assert ours.intensity != its.intensity
+    other = [its.to_mm for _, ours, its in drawn_in(stream_of(store, frames), 2)]
+    assert not any(np.array_equal(ours.to_mm, to_mm) for (_, ours, _), to_mm in zip(drawn_in(stream, 2), other))
+    batch = stream.batch(2)  # a place matched with the partner is still read where the partner shows it
+    assert (batch.key_crop == batch.query_crop ^ 1).all()
+
+
+def test_what_is_known_beforehand_travels_with_the_students_views(store, frames):
+    def corner(crop):
+        return np.full((2, 1, 1, 1), crop.to_mm[:3, 3].sum())
+
+    stream = PairStream(store, range(len(store.cases)), dict(enumerate(frames)), SAMPLING, prior=corner)
+    batch = stream.batch(0)
+    assert batch.priors.shape == (len(batch.views), 2, 1, 1, 1) and batch.priors.dtype == torch.float32
+    np.testing.assert_allclose(batch.priors[:, 0, 0, 0, 0], [v.to_mm[:3, 3].sum() for v in batch.views], rtol=1e-6)
+    assert stream_of(store, frames).batch(0).priors is None
+
+
 def test_a_batch_is_a_pure_function_of_seed_and_step(store, frames):
     batches = list(stream_of(store, frames).stream(0, 4))
     assert [batch.step for batch in batches] == [0, 1, 2, 3]
