@@ -19,7 +19,7 @@ from dagman.evaluation.report import finetuning_report
 from dagman.evaluation.scores import telling_cases
 from dagman.evaluation.statistics import write_cases
 from dagman.evaluation.summary import summarise
-from dagman.recipes import FinetuneSettings, build_stream, choose
+from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose
 from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml

@@ -1,8 +1,9 @@
-"""Probes: what an encoder knows of anatomy before it is trained on any label. Three questions, the same for everybody.
+"""Probes: what an encoder knows of anatomy before it is trained on any label. Four questions, the same for everybody.
 
 * retrieval.py: does a crop's nearest neighbour in another subject's scan show the same organs?
 * landmarks.py: how far from the truth, in mm, is a point found in another subject's scan by its features?
 * equivariance.py: are the points of a crop found again in its moved, flipped, turned or scaled twin?
+* clustering.py: do crops around one organ of different subjects lie together, and those of other organs apart?
 
 Ask an untrained encoder, too (`untrained_like`): random filters answer better than chance, and only what is above them
 was learned.
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dagman.evaluation.clustering import organ_clusters
 from dagman.evaluation.crop_features import Encoder, Probing, Scores, standardised
 from dagman.evaluation.equivariance import twin_agreement
 from dagman.evaluation.landmarks import landmark_errors
@@ -37,13 +39,19 @@ class Probed:
 
 
 def probe(encoder: Encoder, store, cases: Sequence[int], how: Probing) -> Probed:
-    """Ask all three questions about an encoder (ready to judge: in eval mode, on `how.device`) of labelled cases."""
+    """Ask all questions about an encoder (ready to judge: in eval mode, on `how.device`) of labelled cases."""
     encoder = standardised(encoder, store, cases, how)
     retrieved, crops = retrieve(encoder, store, cases, how)
     found, organs = landmark_errors(encoder, store, cases, how)
     agreed, twins = twin_agreement(encoder, store, cases, how)
+    clustered = organ_clusters(encoder, store, cases, how) if organs_of(store, cases) > 1 else {}
     left_out = {"crops without an organ": crops, "organs cut off": organs, "twins too far off": twins}
-    return Probed({**retrieved, **found, **agreed}, left_out)
+    return Probed({**retrieved, **found, **agreed, **clustered}, left_out)
+
+
+def organs_of(store, cases: Sequence[int]) -> int:
+    """How many organs are labelled in some cases: of one alone there are no clusters."""
+    return len({value for case in cases for value in store.cases[case].label_values})
 
 
 def held_out(cases: Sequence, validation: Sequence[int], most: int) -> tuple[int, ...]:

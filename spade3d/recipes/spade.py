@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -90,38 +90,47 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     check_saliency(settings.focus, store, cases)  # refused here, while there is no run to take back
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
-    edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
     voxels = crops * math.prod(crop) * 7 / 6 + BESIDES  # the teacher only looks, and not to the finest cells
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
-    far_mm = settings.contrast.far_mm or round(edge_mm / 2, 1)
-    contrasted = settings.contrast.selection != "restoration"
-    global_weight, local_weight = settings.contrast.global_weight, settings.contrast.local_weight
-    if global_weight is None:
-        global_weight = float(contrasted and far_share(store, cases, crop, spacing, far_mm) >= LEAST_FAR)
-    if local_weight is None:
-        local_weight = float(contrasted)
-    if not (global_weight or local_weight or settings.contrast.restoration_weight):
+    chosen = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps)
+    if not (chosen["global_weight"] or chosen["local_weight"] or chosen["restoration_weight"]):
         raise UsageFault(
             "contrast: every weight is 0, so there is nothing to learn from; give one of the three terms weight"
         )
-    momentum = settings.contrast.momentum  # 0 is an answer, too
     return with_values(
         settings,
         {
             "crop.shape": crop,
             "network.feature_size": width,
-            "contrast.far_mm": far_mm,
-            "contrast.global_weight": global_weight,
-            "contrast.local_weight": local_weight,
-            "contrast.far_local_mm": settings.contrast.far_local_mm or round(edge_mm / 4, 1),
-            "contrast.momentum": momentum_for(steps) if momentum is None else momentum,
+            "contrast": chosen,
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
             "data.spacing": spacing,
             "device": device,
         },
     )
+
+
+def chosen_contrast(
+    contrast: ContrastSettings, store: VolumeStore, cases: Sequence[int], crop, spacing, steps: int
+) -> dict[str, Any]:
+    """The contrast's settings, with distances, weights and momentum that follow crop, data and steps."""
+    edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
+    far_mm = contrast.far_mm or round(edge_mm / 2, 1)
+    contrasted = contrast.selection != "restoration"
+    global_weight, local_weight = contrast.global_weight, contrast.local_weight
+    if global_weight is None:
+        global_weight = float(contrasted and far_share(store, cases, crop, spacing, far_mm) >= LEAST_FAR)
+    if local_weight is None:
+        local_weight = float(contrasted)
+    return contrast.model_dump() | {
+        "far_mm": far_mm,
+        "far_local_mm": contrast.far_local_mm or round(edge_mm / 4, 1),
+        "global_weight": global_weight,
+        "local_weight": local_weight,
+        "momentum": momentum_for(steps) if contrast.momentum is None else contrast.momentum,  # 0 is an answer, too
+    }
 
 
 def momentum_for(steps: int) -> float:

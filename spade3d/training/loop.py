@@ -58,7 +58,7 @@ class Task(nn.Module, ABC):
 
     embedding: Tensor | None = None
     paired: Tensor | None = None
-    notes: Mapping[str, float] = {}
+    notes: Mapping[str, float | Tensor] = {}
 
     @abstractmethod
     def losses(self, batch: Any, progress: float) -> dict[str, Tensor]:
@@ -207,7 +207,7 @@ def train(
                     alarmed = True
                     journal.say(f"warning: step {step}: {signs['alarm']}")
             if task.notes:
-                row["notes"] = dict(task.notes)
+                row["notes"] = {name: float(value) for name, value in task.notes.items()}
             journal.step(row)
             if at.skipped == MOST_SKIPPED:
                 raise Fault(_not_finite(at, saves.folder))

@@ -198,7 +198,7 @@ def test_probing_a_network_and_its_untrained_twin(patients, tmp_path):
     probed = probe(twin, patients, range(2), how)
     assert probed == probe(twin, patients, range(2), how)
     assert set(probed.scores["landmarks.centroid.features_mm"]) == {"patient 0", "patient 1"}
-    assert {name.split(".")[0] for name in probed.scores} == {"retrieval", "landmarks", "equivariance"}
+    assert {name.split(".")[0] for name in probed.scores} == {"retrieval", "landmarks", "equivariance", "clusters"}
 
 
 def test_gains_are_paired_by_subject_and_seed_and_errors_by_their_median():

@@ -9,7 +9,7 @@ import pytest
 from dagman.evaluation.scores import read_summary
 from dagman.evaluation.statistics import mean_with_interval
 from dagman.evaluation.summary import summarise
-from dagman.recipes import FinetuneSettings
+from dagman.recipes.finetuning import FinetuneSettings
 from spade3d.configuration import with_values
 from spade3d.provenance import write_json
 from spade3d.volumes.split import Split

@@ -12,7 +12,7 @@ import yaml
 import dagman.commands
 from dagman.downstream.labelled import classes_of
 from dagman.finetuning import fresh_network
-from dagman.recipes import FinetuneSettings, build_stream, choose, network_of
+from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, network_of
 from spade3d.configuration import Network, resolve, to_yaml
 from spade3d.faults import DataFault
 from spade3d.networks.foreign import save_encoder

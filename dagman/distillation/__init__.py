@@ -1,0 +1,1 @@
+"""Distillation: a student that sees little learns from a teacher that follows it."""

@@ -1,0 +1,354 @@
+"""The recipes of DAGMaN: its settings, how open ones follow data and device, and everything built for one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dagman.recipes.priors import PriorSettings, build_guidance, build_priors, check_attachment
+from spade3d.configuration import (
+    Common,
+    Count,
+    Data,
+    Millimetres,
+    Network,
+    Optim,
+    Positive,
+    PositiveRange,
+    Range,
+    Settings,
+    Share,
+    Voxels,
+    with_values,
+)
+from spade3d.provenance import write_json
+from spade3d.recipes.choosing import crop_and_width, steps_for
+from spade3d.recipes.pair_crops import CropSettings, frames_of, pair_stream
+from spade3d.recipes.recipe import Built, Recipe, build_network
+from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
+
+if TYPE_CHECKING:
+    from dagman.distillation.co_distillation import Dagman, DistillationTerms
+    from dagman.distillation.spade_dagman import SpadeDagman
+    from spade3d.volumes.store import VolumeStore
+
+# What sets the arms of the ladder apart; what is said beside the name of an arm stays as it is said.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dagman": {"masking": "attention", "semantic": True, "patch_dropout": 0.7},
+    "semantic": {"masking": "attention", "semantic": True, "patch_dropout": 0.0},
+    "noisy": {"masking": "random", "semantic": False, "patch_dropout": 0.7},
+    "smit": {"masking": "random", "semantic": False, "patch_dropout": 0.0},
+    "ibot": {"masking": "block", "semantic": False, "patch_dropout": 0.0},
+    "attmask": {"masking": "attmask", "semantic": True, "patch_dropout": 0.0, "hint": 0.07},  # a tenth of the ratio
+    "mst": {"masking": "low", "semantic": True, "patch_dropout": 0.0},
+    "dino": {"masking": "none", "semantic": True, "patch_dropout": 0.0},
+}
+SEMANTIC = "semantic_attention.safetensors"  # in the folder of a run, beside its encoder
+GUIDED = "guided_heads.json"  # the same: which heads follow which region
+PAPER_EPOCHS = 800
+LOOKS = 20  # times in a run that the diversity of heads is measured
+
+
+class DistillSettings(Settings):
+    """What is masked, what the teacher sees, and how much each loss weighs.
+
+    variant  `dagman` is the paper. Its controls: `semantic` attention without the noisy teacher, the `noisy` teacher
+             with random masks, and `smit`, neither. Others: `ibot` masks blocks, `attmask` draws the hints at random,
+             `mst` masks what is least attended, `dino` masks nothing and learns from image tokens alone
+    """
+
+    variant: Literal["dagman", "semantic", "noisy", "smit", "ibot", "attmask", "mst", "dino"] = "dagman"
+    stage: Annotated[int, Field(ge=1, le=4)] = 3
+    masking: Literal["attention", "attmask", "low", "block", "random", "none"] | None = None
+    ratio: Share = 0.7
+    hint: Share | None = None
+    semantic: bool | None = None
+    semantic_blocks: Count = 2
+    semantic_heads: Count = 8
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropped: Literal["token", "cell"] = "token"
+    attention_from: Literal["clean", "noisy"] = "clean"
+    mask_token: bool = False
+    drop_hidden: bool = False
+    symmetric: bool = True
+    head_width: Count | None = None
+    bottleneck: Count | None = None
+    prototypes: Annotated[int, Field(ge=2)] | None = None
+    student_temperature: Positive = 0.1
+    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    temperature_warmup: Share = 30 / 800
+    centre_momentum: Share = 0.9
+    still: Share = 1 / 800
+    momentum: Share | None = None
+    voxel_weight: Annotated[float, Field(ge=0)] | None = None
+    token_weight: Annotated[float, Field(ge=0)] | None = None
+    image_weight: Annotated[float, Field(ge=0)] = 0.1
+    global_weight: Annotated[float, Field(ge=0)] = 0.1
+
+    @model_validator(mode="after")
+    def hidden_tokens_are_shown_or_left_out(self) -> DistillSettings:
+        """Two answers to one question."""
+        if self.mask_token and self.drop_hidden:
+            raise ValueError("mask_token shows a token where drop_hidden leaves it out of the computation; choose one")
+        return self
+
+
+class DistillCrops(CropSettings):
+    """Four pairs of overlapping crops u and v, each of a scan of its own, neither turned nor coloured.
+
+    (The paper states random crops only; crops alone are also the views of the same lab's SMIT.)
+    """
+
+    frame: Literal["box", "affine", "learned"] = "box"
+    anchors: Annotated[int, Field(ge=1, le=64)] = 4
+    scans: Annotated[int, Field(ge=1, le=64)] = 1
+    places: Annotated[int, Field(ge=1)] = 1
+    flip: tuple[bool, bool, bool] = (False, False, False)
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
+    zoom: PositiveRange = (1.0, 1.0)
+    gamma: PositiveRange = (1.0, 1.0)
+    contrast: PositiveRange = (1.0, 1.0)
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    blur: Range = (0.0, 0.0)
+    blur_chance: Share = 0.0
+    noise: Annotated[float, Field(ge=0)] = 0.0
+
+
+class DagmanNetwork(Network):
+    """Windows and heads of the paper, which divide the grids of usual crops; its third stage is four times as deep."""
+
+    heads: tuple[Count, Count, Count, Count] = (4, 4, 8, 16)
+    window: Annotated[int, Field(ge=2, le=16)] = 4
+
+
+class DagmanSettings(Common):
+    """Everything that a DAGMaN run can be told."""
+
+    recipe: str = "dagman"
+    crop: DistillCrops = DistillCrops()
+    network: DagmanNetwork = DagmanNetwork()
+    distill: DistillSettings = DistillSettings()
+    prior: PriorSettings = PriorSettings()
+    optim: Optim = Optim()
+
+
+class PaperCrops(DistillCrops):
+    """Crops of 128^3; 32 pairs a step (WILD, the same Swin and learning rate)."""
+
+    shape: Voxels | None = (128, 128, 128)
+    anchors: Annotated[int, Field(ge=1, le=64)] = 32
+
+
+class PaperNetwork(DagmanNetwork):
+    """Appendix A; the width of the patch embedding and the qkv bias follow from the published parameter count."""
+
+    feature_size: Annotated[int, Field(ge=12, le=192, multiple_of=12)] | None = 48
+    depths: tuple[Count, Count, Count, Count] = (2, 2, 8, 2)
+    drop_path: Share = 0.1
+
+
+class PaperData(Data):
+    """2 mm; the window of WILD, since DAGMaN states none."""
+
+    spacing: Millimetres | None = (2.0, 2.0, 2.0)
+    window_hu: Range = (-500.0, 500.0)
+
+
+class PaperOptim(Optim):
+    """Appendix A: AdamW, cosine, 8e-4, 80 of 800 epochs of warm-up; the rest as in the same lab's code."""
+
+    lr: Positive = 8e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Share = 80 / 800
+    floor: Share = 0.0
+    clip_norm: Positive | None = None
+
+
+class PaperSettings(DagmanSettings):
+    """The setting of the paper."""
+
+    recipe: str = "dagman-paper"
+    crop: PaperCrops = PaperCrops()
+    network: PaperNetwork = PaperNetwork()
+    data: PaperData = PaperData()
+    optim: PaperOptim = PaperOptim()
+
+
+def choose_dagman(
+    settings: DagmanSettings,
+    store: VolumeStore,
+    cases: Sequence[int],
+    device: str,
+    *,
+    name: str = "dagman",
+    size: Literal["tiny", "small"] | None = None,
+) -> DagmanSettings:
+    """Fill what was left open.
+
+    Crop and width as Spade has them. Heads: the paper's on a GPU, smaller ones on a CPU. Steps: on a GPU 50,000, on a
+    CPU what fits into about five minutes; the paper's 800 epochs with `dagman-paper`. Masking, semantic attention and
+    patch dropout follow the variant. Losses that need something hidden weigh nothing where nothing is.
+    """
+    from spade3d.scans import typical_grid
+
+    shape, spacing = typical_grid(store, cases)
+    sized = {"tiny": "cpu", "small": "cuda", None: device}[size]
+    crop, width = crop_and_width(settings, shape, spacing, sized)
+    distill = chosen_distillation(settings.distill, sized)
+    check_terms(distill, crop)
+    check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
+    pairs = settings.crop.anchors * settings.crop.scans
+    if name == "dagman-paper":
+        on_gpu = PAPER_EPOCHS * math.ceil(len(cases) / pairs)
+    else:
+        on_gpu = 50_000
+    steps = settings.steps or steps_for(
+        cost_of(2 * pairs * math.prod(crop), distill), width, device, PRETRAINING_BUDGET_S, on_gpu=on_gpu
+    )
+    momentum = settings.distill.momentum  # 0 is an answer, too
+    filled = distill.model_dump() | {"momentum": momentum_for(steps) if momentum is None else momentum}
+    return with_values(
+        settings,
+        {
+            "recipe": name,
+            "crop.shape": crop,
+            "network.feature_size": width,
+            "distill": filled,
+            "steps": steps,
+            "save_every": settings.save_every or max(1, steps // 10),
+            "data.spacing": spacing,
+            "device": device,
+        },
+    )
+
+
+def chosen_distillation(distill: DistillSettings, device: str) -> DistillSettings:
+    """What the variant and the device say of what was left open."""
+    follows = (
+        {"hint": 0.1}
+        | VARIANTS[distill.variant]
+        | {
+            "voxel_weight": 1.0,
+            "token_weight": 0.1,
+            **({"head_width": 256, "bottleneck": 64, "prototypes": 512} if device == "cpu" else {}),
+            **({"head_width": 2048, "bottleneck": 256, "prototypes": 8192} if device != "cpu" else {}),
+        }
+    )
+    said = {key: value for key, value in distill.model_dump().items() if value is not None}
+    if (said.get("masking") or follows["masking"]) == "none":
+        follows |= {"voxel_weight": 0.0, "token_weight": 0.0}
+    return DistillSettings(**(follows | said))
+
+
+def check_terms(distill: DistillSettings, crop: tuple[int, int, int]) -> None:
+    """Whether there is something to mask and something to learn; UsageFault before a run begins."""
+    from dagman.distillation.masking import check_masking
+    from spade3d.faults import UsageFault
+
+    cell = 2 ** (distill.stage + 1)
+    grid = tuple(-(-size // cell) for size in crop)
+    if distill.masking != "none":
+        if math.prod(grid) == 1:
+            raise UsageFault(
+                f"a crop of {' x '.join(map(str, crop))} voxels has one token at stage {distill.stage}, of which "
+                f"nothing can be masked; give a --crop.shape above {cell} voxels or an earlier --distill.stage"
+            )
+        check_masking(grid, distill.ratio, distill.hint)
+    elif distill.voxel_weight or distill.token_weight:
+        raise UsageFault("masking none hides nothing, so voxel_weight and token_weight must be 0; leave them out")
+    weights = distill.voxel_weight, distill.token_weight, distill.image_weight, distill.global_weight
+    if not any(weights):
+        raise UsageFault("distill: every weight is 0, so there is nothing to learn from; give a loss weight")
+
+
+def cost_of(voxels: int, distill: DistillSettings) -> float:
+    """Voxels of a step in those of a whole training pass of the Swin-UNETR: the encoder is about a third of it; the
+    teacher looks once or twice without gradient, which is a third of that."""
+    looks = 1 + (distill.masking not in ("none", "random", "block") and distill.attention_from == "clean")
+    student = 1.0 if distill.symmetric else 0.5
+    return voxels * (student + looks / 3) * ENCODER_SHARE
+
+
+ENCODER_SHARE = 0.35
+
+
+def terms_of(settings: DistillSettings) -> DistillationTerms:
+    """The terms of chosen settings."""
+    from dagman.distillation.co_distillation import DistillationTerms
+
+    return DistillationTerms(**settings.model_dump(exclude={"variant"}))
+
+
+def build_dagman(settings: DagmanSettings, store: VolumeStore, cases: Sequence[int], out: Path | None = None) -> Built:
+    """DAGMaN on any CT or MR."""
+    import torch
+
+    from dagman.distillation.co_distillation import Dagman
+    from dagman.distillation.head_looks import LooksAtHeads
+    from spade3d.crops.selection import Selection
+
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, out_channels=1)
+    frames, guidance, prior = guided(settings, store, cases, out)
+    looks = LooksAtHeads(LOOKS, settings.data.spacing)
+    task = Dagman(network.swinViT, settings.network.feature_size, terms_of(settings.distill), guidance, looks)
+    batches = pair_stream(settings, store, cases, Selection(), out, one_geometry=True, frames=frames, prior=prior)
+    return Built(task, batches, network, lambda: batches.pictures(0), partial(save_attention, task))
+
+
+def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None):
+    """Frames of the cases, how heads are guided, and the prior of a crop; the last two None where none is asked for."""
+    frames = frames_of(settings, store, cases, out)
+    priors = build_priors(settings.prior, store, cases, frames)
+    if priors is None:
+        return frames, None, None
+    if settings.prior.attachment == "semantic":
+        heads, stage = settings.distill.semantic_heads, settings.distill.stage
+    else:
+        stage = settings.prior.stage
+        heads = settings.network.heads[stage - 1]
+    return frames, *build_guidance(settings.prior, priors, heads, stage)
+
+
+def save_attention(task: Dagman | SpadeDagman, out: Path) -> None:
+    """The semantic attention that belongs to the encoder of a run, and which of its heads follow which region."""
+    from dagman.attention.semantic_file import save_semantic
+
+    semantic = task.student.looks.semantic
+    if semantic is not None:
+        save_semantic(out / SEMANTIC, semantic, task.distillation.terms.stage)
+    if task.guidance is not None:
+        said = {"attachment": task.guidance.attachment, "stage": task.guidance.stage}
+        write_json(out / GUIDED, said | task.guidance.heads.to_dict())
+
+
+def said_of_dagman(settings: DagmanSettings) -> dict[str, str]:
+    """What is masked, and what the teacher sees."""
+    distill = settings.distill
+    cell = 2 ** (distill.stage + 1)
+    masked = (
+        "nothing"
+        if distill.masking == "none"
+        else (f"{distill.masking}, {distill.ratio:g} of cells of {cell} voxels, {distill.hint:g} of all shown as hints")
+    )
+    said = {
+        "masks": masked,
+        "teacher": f"{distill.patch_dropout:g} of its patches dropped" if distill.patch_dropout else "clean",
+    }
+    return said if distill.variant == "dagman" else said | {"variant": f"{distill.variant} (a control)"}
+
+
+def dagman_recipe(name: str, summary: str, tree: type[DagmanSettings] = DagmanSettings, **how: Any) -> Recipe:
+    """One size of the recipe."""
+    return Recipe(name, summary, tree, partial(choose_dagman, name=name, **how), build_dagman, said_of_dagman)
+
+
+dagman = dagman_recipe("dagman", "masked image modelling guided by attention, with a noisy teacher")
+tiny = dagman_recipe("dagman-tiny", "DAGMaN sized for two CPU cores", size="tiny")
+small = dagman_recipe("dagman-small", "DAGMaN sized for one GPU", size="small")
+paper = dagman_recipe("dagman-paper", "the setting of the paper: 128^3 crops at 2 mm, 800 epochs", PaperSettings)

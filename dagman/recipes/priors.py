@@ -1,0 +1,121 @@
+"""Settings of spatial priors (SPAN), and the priors and the guidance that are built from them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from spade3d.configuration import Count, Positive, Settings, Share
+from spade3d.faults import DataFault, UsageFault
+
+if TYPE_CHECKING:
+    from dagman.attention.spatial_prior import Priors
+    from dagman.distillation.guided import Guidance
+    from spade3d.crops.crop import Crop
+    from spade3d.volumes.store import VolumeStore
+
+Frames = Mapping[int, np.ndarray | None]
+
+
+class PriorSettings(Settings):
+    """Where some heads shall look; `source` none leaves all heads free.
+
+    source      `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled scans, or `one_label`,
+                the first labelled scan alone
+    attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage, or
+                the same `windowed`, where its windows are smaller than the crop
+    stage       of native attention; [CLS] reads the stage of `distill.stage`
+    regions     whose heads are guided, by name; all that the source has
+    labelled    scans that make the atlas
+    wrong       a control: priors of the same make at the wrong place
+    """
+
+    source: Literal["none", "bands", "mean_image", "atlas", "one_label"] = "none"
+    attachment: Literal["semantic", "native", "windowed"] = "semantic"
+    stage: Annotated[int, Field(ge=1, le=4)] = 4
+    regions: tuple[str, ...] | None = None
+    labelled: Count = 4
+    likelihood: Literal["location", "intensity", "both"] = "both"
+    sigma_mm: Positive = 10.0
+    kind: Literal["ce", "inside", "dice"] = "ce"
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    warmup: Share = 0.1
+    least: Share = 0.002
+    wrong: Literal["no", "permuted", "shifted"] = "no"
+
+    @model_validator(mode="after")
+    def regions_have_a_source(self) -> PriorSettings:
+        """Names alone say nowhere where to look."""
+        if self.source == "none" and self.regions:
+            raise ValueError("regions are named but source is none; say where their priors come from")
+        return self
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether places of scans must compare."""
+        return self.source in ("mean_image", "atlas", "one_label")
+
+
+def build_priors(settings: PriorSettings, store: VolumeStore, cases: Sequence[int], frames: Frames) -> Priors | None:
+    """The priors of some settings, from the cases of a run alone: no held-out label is looked at.
+
+    DataFault where no case has the labels that are needed. What they were made from is said.
+    """
+    from dagman.attention import prior_sources
+    from dagman.attention.spatial_prior import wrong_atlas
+
+    if settings.source == "none":
+        return None
+    if settings.source == "bands":
+        priors = prior_sources.bands(store, cases)
+    elif settings.source == "mean_image":
+        priors = prior_sources.mean_image(store, cases, frames)
+    else:
+        labelled = [i for i in cases if store.cases[i].has_labels]
+        if not labelled:
+            raise DataFault(
+                f"{store.path}: none of the {len(cases)} scans of this run has labels, which --prior.source "
+                f"{settings.source} needs; use bands or mean_image, or add a labelled scan"
+            )
+        how = {"regions": settings.regions, "likelihood": settings.likelihood, "sigma_mm": settings.sigma_mm}
+        if settings.source == "atlas":
+            priors = prior_sources.atlas(store, labelled[: settings.labelled], frames, **how)
+        else:
+            priors = prior_sources.one_label(store, labelled[0], frames, **how)
+    priors = priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
+    print(f"note: heads are guided by {priors.source}", file=sys.stderr)
+    return priors
+
+
+def build_guidance(
+    settings: PriorSettings, priors: Priors, heads: int, stage: int
+) -> tuple[Guidance, Callable[[Crop], np.ndarray]]:
+    """How `heads` heads of a stage follow the priors, and the prior of a crop, a row for each guided head."""
+    from dagman.attention.guidance import GuidedHeads
+    from dagman.distillation.guided import Guidance
+
+    table = GuidedHeads(heads, settings.regions or priors.regions)
+    rows = table.rows(priors.regions)
+    how = settings.model_dump(include={"attachment", "kind", "weight", "warmup", "least"})
+    guidance = Guidance(table, stage=stage, **how)
+    return guidance, lambda crop: priors.of_crop(crop, guidance.cell)[rows]
+
+
+def check_attachment(settings: PriorSettings, semantic: bool, drop_hidden: bool) -> None:
+    """UsageFault where the attention that is to be guided is not there."""
+    if settings.source == "none":
+        return
+    if settings.attachment == "semantic" and not semantic:
+        raise UsageFault(
+            "--prior.attachment semantic guides the [CLS] row, and --distill.semantic is false; give native or "
+            "windowed, or a variant with semantic attention"
+        )
+    if settings.attachment != "semantic" and drop_hidden:
+        raise UsageFault(
+            f"--prior.attachment {settings.attachment} guides the cells of a stage, and --distill.drop_hidden leaves "
+            "the hidden ones out; give semantic, or do without drop_hidden"
+        )

@@ -1,0 +1,138 @@
+"""The recipe of Spade and DAGMaN together: one encoder, one step, one look of the student at every crop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from dagman.recipes.distillation import (
+    LOOKS,
+    DagmanNetwork,
+    DistillSettings,
+    check_terms,
+    chosen_distillation,
+    cost_of,
+    guided,
+    said_of_dagman,
+    save_attention,
+    terms_of,
+)
+from dagman.recipes.priors import PriorSettings, check_attachment
+from spade3d.configuration import Common, Optim, with_values
+from spade3d.recipes.choosing import crop_and_width, steps_for
+from spade3d.recipes.pair_crops import CropSettings, pair_stream
+from spade3d.recipes.recipe import Built, Recipe, build_network
+from spade3d.recipes.spade import (
+    BESIDES,
+    PRETRAINING_BUDGET_S,
+    ContrastSettings,
+    calibrate,
+    chosen_contrast,
+    momentum_for,
+    said_of_spade,
+)
+
+if TYPE_CHECKING:
+    from spade3d.volumes.store import VolumeStore
+
+DECODING = 0.25  # of a whole pass: the decoder as far as the cells that places are read from
+
+
+class JointContrast(ContrastSettings):
+    """Spade's contrast. What restores is DAGMaN's masked image modelling, so the decoder's own weighs nothing."""
+
+    restoration_weight: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SpadeDagmanSettings(Common):
+    """Everything that a run of both can be told."""
+
+    recipe: str = "spade-dagman"
+    crop: CropSettings = CropSettings()
+    network: DagmanNetwork = DagmanNetwork()
+    contrast: JointContrast = JointContrast()
+    distill: DistillSettings = DistillSettings()
+    prior: PriorSettings = PriorSettings()
+    optim: Optim = Optim()
+
+    @model_validator(mode="after")
+    def one_look_for_both(self) -> SpadeDagmanSettings:
+        """Every crop is looked at once, whole grids are decoded."""
+        if not self.distill.symmetric:
+            raise ValueError("distill.symmetric false masks every second crop, and Spade needs a look at each")
+        if self.distill.drop_hidden:
+            raise ValueError("distill.drop_hidden leaves cells out that Spade's decoder needs")
+        if self.crop.hidden:
+            raise ValueError("crop.hidden hides by chance what distill.masking decides; leave it at 0")
+        return self
+
+
+def choose_spade_dagman(
+    settings: SpadeDagmanSettings, store: VolumeStore, cases: Sequence[int], device: str
+) -> SpadeDagmanSettings:
+    """Fill what was left open, each as the recipe that it belongs to."""
+    from spade3d.scans import typical_grid
+
+    shape, spacing = typical_grid(store, cases)
+    crop, width = crop_and_width(settings, shape, spacing, device)
+    distill = chosen_distillation(settings.distill, device)
+    check_terms(distill, crop)
+    check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
+    crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
+    finest = 1.0 if settings.contrast.restoration_weight else DECODING
+    voxels = cost_of(crops * math.prod(crop), distill) + crops * math.prod(crop) * finest + BESIDES
+    steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
+    contrast = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps)
+    momentum = distill.momentum
+    return with_values(
+        settings,
+        {
+            "crop.shape": crop,
+            "network.feature_size": width,
+            "contrast": contrast,
+            "distill": distill.model_dump() | {"momentum": momentum_for(steps) if momentum is None else momentum},
+            "steps": steps,
+            "save_every": settings.save_every or max(1, steps // 10),
+            "data.spacing": spacing,
+            "device": device,
+        },
+    )
+
+
+def build_spade_dagman(
+    settings: SpadeDagmanSettings, store: VolumeStore, cases: Sequence[int], out: Path | None = None
+) -> Built:
+    """Both on any CT or MR. The teacher's momentum is Spade's."""
+    import torch
+
+    from dagman.distillation.head_looks import LooksAtHeads
+    from dagman.distillation.spade_dagman import SpadeDagman
+    from spade3d.contrast.spade import SpadeTerms
+    from spade3d.crops.selection import Selection
+
+    torch.manual_seed(settings.seed)
+    network = build_network(settings.network, out_channels=1)
+    said = settings.contrast.model_dump()
+    selection = Selection.named(said.pop("selection"))
+    frames, guidance, prior = guided(settings, store, cases, out)
+    spade = SpadeTerms(**said, spatial_negatives=selection.negatives)
+    looks = LooksAtHeads(LOOKS, settings.data.spacing)
+    task = SpadeDagman(network, spade, terms_of(settings.distill), guidance, looks)
+    batches = pair_stream(settings, store, cases, selection, out, one_geometry=True, frames=frames, prior=prior)
+    calibrate(task, batches, torch.device(settings.device))
+    return Built(task, batches, network, lambda: batches.pictures(0), partial(save_attention, task))
+
+
+spade_dagman = Recipe(
+    "spade-dagman",
+    "Spade's contrast and DAGMaN's masked distillation on one encoder",
+    SpadeDagmanSettings,
+    choose_spade_dagman,
+    build_spade_dagman,
+    lambda settings: said_of_spade(settings) | said_of_dagman(settings),
+)

@@ -1,0 +1,112 @@
+"""Heads of a distillation: unit prototypes that may stand still, and cells that become their own voxels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dagman.distillation.heads import PrototypeHead, VoxelHead
+from spade3d.faults import UsageFault
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return PrototypeHead(6, prototypes=11, hidden=16, bottleneck=5)
+
+
+def test_logits_are_cosines_to_the_prototypes(head):
+    features = normal(7, 6)
+    x = features
+    for index in (0, 2, 4):
+        x = x @ head.mlp[index].weight.T + head.mlp[index].bias
+        if index < 4:
+            x = 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    for n, vector in enumerate(x.tolist()):
+        for k, prototype in enumerate(head.prototypes.tolist()):
+            dot = sum(a * b for a, b in zip(vector, prototype))
+            expected = dot / math.hypot(*vector) / math.hypot(*prototype)
+            assert head(features)[n, k].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_last_layer_keeps_unit_rows_whatever_training_makes_of_it(head):
+    features = normal(7, 6)
+    before = head(features)
+    with torch.no_grad():
+        head.prototypes.mul_(torch.linspace(0.1, 50, 11)[:, None])
+    torch.testing.assert_close(head(features), before)
+    optimiser = torch.optim.AdamW(head.parameters(), lr=0.5)
+    for _ in range(5):
+        optimiser.zero_grad()
+        head(features).exp().sum().backward()
+        optimiser.step()
+    assert not torch.allclose(head(features), before, atol=0.1)
+    # A prototype's own direction as the bottleneck's vector has the cosine, and so the logit, 1.
+    with torch.no_grad():
+        head.mlp[4].weight.zero_()
+        head.mlp[4].bias.copy_(head.prototypes[3])
+    logits = head(features)
+    torch.testing.assert_close(logits[:, 3], torch.ones(7))
+    assert logits.abs().max() <= 1 + 1e-6
+
+
+def test_prototypes_that_stand_still_take_no_gradient_and_no_decay(head):
+    features, before = normal(7, 6), head.prototypes.detach().clone()
+    optimiser = torch.optim.AdamW(head.parameters(), lr=0.1, weight_decay=0.5)
+    assert torch.equal(head(features, still=True), head(features))
+    head(features, still=True).square().sum().backward()
+    optimiser.step()
+    assert head.prototypes.grad is None and torch.equal(head.prototypes, before)
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in head.mlp.parameters())
+    head(features).square().sum().backward()
+    assert head.prototypes.grad.isfinite().all() and head.prototypes.grad.abs().sum() > 0
+
+
+def test_there_is_no_gain_to_learn(head):
+    assert {name for name, p in head.named_parameters() if not name.startswith("mlp")} == {"prototypes"}
+
+
+def test_logits_are_float32_under_autocast(head):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(normal(7, 6))
+    assert logits.dtype == torch.float32
+    assert (logits - head(normal(7, 6))).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("stage", "size"), [(0, (4, 6, 2)), (1, (8, 4, 12)), (1, (7, 4, 9)), (2, (8, 5, 17))])
+def test_each_voxel_comes_from_its_cell(stage, size, channels):
+    torch.manual_seed(0)
+    head, cell = VoxelHead(3, stage=stage, channels=channels), 2 ** (stage + 1)
+    features = normal(2, 3, *(-(-side // cell) for side in size))
+    with torch.no_grad():
+        voxels = head(features, size)
+    assert voxels.shape == (2, channels, *size)
+    for b, c, i, j, k in np.ndindex(*voxels.shape):
+        row = ((c * cell + i % cell) * cell + j % cell) * cell + k % cell
+        vector = features[b, :, i // cell, j // cell, k // cell]
+        expected = (head.linear.weight[row] @ vector + head.linear.bias[row]).item()
+        assert voxels[b, c, i, j, k].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_papers_head_makes_32_voxels_of_a_cell_of_stage_4():
+    head = VoxelHead(768)
+    assert head.linear.weight.shape == (32**3, 768)
+    assert head(normal(1, 768, 1, 2, 1), (32, 40, 20)).shape == (1, 1, 32, 40, 20)
+
+
+def test_the_gradient_of_the_voxels_is_finite():
+    head, features = VoxelHead(3, stage=1), normal(1, 3, 2, 2, 2).requires_grad_()
+    head(features, (7, 8, 5)).abs().mean().backward()
+    assert features.grad.isfinite().all() and head.linear.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(16, 8, 8), (9, 8, 8), (4, 8, 8)])
+def test_cells_of_another_stage_are_refused(size):
+    with pytest.raises(UsageFault, match=r"cells \(2, 2, 2\) of 4 voxels do not make a crop of .* which needs"):
+        VoxelHead(3, stage=1)(normal(1, 3, 2, 2, 2), size)
