@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from dagman.recipes import FinetuneSettings
+from dagman.recipes.finetuning import FinetuneSettings
 from spade3d import console
 from spade3d.commands import begun_settings
 from spade3d.configuration import resolve
@@ -65,7 +65,9 @@ def finetune(tokens: list[str] | None = None) -> None:
 
 def predict(tokens: list[str] | None = None) -> None:
     """Console script `dagman-predict`."""
-    app = console.command_line("dagman-predict", "Segment scans with a fine-tuned model, each on its own grid.")
+    app = console.command_line(
+        "dagman-predict", "Segment scans, or show where a network looks in them, each on its own grid."
+    )
 
     @app.default
     def _(
@@ -74,21 +76,31 @@ def predict(tokens: list[str] | None = None) -> None:
         *scans: Path,
         out: Path,
         device: str = "auto",
+        attention: bool = False,
+        attention_stage: int | None = None,
         strict: bool = False,
         json: bool = False,
     ) -> None:
-        """Segment scans.
+        """Segment scans, or show where a network looks.
 
         Parameters
         ----------
         model
-            a run of dagman-finetune, or its model.safetensors.
+            a run of dagman-finetune, or its model.safetensors; with --attention also a run of spade-pretrain, or its
+            encoder.safetensors, which does not segment.
         scans
             scans, DICOM folders, or folders of scans.
         out
-            where OUT/<scan>.nii.gz are written, on the grid and with the label values of the training data.
+            where OUT/<scan>.nii.gz are written, on the grid of the scan and with the label values of the training data.
         device
             auto, cpu or cuda.
+        attention
+            write where the network looks, OUT/<scan>_attention.nii.gz (mean over heads) and
+            OUT/<scan>_attention_heads.nii.gz (4-D, a map for each head). 1 is the average of a crop: the maps show what
+            stands out within a crop. It is the attention of [CLS] where the run has one, else the attention that
+            each cell receives in the last block of stage 3.
+        attention_stage
+            the attention that each cell receives in the last block of this stage, 1 to 4, instead.
         strict
             stop at the first bad scan instead of leaving it out.
         json
@@ -98,12 +110,17 @@ def predict(tokens: list[str] | None = None) -> None:
             raise UsageFault("no scans given; name files or folders after the model")
         if device not in ("auto", "cpu", "cuda"):
             raise UsageFault(f"--device {device}: one of auto, cpu, cuda is needed")
+        if attention_stage is not None and not attention:
+            raise UsageFault(f"--attention-stage {attention_stage} without --attention; give both, or neither")
+        if attention_stage not in (None, 1, 2, 3, 4):
+            raise UsageFault(f"--attention-stage {attention_stage}: an encoder has stages 1 to 4")
         for path in (model, *scans):
             console.existing(path, "a file or a folder")
 
         from dagman.prediction import predict_scans
 
-        console.print_result(predict_scans(model, scans, out, device, strict), json)
+        found = predict_scans(model, scans, out, device, strict, attention=attention, attention_stage=attention_stage)
+        console.print_result(found, json)
 
     sys.exit(console.run(app, sys.argv[1:] if tokens is None else tokens))
 

@@ -52,7 +52,7 @@ OPTIONS = {
         --contrast.temperature --contrast.memory --contrast.dim --contrast.momentum""",
     "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --crop.crops --crop.foreground
         --scoring.overlap --scoring.tolerance-mm --scoring.looks --scoring.look-cases""",
-    "dagman-predict": "MODEL SCANS --out --device --strict --json",
+    "dagman-predict": "MODEL SCANS --out --device --attention --attention-stage --strict --json",
     "dagman-compare": "RUNS --out --json",
 }
 SALIENCY = {
@@ -298,6 +298,8 @@ def test_real_specimens(shared_data, tmp_path, capsys):
         ("dagman-finetune", "DATA --out OUT --fold 3", "fold 3 of 3 asked for"),
         ("dagman-predict", "DATA --out OUT", "no scans given"),
         ("dagman-predict", "DATA DATA --out OUT --device tpu", "--device tpu: one of auto, cpu, cuda"),
+        ("dagman-predict", "DATA DATA --out OUT --attention-stage 2", "--attention-stage 2 without --attention"),
+        ("dagman-predict", "DATA DATA --out OUT --attention --attention-stage 5", "an encoder has stages 1 to 4"),
         ("dagman-compare", "DATA --out OUT", "1 runs given; a comparison needs at least two"),
     ],
 )
@@ -359,6 +361,7 @@ def snapshot(place: Path) -> dict[str, bytes]:
         ("dagman-finetune", "DATA --out RUN", "already holds a run"),
         ("dagman-predict", "FULL DATA --out NEW", "no model there; give a run of dagman-finetune"),
         ("dagman-predict", "FILE DATA --out NEW", "not readable as safetensors"),
+        ("dagman-predict", "FULL DATA --out NEW --attention", "no model there; give a finished run of spade-pretrain"),
         ("dagman-compare", "RUN FULL --out NEW", "holds no finished run of dagman-finetune (no summary.json)"),
     ],
 )

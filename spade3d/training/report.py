@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,20 @@ _SIGNS = {
     "alignment": "Mean squared distance of matching crops on the unit sphere: 0 is the same vector, 2 is unrelated. "
     "Lower is better, unless uniformity rises with it.",
     "uniformity": "How evenly the embeddings cover the sphere: 0 is one point, about −4 is even. Lower is better.",
+}
+# How a task that measures its attention names it in the notes of a step: "stage3.entropy".
+_OF_STAGE = re.compile(r"stage(\d+)\.(\w+)")
+_LOOKS = {
+    "entropy": ("Entropy", "1 looks at every cell of its window alike, 0 at a single one."),
+    "entropy_spread": (
+        "Spread of entropy",
+        "Standard deviation over the heads of a stage: 0 where all look as widely.",
+    ),
+    "distance_mm": ("Distance (mm)", "How far from itself a cell looks, on average."),
+    "divergence": (
+        "Divergence",
+        "Jensen-Shannon between the heads of a block: 0 where they look alike, 1 where they share no cell.",
+    ),
 }
 _JUDGED = frozenset({"rank", "spread", "rows", "dims"})  # the signs that `collapse` asks for
 
@@ -134,6 +149,9 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
             "What can be seen without labels. They can reveal a failure; they cannot prove that the encoder is useful.",
         ),
     ]
+    if looks := list(_look_charts(opened.log)):
+        words = "The heads of the encoder's attention, a line for each stage. Heads that become alike are wasted."
+        sections.append(Section("Where heads look", (tag("div", *looks, class_="charts"),), words))
     if pictures:
         sections.insert(2, Section("What it was shown", tuple(crop_pictures(pictures))))
     sections.append(origin(opened))
@@ -259,6 +277,20 @@ def _learned_from(cases: Sequence[Mapping], rejected: Sequence[Mapping], subject
     else:
         yield tag("p", "No scan was left out.")
     yield folded("The subjects it has seen, for whoever must keep them out of a test set", names_list(subjects))
+
+
+def _look_charts(log: Sequence[Mapping]) -> Iterator[Html]:
+    """A chart for each measure of the heads' attention that the notes hold, a line for each stage."""
+    names = dict.fromkeys(name for row in log for name in row.get("notes") or {})
+    found = [match for name in names if (match := _OF_STAGE.fullmatch(name))]
+    for measure, (title, reading) in _LOOKS.items():
+        stages = sorted({int(match[1]) for match in found if match[2] == measure})
+        lines = [
+            series(f"stage {stage}", log, lambda row, n=f"stage{stage}.{measure}": (row.get("notes") or {}).get(n))
+            for stage in stages
+        ]
+        if lines:
+            yield tag("div", line_chart(lines, title, **SMALL), tag("p", reading, class_="lead"))
 
 
 def _sign_charts(log: Sequence[Mapping]) -> Iterator[Html]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -103,3 +104,22 @@ def test_a_report_that_cannot_say_what_was_learned_from_is_not_written(run):
 def test_a_run_without_a_step_is_still_reported(run):
     (run / "log.jsonl").write_text("")
     assert "Nothing was logged" in pretraining_report(run).read_text(encoding="utf-8")
+
+
+def test_where_heads_look_is_drawn_where_it_was_measured(run):
+    assert "Where heads look" not in pretraining_report(run).read_text(encoding="utf-8")
+    rows = [step(n) for n in range(1, 21)]
+    for at in (4, 9, 19):  # every so many steps
+        of_stages = {f"stage{stage}.entropy": 0.2 * stage + at / 100 for stage in (1, 3)}
+        rows[at] |= {"notes": {**of_stages, "stage1.distance_mm": 6.0, "stage3.distance_mm": None, "retention": 0.9}}
+    rows[10] |= {"notes": {"retention": 0.8}}
+    (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = pretraining_report(run).read_text(encoding="utf-8")
+    section = html[html.rindex(">Where heads look<") :]  # after the list of contents
+    section = section[: section.index("</section>")]
+    assert [title in section for title in ("Entropy", "Distance (mm)", "Divergence", "Spread of")] == [1, 1, 0, 0]
+    assert section.count("<svg") == 2 and "retention" not in section
+    _, entropy, distance = section.split("<figure")
+    assert [line.count(",") for line in re.findall(r'points="([^"]*)"', entropy)] == [3, 3]  # three points a stage
+    assert [name in entropy for name in ("stage 1", "stage 2", "stage 3")] == [True, False, True]
+    assert len(re.findall(r'points="', distance)) == 1  # of stage 3 nothing finite was measured

@@ -1,0 +1,84 @@
+"""Priors in files: volumes of values 0..1 that lie in patient space, checked by their headers before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from dagman.attention.spatial_prior import in_steps
+from spade3d.faults import DataFault, UsageFault
+from spade3d.volumes.body_box import field_of_view
+from spade3d.volumes.body_frame import stretch
+from spade3d.volumes.geometry import same_grid
+from spade3d.volumes.volume import read_grid, read_volume
+
+ROUNDING = 1e-3  # beyond 0..1: of whoever made the file
+
+
+def check_files(store, files: Mapping, frames: Mapping | None) -> list[str]:
+    """The regions of the files; see `prior_sources.from_files` for what they must be."""
+    if not files:
+        raise UsageFault("no files of priors; give region -> file, or case name -> (region -> file)")
+    by_scan = isinstance(next(iter(files.values())), Mapping)
+    if by_scan == (frames is not None):
+        raise UsageFault(
+            "files of single scans lie in those scans' own space: leave `frames` out"
+            if by_scan
+            else "one file for all scans lies in the body frame: `frames` is needed"
+        )
+    if not by_scan:
+        _check_together(list(files.values()))
+        return list(files)
+    regions = list(next(iter(files.values())))
+    cases = {case.name: case for case in store.cases}
+    for name, of_scan in files.items():
+        if name not in cases:
+            raise UsageFault(f"{name}: priors for a scan that the store does not hold")
+        if sorted(of_scan) != sorted(regions):
+            raise UsageFault(f"{name}: priors for {sorted(of_scan)}; those of other scans are for {sorted(regions)}")
+        grid = _check_together(list(of_scan.values()))
+        theirs, ours = field_of_view(grid.shape, grid.affine), field_of_view(cases[name].shape, cases[name].affine)
+        if np.any(np.minimum(theirs[1], ours[1]) <= np.maximum(theirs[0], ours[0])):
+            raise DataFault(
+                f"{of_scan[regions[0]]}: lies from {_mm(theirs[0])} to {_mm(theirs[1])}, the scan {name} from "
+                f"{_mm(ours[0])} to {_mm(ours[1])}; a prior must lie in the patient space of its scan"
+            )
+    return regions
+
+
+def volume_of_files(
+    paths: Sequence[Path], resolution_mm: float
+) -> tuple[UInt8[np.ndarray, "i j k region"], Float[np.ndarray, "4 4"]]:
+    """Values in blocks of about `resolution_mm`, and the affine of the blocks; DataFault for values outside 0..1."""
+    volumes = [read_volume(path) for path in paths]
+    for path, volume in zip(paths, volumes, strict=True):
+        low, high = float(volume.voxels.min()), float(volume.voxels.max())  # NaN if there is one
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            raise DataFault(f"{path}: values from {low:g} to {high:g}; a prior holds 0 to 1: divide it by its maximum")
+    block = np.maximum(1, np.round(resolution_mm / np.array(volumes[0].spacing))).astype(int)
+    values = np.stack([_means(volume.voxels, block) for volume in volumes], axis=-1)
+    return in_steps(values), volumes[0].affine @ stretch(block, (block - 1) / 2)
+
+
+def _means(voxels: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Means over blocks; beyond the volume lies nothing."""
+    filled = np.pad(voxels.astype(np.float32), [(0, -size % side) for size, side in zip(voxels.shape, block.tolist())])
+    (i, j, k), (a, b, c) = filled.shape, block.tolist()
+    return filled.reshape(i // a, a, j // b, b, k // c, c).mean(axis=(1, 3, 5))
+
+
+def _check_together(paths: Sequence[Path]):
+    """The one grid of some files."""
+    grids = [read_grid(Path(path)) for path in paths]
+    for path, grid in zip(paths, grids, strict=True):
+        difference = same_grid(grids[0].shape, grids[0].affine, grid.shape, grid.affine)
+        if difference:
+            raise DataFault(f"{path}: lies on another grid than {paths[0]}: {difference}; resample one onto the other")
+    return grids[0]
+
+
+def _mm(corner: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{mm:.0f}" for mm in corner) + ") mm"
