@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from dagman.attention.semantic import Attended, SemanticAttention
 from dagman.distillation.guided import Guidance, guide, tap
 from dagman.distillation.head_looks import LooksAtHeads
-from dagman.distillation.heads import PrototypeHead, VoxelHead
+from dagman.distillation.heads import PrototypeHead
 from dagman.distillation.losses import Centre, distil, masked_reconstruction
 from dagman.distillation.masking import RULES, check_masking, drop_tokens, expand, hidden_count
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
+from spade3d.networks.voxel_head import VoxelHead
 from spade3d.training.loop import Task
 
 
@@ -143,7 +144,7 @@ class CoDistillation(nn.Module):
     def __init__(self, feature_size: int, terms: DistillationTerms):
         super().__init__()
         self.terms = terms
-        self.voxel_head = VoxelHead(feature_size * 16, stage=4)
+        self.voxel_head = VoxelHead(feature_size * 16, cell=32)
         self.mask_token = nn.Parameter(torch.zeros(feature_size)) if terms.mask_token else None
         self.centres = nn.ModuleDict({name: Centre(terms.prototypes) for name in ("tokens", "image", "whole")})
         self.uncentred: dict[str, Tensor | None] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float, Int
@@ -90,7 +90,6 @@ def guide(
     elif how.attachment == "native":
         loss, active = guidance(how.heads.of(native.map.received()), prior, how.kind, how.least)
     else:
-        weights = native.map.weights.transpose(1, 2)
-        guided = how.heads.of(weights).transpose(1, 2)
-        loss, active = windowed_guidance(guided, native.map.cells, prior, how.kind, how.least)
+        weights = how.heads.of(native.map.weights.transpose(1, 2)).transpose(1, 2)
+        loss, active = windowed_guidance(replace(native.map, weights=weights), prior, how.kind, how.least)
     return {"prior": how.at(progress) * loss}, {"prior.active": active.detach()}

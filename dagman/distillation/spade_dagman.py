@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dagman.distillation.co_distillation import CoDistillation, DistillationTerms, Looks, Masked
 from dagman.distillation.guided import Guidance, guide, tap
 from dagman.distillation.head_looks import LooksAtHeads
-from spade3d.contrast.spade import Branch, SpadeTerms, SpatialContrast, restoration
+from spade3d.contrast.spade import Branch, Restorer, SpadeTerms, SpatialContrast
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
 from spade3d.networks.features import Features
@@ -57,6 +57,7 @@ class SpadeDagman(Task):
         self.student = JointObserver(network, spade, distill)
         self.teacher = Teacher(self.student)
         self.contrast = SpatialContrast(spade)
+        self.restorer = Restorer(network, spade.restoration_cell)
         self.distillation = CoDistillation(network.encoder_settings["feature_size"], distill)
         self.diversity = diversity
 
@@ -73,7 +74,9 @@ class SpadeDagman(Task):
         whole = self.teacher(batch.teacher, finest=teacher.spade.finest(batch.key_crop, None))
         noisy = self.teacher(batch.teacher, of.noise(batch.teacher)).stages
         masked = self.mask(whole.stages if of.terms.attention_from == "clean" else noisy, len(batch.student))
-        finest = self.student.spade.finest(batch.query_crop, 1 if terms.restoration_weight else None)
+        finest = self.student.spade.finest(
+            batch.query_crop, terms.restoration_cell if terms.restoration_weight else None
+        )
         encoder = self.student.spade.network.swinViT
         with tap(encoder, self.guidance) as native:
             features = self.student(batch.student, of.token_mask(masked, batch.student), finest, of.mask_token)
@@ -84,7 +87,8 @@ class SpadeDagman(Task):
         self.embedding, self.paired = ours[scope].detach(), its[scope]
         losses = self.contrast.losses(batch, ours, its)
         if terms.restoration_weight:
-            losses["restoration"] = terms.restoration_weight * restoration(self.student.spade.network, features, batch)
+            restored = self.restorer(self.student.spade.network, features, batch.clean)
+            losses["restoration"] = terms.restoration_weight * restored
         wanted = of.targets(teacher.looks, noisy, masked)
         distilled, said = of.losses(self.student.looks, features.stages, wanted, masked, batch.clean, progress)
         guided, self.notes = guide(self.guidance, said.attended, native, batch.priors, masked.samples, progress)

@@ -108,7 +108,6 @@ class DistillCrops(CropSettings):
     anchors: Annotated[int, Field(ge=1, le=64)] = 4
     scans: Annotated[int, Field(ge=1, le=64)] = 1
     places: Annotated[int, Field(ge=1)] = 1
-    flip: tuple[bool, bool, bool] = (False, False, False)
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
     zoom: PositiveRange = (1.0, 1.0)
     gamma: PositiveRange = (1.0, 1.0)

@@ -25,7 +25,7 @@ class PriorSettings(Settings):
     """Where some heads shall look; `source` none leaves all heads free.
 
     source      `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled scans, or `one_label`,
-                the first labelled scan alone
+                the first labelled scan that has a place in the body
     attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage, or
                 the same `windowed`, where its windows are smaller than the crop
     stage       of native attention; [CLS] reads the stage of `distill.stage`
@@ -40,7 +40,7 @@ class PriorSettings(Settings):
     regions: tuple[str, ...] | None = None
     labelled: Count = 4
     likelihood: Literal["location", "intensity", "both"] = "both"
-    sigma_mm: Positive = 10.0
+    sigma_mm: Positive | None = None
     kind: Literal["ce", "inside", "dice"] = "ce"
     weight: Annotated[float, Field(ge=0)] = 0.1
     warmup: Share = 0.1
@@ -85,7 +85,8 @@ def build_priors(settings: PriorSettings, store: VolumeStore, cases: Sequence[in
         if settings.source == "atlas":
             priors = prior_sources.atlas(store, labelled[: settings.labelled], frames, **how)
         else:
-            priors = prior_sources.one_label(store, labelled[0], frames, **how)
+            placed = [i for i in labelled if frames[i] is not None]
+            priors = prior_sources.one_label(store, (placed or labelled)[0], frames, **how)
     priors = priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
     print(f"note: heads are guided by {priors.source}", file=sys.stderr)
     return priors

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, model_validator
 
 from dagman.recipes.distillation import (
+    ENCODER_SHARE,
     LOOKS,
     DagmanNetwork,
     DistillSettings,
@@ -34,6 +35,7 @@ from spade3d.recipes.spade import (
     calibrate,
     chosen_contrast,
     momentum_for,
+    restoration_cell,
     said_of_spade,
 )
 
@@ -84,10 +86,11 @@ def choose_spade_dagman(
     check_terms(distill, crop)
     check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
-    finest = 1.0 if settings.contrast.restoration_weight else DECODING
+    finely = settings.contrast.restoration_weight and restoration_cell(settings.contrast, device) == 1
+    finest = 1 - ENCODER_SHARE if finely else DECODING
     voxels = cost_of(crops * math.prod(crop), distill) + crops * math.prod(crop) * finest + BESIDES
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
-    contrast = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps)
+    contrast = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps, device)
     momentum = distill.momentum
     return with_values(
         settings,

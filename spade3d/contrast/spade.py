@@ -25,6 +25,7 @@ from spade3d.crops.pairs import PairBatch
 from spade3d.crops.selection import Places, apart
 from spade3d.faults import UsageFault
 from spade3d.networks.features import CELLS, Features, read_at
+from spade3d.networks.voxel_head import VoxelHead
 from spade3d.training.loop import Task
 
 
@@ -45,6 +46,7 @@ class SpadeTerms:
     global_weight: float = 1.0
     local_weight: float = 1.0
     restoration_weight: float = 1.0
+    restoration_cell: int = 1  # voxels of the decoded cells that restore; 1: the decoder's own output, as in the figure
 
 
 class Branch(nn.Module):
@@ -151,6 +153,7 @@ class Spade(Task):
         self.student = Branch(network, terms)
         self.teacher = Teacher(self.student)
         self.contrast = SpatialContrast(terms)
+        self.restorer = Restorer(network, terms.restoration_cell)
 
     def calibrate(self, batches: Iterable[PairBatch]) -> None:
         """Before training: fit the heads to the data, then let the teacher begin as the student once more."""
@@ -163,7 +166,7 @@ class Spade(Task):
         self.notes = batch.realised
         if not terms.local_weight:
             batch = batch.without_places()
-        finest = 1 if terms.restoration_weight else None
+        finest = terms.restoration_cell if terms.restoration_weight else None
         features, *ours = self.student(batch.student, batch.query_crop, batch.query_voxel, batch.hidden, finest)
         if terms.global_weight or terms.local_weight:
             _, *its = self.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
@@ -171,7 +174,9 @@ class Spade(Task):
             scope = int(terms.local_weight > 0)  # signs of life come from many places rather than from few crops
             self.embedding, self.paired = ours[scope].detach(), its[scope]
         if terms.restoration_weight:
-            losses["restoration"] = terms.restoration_weight * restoration(self.student.network, features, batch)
+            losses["restoration"] = terms.restoration_weight * self.restorer(
+                self.student.network, features, batch.clean
+            )
         return losses
 
     def after_step(self, progress: float) -> None:
@@ -184,9 +189,25 @@ class Spade(Task):
         self.contrast.forget()
 
 
-def restoration(network: nn.Module, features: Features, batch: PairBatch) -> Float[Tensor, ""]:
-    """Mean squared error of the decoder's output to the student's view without intensity change."""
-    return F.mse_loss(network.logits(features).float(), batch.clean)
+class Restorer(nn.Module):
+    """What the student saw without intensity change, from decoded cells of `cell` voxels.
+
+    From 1 voxel it is the decoder's output, as in the figure. From coarser cells a linear layer makes the voxels of
+    each, and the decoder stops there: its last level is most of the work of a whole Swin-UNETR.
+    """
+
+    def __init__(self, network: nn.Module, cell: int):
+        super().__init__()
+        self.cell = cell
+        self.head = None if cell == 1 else VoxelHead(network.decoded_channels(cell), cell=cell)
+
+    def forward(self, network: nn.Module, features: Features, clean: Tensor) -> Float[Tensor, ""]:
+        """Mean squared error to the clean view (b, 1, i, j, k)."""
+        if self.head is None:
+            restored = network.logits(features)
+        else:
+            restored = self.head(features.decoded[CELLS.index(self.cell)], tuple(clean.shape[2:]))
+        return F.mse_loss(restored.float(), clean)
 
 
 def contrast(

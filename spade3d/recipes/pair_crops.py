@@ -31,6 +31,8 @@ class CropSettings(Settings):
 
     hidden  share of the student's view that is hidden from it, in cells of about 8 x 8 x 8 voxels
     frame   how places of two scans compare (`volumes/body_frame.py`)
+    flip    off: a network that may not know left from right, nor head from feet, cannot tell most places of the body
+            apart, and global contrast then unlearns what untrained filters see (docs/log.md, 2026-11-21)
     """
 
     shape: Voxels | None = None
@@ -41,7 +43,7 @@ class CropSettings(Settings):
     alike_iou: Share = 0.5
     places: Annotated[int, Field(ge=1)] = 64
     hidden: Share = 0.0
-    flip: tuple[bool, bool, bool] = (True, True, True)
+    flip: tuple[bool, bool, bool] = (False, False, False)
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
     zoom: PositiveRange = (0.8, 1.25)
     gamma: PositiveRange = (0.7, 1.5)

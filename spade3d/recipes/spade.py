@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PRETRAINING_BUDGET_S = 300.0
 BESIDES = 40_000  # voxels that cost as much as what a step does besides: cutting, matching, contrast with the memories
+COARSE = 0.53  # of a whole training pass: one whose decoder stops at cells of 4 voxels
 CALIBRATING = 8  # batches, that the heads are fitted to before the first step
 BEYOND = 2**40  # the first of them: of no step of any run
 LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next to nothing to tell apart
@@ -49,6 +50,7 @@ class ContrastSettings(Settings):
     global_weight: Annotated[float, Field(ge=0)] | None = None
     local_weight: Annotated[float, Field(ge=0)] | None = None
     restoration_weight: Annotated[float, Field(ge=0)] = 1.0
+    restoration_cell: Literal[1, 2, 4, 8, 16] | None = None
 
     @model_validator(mode="after")
     def restoration_alone_is_alone(self) -> ContrastSettings:
@@ -80,7 +82,8 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
 
     Crop: within two thirds of the median scan, so that there are different places to tell apart, and as many voxels
     as a cube of 96 (48 on a CPU). Far: half the crop's edge for whole crops, a quarter for single places.
-    Steps: 50,000 on a GPU; on a CPU what fits into about five minutes. Momentum: 0.996 as is usual; less in runs of
+    Steps: 50,000 on a GPU; on a CPU what fits into about
+    five minutes, restoring from the cells of the local contrast. Momentum: 0.996 as is usual; less in runs of
     under a thousand steps, where such a teacher would never leave its beginning. Global weight: 1, but 0 where fewer
     than one in four pairs of crops lie far apart: scans hardly larger than the crop show one place only, and a contrast
     of what is alike only adds noise (docs/log.md, 2026-11-20). The controls choose as Spade itself does.
@@ -91,9 +94,12 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
-    voxels = crops * math.prod(crop) * 7 / 6 + BESIDES  # the teacher only looks, and not to the finest cells
+    cell = restoration_cell(settings.contrast, device)
+    finely = cell == 1 and settings.contrast.restoration_weight > 0
+    passes = (1.0 if finely else COARSE) + 1 / 6  # the teacher only looks, and not to the finest cells
+    voxels = crops * math.prod(crop) * passes + BESIDES
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
-    chosen = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps)
+    chosen = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps, device)
     if not (chosen["global_weight"] or chosen["local_weight"] or chosen["restoration_weight"]):
         raise UsageFault(
             "contrast: every weight is 0, so there is nothing to learn from; give one of the three terms weight"
@@ -113,7 +119,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
 
 
 def chosen_contrast(
-    contrast: ContrastSettings, store: VolumeStore, cases: Sequence[int], crop, spacing, steps: int
+    contrast: ContrastSettings, store: VolumeStore, cases: Sequence[int], crop, spacing, steps: int, device: str
 ) -> dict[str, Any]:
     """The contrast's settings, with distances, weights and momentum that follow crop, data and steps."""
     edge_mm = float(np.prod(np.asarray(crop) * spacing) ** (1 / 3))
@@ -129,8 +135,15 @@ def chosen_contrast(
         "far_local_mm": contrast.far_local_mm or round(edge_mm / 4, 1),
         "global_weight": global_weight,
         "local_weight": local_weight,
+        "restoration_cell": restoration_cell(contrast, device),
         "momentum": momentum_for(steps) if contrast.momentum is None else contrast.momentum,  # 0 is an answer, too
     }
+
+
+def restoration_cell(contrast: ContrastSettings, device: str) -> int:
+    """Where the decoder restores from: its output, as in the figure; on a CPU the cells of the local contrast, since
+    from there to single voxels is half of a step (docs/log.md, 2026-11-21)."""
+    return contrast.restoration_cell or (contrast.local_cell if device == "cpu" else 1)
 
 
 def momentum_for(steps: int) -> float:
