@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from dagman.recipes.priors import PriorSettings, build_guidance, build_priors, check_attachment
@@ -297,7 +298,7 @@ def build_dagman(settings: DagmanSettings, store: VolumeStore, cases: Sequence[i
     looks = LooksAtHeads(LOOKS, settings.data.spacing)
     task = Dagman(network.swinViT, settings.network.feature_size, terms_of(settings.distill), guidance, looks)
     batches = pair_stream(settings, store, cases, Selection(), out, one_geometry=True, frames=frames, prior=prior)
-    return Built(task, batches, network, lambda: batches.pictures(0), partial(save_attention, task))
+    return Built(task, batches, network, partial(pictures_of, task, network, batches), partial(save_attention, task))
 
 
 def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None):
@@ -314,6 +315,15 @@ def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None)
     return frames, *build_guidance(settings.prior, priors, heads, stage)
 
 
+def pictures_of(task: Dagman | SpadeDagman, network, batches) -> dict[str, np.ndarray]:
+    """The two crops of a pair, and where the student looks in the first."""
+    from dagman.attention.maps import STAGE, Looker, attention_pictures
+
+    semantic = task.student.looks.semantic
+    looker = Looker(network.swinViT, STAGE if semantic is None else task.distillation.terms.stage, semantic)
+    return batches.pictures(0) | attention_pictures(looker, batches.batch(0).clean[:1])
+
+
 def save_attention(task: Dagman | SpadeDagman, out: Path) -> None:
     """The semantic attention that belongs to the encoder of a run, and which of its heads follow which region."""
     from dagman.attention.semantic_file import save_semantic
@@ -326,9 +336,8 @@ def save_attention(task: Dagman | SpadeDagman, out: Path) -> None:
         write_json(out / GUIDED, said | task.guidance.heads.to_dict())
 
 
-def said_of_dagman(settings: DagmanSettings) -> dict[str, str]:
-    """What is masked, and what the teacher sees."""
-    distill = settings.distill
+def said_of_distillation(distill: DistillSettings, prior: PriorSettings) -> dict[str, str]:
+    """What is masked, what the teacher sees, and which heads are guided."""
     cell = 2 ** (distill.stage + 1)
     masked = (
         "nothing"
@@ -344,7 +353,15 @@ def said_of_dagman(settings: DagmanSettings) -> dict[str, str]:
 
 def dagman_recipe(name: str, summary: str, tree: type[DagmanSettings] = DagmanSettings, **how: Any) -> Recipe:
     """One size of the recipe."""
-    return Recipe(name, summary, tree, partial(choose_dagman, name=name, **how), build_dagman, said_of_dagman)
+    choose = partial(choose_dagman, name=name, **how)
+    return Recipe(
+        name,
+        summary,
+        tree,
+        choose,
+        build_dagman,
+        lambda settings: said_of_distillation(settings.distill, settings.prior),
+    )
 
 
 dagman = dagman_recipe("dagman", "masked image modelling guided by attention, with a noisy teacher")

@@ -19,7 +19,8 @@ from dagman.recipes.distillation import (
     chosen_distillation,
     cost_of,
     guided,
-    said_of_dagman,
+    pictures_of,
+    said_of_distillation,
     save_attention,
     terms_of,
 )
@@ -36,7 +37,7 @@ from spade3d.recipes.spade import (
     chosen_contrast,
     momentum_for,
     restoration_cell,
-    said_of_spade,
+    said_of_contrast,
 )
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def build_spade_dagman(
     task = SpadeDagman(network, spade, terms_of(settings.distill), guidance, looks)
     batches = pair_stream(settings, store, cases, selection, out, one_geometry=True, frames=frames, prior=prior)
     calibrate(task, batches, torch.device(settings.device))
-    return Built(task, batches, network, lambda: batches.pictures(0), partial(save_attention, task))
+    return Built(task, batches, network, partial(pictures_of, task, network, batches), partial(save_attention, task))
 
 
 spade_dagman = Recipe(
@@ -137,5 +138,5 @@ spade_dagman = Recipe(
     SpadeDagmanSettings,
     choose_spade_dagman,
     build_spade_dagman,
-    lambda settings: said_of_spade(settings) | said_of_dagman(settings),
+    lambda settings: said_of_contrast(settings.contrast) | said_of_distillation(settings.distill, settings.prior),
 )

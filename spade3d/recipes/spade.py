@@ -151,9 +151,8 @@ def momentum_for(steps: int) -> float:
     return round(1 - min(0.02, max(0.004, 4 / steps)), 4)
 
 
-def said_of_spade(settings: SpadeSettings) -> dict[str, str]:
+def said_of_contrast(contrast: ContrastSettings) -> dict[str, str]:
     """Distances and weights of the contrast."""
-    contrast = settings.contrast
     if contrast.selection == "restoration":
         return {"contrast": "none: the control that only restores"}
     crops, places = ("" if weight else " (off)" for weight in (contrast.global_weight, contrast.local_weight))
@@ -193,5 +192,5 @@ spade = Recipe(
     SpadeSettings,
     choose_spade,
     build_spade,
-    said_of_spade,
+    lambda settings: said_of_contrast(settings.contrast),
 )

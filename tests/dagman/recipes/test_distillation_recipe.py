@@ -1,0 +1,206 @@
+"""The recipes of DAGMaN: its ladder, its sizes, what is refused before a run begins, and what a run leaves behind."""
+
+import json
+
+import pytest
+import torch
+
+from dagman.attention.semantic_file import load_semantic
+from dagman.recipes.distillation import (
+    GUIDED,
+    SEMANTIC,
+    VARIANTS,
+    DagmanSettings,
+    PaperSettings,
+    chosen_distillation,
+    dagman,
+    paper,
+    small,
+    tiny,
+)
+from dagman.recipes.spade_dagman import SpadeDagmanSettings, spade_dagman
+from spade3d.configuration import resolve, to_yaml, with_values
+from spade3d.faults import DataFault, UsageFault
+from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.recipes.recipe import find_recipe
+from spade3d.scans import open_scans
+from spade3d.volumes.phantoms import write_dataset
+
+SMALL = {
+    "crop.frame": "box",
+    "crop.shape": (32, 32, 32),
+    "crop.anchors": 1,
+    "network.feature_size": 12,
+    "network.heads": (2, 2, 2, 2),
+    "distill.stage": 2,
+    "distill.semantic_heads": 4,
+    "distill.head_width": 16,
+    "steps": 2,
+}
+CASES = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hearts")
+    write_dataset("heart-mr", folder / "scans", patients=2, unlabelled=1, seed=2, shape=(48, 48, 40))
+    return open_scans(folder / "scans", folder / "store", DagmanSettings().data)
+
+
+def open_keys(values, path=""):
+    found = {path + key for key, value in values.items() if value is None}
+    return found.union(*(open_keys(v, f"{path}{k}.") for k, v in values.items() if isinstance(v, dict)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", ["dagman", "dagman-tiny", "dagman-small", "dagman-paper", "spade-dagman"])
+def test_nothing_is_left_open_and_choosing_again_changes_nothing(store, device, name, tmp_path):
+    recipe = find_recipe(name)
+    chosen = recipe.choose(with_values(recipe.settings(), {"crop.shape": (48, 48, 40)}), store, CASES, device)
+    unclipped = {"optim.clip_norm"} if name == "dagman-paper" else set()  # an answer: SMIT's code does not clip
+    assert open_keys(chosen.model_dump()) == {"data.path", "prior.regions", "prior.sigma_mm"} | unclipped
+    assert chosen.device == device and chosen.recipe == name
+    (tmp_path / "config.yaml").write_text(to_yaml(chosen))
+    again = resolve(recipe.settings, [tmp_path / "config.yaml"], {}, environment={})
+    assert again == chosen == recipe.choose(again, store, CASES, device)
+    assert recipe.said(chosen)
+
+
+def test_the_ladder_differs_in_what_its_arms_are_named_after():
+    arms = {
+        arm: chosen_distillation(DagmanSettings().distill.model_copy(update={"variant": arm}), "cpu")
+        for arm in VARIANTS
+    }
+    said = {arm: (of.masking, of.semantic, of.patch_dropout) for arm, of in arms.items()}
+    assert said["dagman"] == ("attention", True, 0.7)
+    assert said["semantic"] == ("attention", True, 0.0)
+    assert said["noisy"] == ("random", False, 0.7)
+    assert said["smit"] == ("random", False, 0.0)
+    assert said["ibot"] == ("block", False, 0.0)
+    assert said["attmask"] == ("attmask", True, 0.0) and arms["attmask"].hint == pytest.approx(0.07)
+    assert said["mst"] == ("low", True, 0.0)
+    assert said["dino"] == ("none", True, 0.0)
+    assert len(set(said.values())) == len(VARIANTS)
+    rest = {arm: of.model_dump(exclude={"variant", "masking", "semantic", "patch_dropout"}) for arm, of in arms.items()}
+    assert all(rest[arm] == rest["dagman"] for arm in ("semantic", "noisy", "smit", "ibot", "mst"))
+
+
+def test_what_is_said_beside_a_variant_stays():
+    settings = resolve(
+        DagmanSettings, [], {"distill": {"variant": "smit", "semantic": True, "hint": 0.0}}, environment={}
+    )
+    chosen = chosen_distillation(settings.distill, "cuda")
+    assert chosen.semantic and chosen.hint == 0 and chosen.masking == "random" and chosen.prototypes == 8192
+
+
+def test_the_papers_setting():
+    settings = PaperSettings()
+    network = settings.network
+    assert settings.crop.shape == (128, 128, 128) and settings.data.spacing == (2.0, 2.0, 2.0)
+    assert (network.window, network.depths, network.heads) == (4, (2, 2, 8, 2), (4, 4, 8, 16))
+    assert settings.optim.lr == 8e-4 and settings.optim.warmup == 0.1 and settings.distill.ratio == 0.7
+
+
+def test_the_published_parameter_counts():
+    """64,698,114 with the decoder for two classes, 10,573,408 the encoder: ours has no weights in its last layer norm,
+    2 x 768 numbers, since MONAI's has none; all else is equal."""
+    network = SwinUNETR(out_channels=2, **PaperSettings().network.model_dump())
+    counts = [sum(p.numel() for p in part.parameters()) for part in (network, network.swinViT)]
+    assert counts == [64_698_114 - 2 * 768, 10_573_408 - 2 * 768]
+
+
+def test_the_papers_run_is_as_many_epochs_whatever_the_number_of_scans(store):
+    chosen = paper.choose(PaperSettings(), store, CASES, "cuda")
+    assert chosen.steps == 800  # 3 scans in batches of 32 are one step an epoch
+
+
+def test_sizes_do_not_follow_the_device(store):
+    for recipe, width, hidden in ((tiny, 24, 256), (small, 48, 2048)):
+        for device in ("cpu", "cuda"):
+            chosen = recipe.choose(with_values(DagmanSettings(), {"distill.stage": 2}), store, CASES, device)
+            assert chosen.network.feature_size == width and chosen.distill.head_width == hidden
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"crop.shape": (16, 16, 16), "distill.stage": 3}, "has one token at stage 3, of which nothing can be masked"),
+        ({"distill.ratio": 0.01, "distill.hint": 0.0}, "hides 0 of 64 cells on the grid 4 x 4 x 4: nothing"),
+        ({"distill.ratio": 1.0, "distill.hint": 0.0}, "hides 64 of 64 cells"),
+        ({"distill.hint": 0.8}, "hints of 0.8 of the cells do not fit into a mask ratio of 0.7"),
+        ({"distill.masking": "none", "distill.token_weight": 0.1}, "masking none hides nothing"),
+        (
+            {"distill.variant": "dino", "distill.image_weight": 0.0, "distill.global_weight": 0.0},
+            "every weight is 0, so there is nothing to learn from",
+        ),
+        (
+            {"distill.variant": "smit", "prior.source": "bands"},
+            "--prior.attachment semantic guides the .CLS. row, and --distill.semantic is false",
+        ),
+        (
+            {"distill.drop_hidden": True, "prior.source": "bands", "prior.attachment": "native"},
+            "--distill.drop_hidden leaves the hidden ones out",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_the_run(store, given, message):
+    with pytest.raises(UsageFault, match=message):
+        dagman.choose(with_values(DagmanSettings(), SMALL | given), store, CASES, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("tree", "given", "message"),
+    [
+        (DagmanSettings, {"distill": {"mask_token": True, "drop_hidden": True}}, "choose one"),
+        (SpadeDagmanSettings, {"distill": {"symmetric": False}}, "Spade needs a look at each"),
+        (SpadeDagmanSettings, {"distill": {"drop_hidden": True}}, "Spade's decoder needs"),
+        (SpadeDagmanSettings, {"crop": {"hidden": 0.5}}, "leave it at 0"),
+        (DagmanSettings, {"prior": {"regions": ["liver"]}}, "say where their priors come from"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tree, given, message):
+    with pytest.raises(UsageFault, match=message):
+        resolve(tree, [], given, environment={})
+
+
+def test_a_run_leaves_its_semantic_attention_beside_the_encoder(store, tmp_path):
+    chosen = dagman.choose(with_values(DagmanSettings(), SMALL), store, CASES, "cpu")
+    built = dagman.build(chosen, store, CASES, None)
+    built.finish(tmp_path)
+    module, stage = load_semantic(tmp_path / SEMANTIC)
+    assert stage == 2 and not (tmp_path / GUIDED).exists()
+    for ours, its in zip(built.task.student.looks.semantic.parameters(), module.parameters(), strict=True):
+        assert torch.equal(ours, its)
+    pictures = built.pictures()
+    assert pictures["[CLS] attention, mean of 4 heads"].shape == pictures["a"].shape == (32, 32, 32)
+
+
+@pytest.mark.parametrize("recipe", [dagman, spade_dagman])
+def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recipe, capsys):
+    regions = ("left ventricle", "right ventricle")
+    given = SMALL | {"prior.source": "one_label", "prior.regions": regions, "crop.frame": "box"}
+    chosen = recipe.choose(with_values(recipe.settings(), given), store, CASES, "cpu")
+    built = recipe.build(chosen, store, CASES, None)
+    assert "heads are guided by one labelled scan" in capsys.readouterr().err
+    batch = built.batches.batch(0)
+    assert batch.priors.shape[1:] == (2, 4, 4, 4) and batch.priors.any()
+    losses = built.task.losses(batch, 1.0)
+    assert losses["prior"].isfinite() and losses["prior"] > 0
+    built.finish(tmp_path)
+    said = json.loads((tmp_path / GUIDED).read_text())
+    assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": list(regions)}
+
+
+def test_more_regions_than_half_of_the_heads_are_refused(store):
+    given = SMALL | {"prior.source": "bands", "distill.semantic_heads": 2}
+    chosen = dagman.choose(with_values(DagmanSettings(), given), store, CASES, "cpu")
+    with pytest.raises(UsageFault, match="at most half of the heads"):
+        dagman.build(chosen, store, CASES, None)
+
+
+def test_a_prior_from_labels_needs_labels(store):
+    given = SMALL | {"prior.source": "atlas"}
+    chosen = dagman.choose(with_values(DagmanSettings(), given), store, CASES, "cpu")
+    unlabelled = [i for i in CASES if not store.cases[i].has_labels]
+    with pytest.raises(DataFault, match="none of the 1 scans of this run has labels"):
+        dagman.build(chosen, store, unlabelled, None)
