@@ -78,6 +78,7 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
         steps=settings.steps,
         out=out,
         optimiser=Optimiser(**settings.optim.model_dump()),
+        skip_bad_batches=settings.skip_bad_batches,
         device=device,
         precision=settings.precision,
         save_every=settings.save_every,

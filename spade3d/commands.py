@@ -192,6 +192,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         steps=settings.steps,
         out=out,
         optimiser=Optimiser(**settings.optim.model_dump()),
+        skip_bad_batches=settings.skip_bad_batches,
         device=torch.device(settings.device),
         precision=settings.precision,
         save_every=settings.save_every,

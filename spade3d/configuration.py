@@ -108,6 +108,7 @@ class Common(Settings):
     folds: Annotated[int, Field(ge=2, le=100)] = 5
     fold: Annotated[int, Field(ge=0)] = 0
     save_every: Annotated[int, Field(ge=1)] | None = None
+    skip_bad_batches: Annotated[int, Field(ge=0)] = 9
     data: Data = Data()
     network: Network = Network()
 

@@ -63,9 +63,11 @@ class LabelledBatch:
 
     images: Tensor  # float32 (n, 1, i, j, k)
     classes: Tensor  # int64 (n, 1, i, j, k)
+    scans: tuple[str, ...]  # n: their names
 
     def to(self, device: torch.device) -> LabelledBatch:
-        return LabelledBatch(self.images.to(device, non_blocking=True), self.classes.to(device, non_blocking=True))
+        images, classes = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.classes))
+        return LabelledBatch(images, classes, self.scans)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,7 +114,8 @@ class LabelledStream:
             self.classes.index(cut_labels(self.store, crop), self.store.cases[crop.case].name).astype(np.int64)
             for crop in crops
         ]
-        return LabelledBatch(as_images([cut(self.store, crop) for crop in crops]), as_images(classes))
+        names = tuple(self.store.cases[crop.case].name for crop in crops)
+        return LabelledBatch(as_images([cut(self.store, crop) for crop in crops]), as_images(classes), names)
 
     def draw(self, rng: np.random.Generator) -> Crop:
         """A view somewhere in a scan; near a voxel of a class drawn evenly among those present, in a share of cases."""

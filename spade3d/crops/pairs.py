@@ -83,6 +83,7 @@ class PairBatch:
     boxes: Places  # (n, 6): where each crop lies in the body
     key_boxes: Places  # (n, 6): the same of the teacher's view; in the shuffled control that of another anchor
     places: Places  # (m, 3): where the matched places lie in the body
+    scans: tuple[str, ...]  # n: the names of the scans
     views: tuple[Crop, ...]  # n: what the student's images show, and how
     priors: Tensor | None  # float32 (n, region, p, q, r): what is known beforehand of the cells of the student's views
     step: int
@@ -142,6 +143,7 @@ class PairStream:
             clean=as_images(clean),
             hidden=self.hidden(rng, len(drawn)),
             **self.alike(self.places_of(students), self.places_of(teachers)),
+            scans=tuple(self.store.cases[seen.crop.case].name for seen in students),
             views=tuple(seen.crop for seen in students),
             priors=self.priors_of(students),
             step=step,

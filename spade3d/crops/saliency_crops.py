@@ -36,9 +36,11 @@ class SaliencyBatch:
 
     images: Tensor  # float32 (n, 1, i, j, k)
     saliency: Tensor  # float32 (n, 1, i, j, k), 0..1
+    scans: tuple[str, ...]  # n: their names
 
     def to(self, device: torch.device) -> SaliencyBatch:
-        return SaliencyBatch(self.images.to(device, non_blocking=True), self.saliency.to(device, non_blocking=True))
+        images, saliency = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.saliency))
+        return SaliencyBatch(images, saliency, self.scans)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,6 +86,7 @@ class SaliencyStream:
         return SaliencyBatch(
             as_images([cut(self.store, crop) for crop in crops]),
             as_images([cut(self.maps, crop.plain()) for crop in crops]),
+            tuple(self.store.cases[crop.case].name for crop in crops),
         )
 
     def draw(self, rng: np.random.Generator) -> Crop:

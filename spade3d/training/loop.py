@@ -8,7 +8,7 @@ that was killed and resumed ends with the same bits as one that was not.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,13 +26,15 @@ from spade3d.training.reproducibility import deterministic, rng_state, seed_ever
 from spade3d.training.saves import Best, Saves
 from spade3d.training.schedules import warmup_cosine
 
-MOST_SKIPPED = 10  # updates in a row that are not finite, before the run gives up
+SKIPPED = 9  # updates in a row that are not finite and left out, unless a run says otherwise
 SETTLED = 0.1  # share of the run before which a flat embedding is no collapse yet
 
 
 @runtime_checkable
 class Batch(Protocol):
-    """What a task learns from at once; its length is the number of crops in it."""
+    """What a task learns from at once; its length is the number of crops in it, `scans` says of which they are."""
+
+    scans: Sequence[str]
 
     def to(self, device: torch.device) -> "Batch": ...
 
@@ -136,6 +138,7 @@ def train(
     label: str = "training",
     signs_every: int = 25,
     config_hash: str = "",
+    skip_bad_batches: int = SKIPPED,
 ) -> Outcome:
     """Train for `steps` updates. Step s = 1, 2, ... learns from batches (s - 1) k to s k - 1, k = `accumulate`, at
     progress s / steps.
@@ -148,7 +151,8 @@ def train(
 
     Raises, once the run is saved, Preempted after SIGTERM or SIGUSR1 and KeyboardInterrupt after SIGINT (a second
     signal ends the process at once); UsageFault when `out` already holds a run; DataFault when what should be resumed
-    is not whole or of another configuration; Fault when ten updates in a row are not finite, or memory or disk is full.
+    is not whole or of another configuration; Fault when more than `skip_bad_batches` updates in a row are not finite,
+    or memory or disk is full.
     """
     saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
     found = saves.find() if resume else saves.begin()
@@ -209,8 +213,8 @@ def train(
             if task.notes:
                 row["notes"] = {name: float(value) for name, value in task.notes.items()}
             journal.step(row)
-            if at.skipped == MOST_SKIPPED:
-                raise Fault(_not_finite(at, saves.folder))
+            if at.skipped > skip_bad_batches:
+                raise Fault(_not_finite(at, saves.folder, row["scans"]))
             if interruption.received:
                 save()
                 interruption.stop(step, steps, marker)
@@ -240,7 +244,7 @@ class _Engine:
         for group in self.adamw.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         try:
-            terms, crops, waited = self._gradients(stream, progress)
+            terms, crops, waited, scans = self._gradients(stream, progress)
         except torch.OutOfMemoryError as error:
             raise Fault(_out_of_memory(self.device)) from error
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf)
@@ -263,13 +267,14 @@ class _Engine:
             "seconds": seconds,
             "data_seconds": waited,
             "crops_per_second": crops / seconds,
-        } | ({} if finite else {"skipped": True})
+        } | ({} if finite else {"skipped": True, "scans": scans})
 
-    def _gradients(self, stream: Iterator[Batch], progress: float) -> tuple[dict[str, Tensor], int, float]:
-        """Backward through the mean over `accumulate` batches: its terms, its crops, the seconds waited for them."""
+    def _gradients(self, stream: Iterator[Batch], progress: float) -> tuple[dict[str, Tensor], int, float, list[str]]:
+        """Backward through the mean over `accumulate` batches: its terms, its crops, the seconds waited for them, and
+        of which scans they are."""
         k = self.settings.accumulate
         terms: dict[str, Tensor] = {}
-        crops, waited = 0, 0.0
+        crops, waited, scans = 0, 0.0, set()
         for _ in range(k):
             begun = time.perf_counter()
             # A DataLoader takes one number from torch's generator when it starts: a resumed run would be one ahead.
@@ -278,12 +283,13 @@ class _Engine:
             batch = batch.to(self.device)
             waited += time.perf_counter() - begun
             crops += len(batch)
+            scans.update(batch.scans)
             with self.autocast():
                 losses = self.model(batch, progress)
             (sum(losses.values()) / k).backward()
             for name, loss in losses.items():
                 terms[name] = terms.get(name, 0.0) + loss.detach().float() / k
-        return terms, crops, waited
+        return terms, crops, waited, sorted(scans)
 
     def look(self, validate: Callable[[Task, int], Mapping[str, float]], step: int) -> dict[str, float]:
         """What `validate` finds, with the task and the generators of chance left as they were."""
@@ -325,12 +331,17 @@ def _signs(task: Task, progress: float) -> dict[str, Any] | None:
     return signs
 
 
-def _not_finite(at: _Position, folder: Path) -> str:
+def _not_finite(at: _Position, folder: Path, scans: Sequence[str]) -> str:
     terms = [name for name, value in at.losses.items() if not math.isfinite(value)]
+    steps = (
+        f"step {at.step}"
+        if at.skipped == 1
+        else f"{at.skipped} steps in a row, {at.step - at.skipped + 1} to {at.step}"
+    )
     return (
-        f"{' and '.join(terms) or 'the gradient'} not finite in {at.skipped} steps in a row, "
-        f"{at.step - at.skipped + 1} to {at.step}; the last good weights are in {steps_in(folder)[-1]}; "
-        "lower --optim.lr, or look at the scans of these steps"
+        f"{' and '.join(terms) or 'the gradient'} not finite in {steps}; the last good weights are in "
+        f"{steps_in(folder)[-1]}; the last batch was of {', '.join(scans)}: look at these scans, lower --optim.lr, or "
+        "leave more updates out with --skip-bad-batches N"
     )
 
 

@@ -34,7 +34,7 @@ def test_the_loss_is_dice_and_cross_entropy():
     chance = torch.Generator().manual_seed(0)
     network = Given(torch.randn(2, 3, 2, 3, 2, generator=chance))
     classes = torch.randint(0, 2, (2, 1, 2, 3, 2), generator=chance)  # nobody has class 2
-    batch = LabelledBatch(torch.zeros(2, 1, 2, 3, 2), classes)
+    batch = LabelledBatch(torch.zeros(2, 1, 2, 3, 2), classes, ("a", "b"))
     loss = Segmentation(network).losses(batch, 0.5)
     assert list(loss) == ["dice_ce"]
 
@@ -55,7 +55,7 @@ def test_the_loss_is_dice_and_cross_entropy():
 def test_the_right_answer_costs_next_to_nothing():
     classes = torch.randint(0, 3, (2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(1))
     sure = 50.0 * nn.functional.one_hot(classes[:, 0], 3).movedim(-1, 1).float()
-    loss = Segmentation(Given(sure)).losses(LabelledBatch(torch.zeros(2, 1, 4, 4, 4), classes), 0.0)
+    loss = Segmentation(Given(sure)).losses(LabelledBatch(torch.zeros(2, 1, 4, 4, 4), classes, ("a", "b")), 0.0)
     assert loss["dice_ce"].item() < 1e-5
 
 

@@ -26,7 +26,7 @@ def batch(seed, n=2):
         images.append((square < 12) + rng.normal(0, 0.1, square.shape))
         maps.append(np.exp(-square / 18))
     images, maps = (torch.from_numpy(np.stack(some)[:, None]).float() for some in (images, maps))
-    return SaliencyBatch(images, maps)
+    return SaliencyBatch(images, maps, ("ball",) * n)
 
 
 def test_the_loss_is_its_formula():

@@ -186,10 +186,22 @@ def test_an_update_that_is_not_finite_is_not_made(tmp_path):
 
 def test_ten_in_a_row_end_the_run(tmp_path):
     task = Tiny(spoil=frozenset(range(5, 100)))
-    with pytest.raises(Fault, match="recall not finite in 10 steps in a row, 6 to 15; .*step-0000010.pt") as caught:
+    message = (
+        "recall not finite in 10 steps in a row, 6 to 15; .*step-0000010.pt; the last batch was of scan 2: look at"
+    )
+    with pytest.raises(Fault, match=message) as caught:
         fit(task, tmp_path, steps=50, save_every=5)
     assert caught.value.exit_code == 1
     assert all(tensor.isfinite().all() for tensor in task.state_dict().values())
+
+
+def test_a_run_may_stop_at_the_first_or_go_on_for_longer(tmp_path):
+    message = "recall not finite in step 6; .*step-0000005.pt; the last batch was of scan 2: .*--skip-bad-batches"
+    with pytest.raises(Fault, match=message):
+        fit(Tiny(spoil=frozenset({5})), tmp_path / "first", save_every=5, skip_bad_batches=0)
+    outcome = fit(Tiny(spoil=frozenset(range(5, 17))), tmp_path / "longer", steps=20, skip_bad_batches=12)
+    rows = read_log(tmp_path / "longer" / "log.jsonl")
+    assert outcome.step == 20 and [row["scans"] for row in rows if row.get("skipped")][:2] == [["scan 2"], ["scan 0"]]
 
 
 def test_the_count_of_skips_survives_resuming(tmp_path):

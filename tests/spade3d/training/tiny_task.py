@@ -20,6 +20,10 @@ class Points:
     x: Tensor
     index: int
 
+    @property
+    def scans(self) -> tuple[str, ...]:
+        return (f"scan {self.index % 3}",)
+
     def to(self, device: torch.device) -> "Points":
         return Points(self.x.to(device), self.index)
 
