@@ -31,6 +31,7 @@ COMMANDS = {
 }
 COMMON = """--config --resume --strict --json --out
     --steps --seed --device --precision --workers --folds --fold --save-every
+    --skip-bad-batches
     --data.path --data.spacing --data.window-hu --data.mr
     --network.feature-size --network.depths --network.heads --network.window --network.drop-path --network.use-v2
     --network.merging --network.monai-compatible
@@ -38,17 +39,29 @@ COMMON = """--config --resume --strict --json --out
     --crop.shape --crop.flip --crop.rotation-deg --crop.zoom --crop.gamma --crop.contrast --crop.brightness
     --crop.blur --crop.blur-chance --crop.noise"""
 PAIRS = """--recipe --crop.frame --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
-    --crop.hidden
-    --focus.views --focus.crop-chance --focus.crop-retention --focus.cutout-chance --focus.cutout-retention
+    --crop.hidden"""
+FOCUS = """--focus.views --focus.crop-chance --focus.crop-retention --focus.cutout-chance --focus.cutout-retention
     --focus.cutout-side --focus.mask-chance --focus.mask-kept --focus.mask-floor --focus.mask-blur --focus.zoom
     --focus.parent --focus.salient-chance --focus.least --focus.mode"""
+CONTRAST = """--contrast.selection --contrast.far-mm --contrast.far-local-mm --contrast.temperature
+    --contrast.global-memory --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.local-cell
+    --contrast.momentum --contrast.global-weight --contrast.local-weight --contrast.restoration-weight
+    --contrast.restoration-cell"""
+DISTILL = """--distill.variant --distill.stage --distill.masking --distill.ratio --distill.hint --distill.semantic
+    --distill.semantic-blocks --distill.semantic-heads --distill.patch-dropout --distill.dropped
+    --distill.attention-from --distill.mask-token --distill.drop-hidden --distill.symmetric --distill.head-width
+    --distill.bottleneck --distill.prototypes --distill.student-temperature --distill.teacher-temperature
+    --distill.temperature-warmup --distill.centre-momentum --distill.still --distill.momentum --distill.voxel-weight
+    --distill.token-weight --distill.image-weight --distill.global-weight"""
+PRIOR = """--prior.source --prior.attachment --prior.stage --prior.regions --prior.labelled --prior.likelihood
+    --prior.sigma-mm --prior.kind --prior.weight --prior.warmup --prior.least --prior.wrong"""
 OPTIONS = {
     "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
-    "spade-pretrain": f"""DATA {COMMON} {PAIRS} --contrast.selection
-        --contrast.far-mm --contrast.far-local-mm --contrast.temperature --contrast.global-memory
-        --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.local-cell --contrast.momentum
-        --contrast.global-weight --contrast.local-weight --contrast.restoration-weight""",
-    "spade-pretrain --recipe moco": f"""DATA {COMMON} {PAIRS}
+    "spade-pretrain": f"""DATA {COMMON} {PAIRS} {FOCUS} {CONTRAST}""",
+    "spade-pretrain --recipe dagman": f"DATA {COMMON} {PAIRS} {DISTILL} {PRIOR}",
+    "spade-pretrain --recipe dagman-paper": f"DATA {COMMON} {PAIRS} {DISTILL} {PRIOR}",
+    "spade-pretrain --recipe spade-dagman": f"DATA {COMMON} {PAIRS} {CONTRAST} {DISTILL} {PRIOR}",
+    "spade-pretrain --recipe moco": f"""DATA {COMMON} {PAIRS} {FOCUS}
         --contrast.temperature --contrast.memory --contrast.dim --contrast.momentum""",
     "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --crop.crops --crop.foreground
         --scoring.overlap --scoring.tolerance-mm --scoring.looks --scoring.look-cases""",

@@ -52,6 +52,7 @@ class DistillationTerms:
     head_width: int = 2048
     bottleneck: int = 256
     prototypes: int = 8192
+    standardise: bool = True  # what the heads read, over the batch; no paper's (heads.py)
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.07)  # at first, and after `temperature_warmup`
     temperature_warmup: float = 30 / 800  # share of the run
@@ -80,7 +81,12 @@ class Looks(nn.Module):
         super().__init__()
         self.stage = terms.stage
         width, last = feature_size * 2**terms.stage, feature_size * 16
-        sizes = {"hidden": terms.head_width, "bottleneck": terms.bottleneck, "prototypes": terms.prototypes}
+        sizes = {
+            "hidden": terms.head_width,
+            "bottleneck": terms.bottleneck,
+            "prototypes": terms.prototypes,
+            "standardise": terms.standardise,
+        }
         blocks, heads = terms.semantic_blocks, terms.semantic_heads
         self.semantic = SemanticAttention(width, heads=heads, blocks=blocks) if terms.semantic else None
         self.token_head = PrototypeHead(width, **sizes)
@@ -107,6 +113,11 @@ class Looks(nn.Module):
             tokens=None if cells is None else self.token_head(picked(tokens, cells), still),
             attended=attended,
         )
+
+    @torch.no_grad()
+    def embedding(self, stages: Stages) -> Float[Tensor, "b bottleneck"]:
+        """One unit vector a crop, for the signs of life."""
+        return self.global_head.vectors(stages[4].mean(dim=(2, 3, 4)))
 
 
 Stages = tuple[Tensor, ...]  # an encoder's five maps, each (b, c, p, q, r)
@@ -272,7 +283,8 @@ class Dagman(Task):
         shown = batch.student[masked.samples]
         with tap(self.student.encoder, self.guidance) as native:
             ours = self.student(shown, of.token_mask(masked, shown), **self.how())
-        self.embedding, self.paired = pooled(ours), pooled(tuple(stage[masked.others] for stage in its))
+        self.embedding = self.student.looks.embedding(ours)
+        self.paired = teacher.embedding(tuple(stage[masked.others] for stage in its))
         wanted = of.targets(teacher, its, masked)
         losses, said = of.losses(self.student.looks, ours, wanted, masked, batch.clean, progress)
         guided, self.notes = guide(self.guidance, said.attended, native, batch.priors, masked.samples, progress)
@@ -319,11 +331,6 @@ def picked(tokens: Float[Tensor, "b c p q r"], cells: Int[Tensor, "b m"]) -> Flo
     """The tokens of some cells of each sample, sample after sample."""
     rows = tokens.flatten(2).transpose(1, 2)
     return rows.gather(1, cells[..., None].expand(-1, -1, rows.shape[2])).flatten(0, 1)
-
-
-def pooled(stages: Stages) -> Float[Tensor, "b c"]:
-    """The mean of the last stage, on the unit sphere, without gradient: what the signs of life look at."""
-    return F.normalize(stages[4].detach().float().mean(dim=(2, 3, 4)), dim=1)
 
 
 def grid_of(images: Float[Tensor, "b c i j k"], stage: int) -> tuple[int, int, int]:

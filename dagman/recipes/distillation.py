@@ -80,6 +80,7 @@ class DistillSettings(Settings):
     head_width: Count | None = None
     bottleneck: Count | None = None
     prototypes: Annotated[int, Field(ge=2)] | None = None
+    standardise: bool = True
     student_temperature: Positive = 0.1
     teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
     temperature_warmup: Share = 30 / 800

@@ -18,7 +18,7 @@ from spade3d.training.schedules import momentum
 from spade3d.volumes.preprocessing import Normalisation
 
 PLAIN = Views((False,) * 3, 0.0, (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), 0.0, (0.0, 0.0), 0.0, 0.0)
-SMALL = {"semantic_heads": 2, "head_width": 16, "bottleneck": 8, "prototypes": 12, "stage": 2}
+SMALL = {"semantic_heads": 2, "head_width": 16, "bottleneck": 8, "prototypes": 12, "stage": 2, "standardise": False}
 TERMS = DistillationTerms(**SMALL)
 RULES = ("attention", "attmask", "low", "block", "random")
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dagman.distillation.heads import PrototypeHead
 
@@ -74,3 +75,23 @@ def test_logits_are_float32_under_autocast(head):
         logits = head(normal(7, 6))
     assert logits.dtype == torch.float32
     assert (logits - head(normal(7, 6))).abs().max() < 0.02
+
+
+def test_what_all_rows_have_in_common_is_taken_out(head):
+    """Rows that differ by a thousandth only: the bare head says the same of all, the standardised one does not."""
+    alike = 1 + 0.001 * normal(7, 6)
+    torch.manual_seed(0)
+    other = PrototypeHead(6, prototypes=11, hidden=16, bottleneck=5, standardise=True)
+    with torch.no_grad():
+        bare, apart = (F.pdist(one.vectors(alike)).mean() for one in (head, other))
+        assert bare < 0.05 and apart > 1
+        torch.testing.assert_close(other(alike), other(3 * alike - 5), atol=1e-3, rtol=1e-3)
+        features = normal(4, 6)
+        rows = (features - features.mean(0)) / (features.var(0, correction=0) + 1e-5).sqrt()
+        reduced = other.mlp(rows)
+        expected = (reduced - reduced.mean(0)) / (reduced.var(0, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(other.vectors(features), F.normalize(expected, dim=-1), atol=1e-4, rtol=1e-4)
+
+
+def test_prototypes_begin_small_and_different(head):
+    assert 0.01 < head.prototypes.std() < 0.03 and F.pdist(head.prototypes).min() > 0
