@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from spade3d.faults import UsageFault
-from spade3d.networks import windows
+from spade3d.networks import packed, visible, windows
 from spade3d.networks.convolutions import residual_layer
+from spade3d.networks.visible import Level
 from spade3d.networks.windows import Cells
 
 Merging = Literal["v1", "v2"]
@@ -120,6 +121,47 @@ class SwinTransformer(nn.Module):
             outputs = [F.layer_norm(output, output.shape[-1:]) for output in outputs]
         return [rearrange(output, "b i j k c -> b c i j k") for output in outputs]
 
+    def forward_visible(
+        self,
+        x: Float[Tensor, "b c i j k"],
+        token_mask: Bool[Tensor, "b p q r"],
+        normalize: bool = True,
+    ) -> list[Float[Tensor, "b _ _ _ _"]]:
+        """`forward`, but hidden tokens are dropped: nobody looks at them, and nothing is computed for them.
+
+        A merging takes a hidden corner for zeros; a cell without any visible token is hidden, and zero in the outputs.
+        With nothing hidden it equals `forward`. Any mask will do, but time follows the visible share only where the
+        hidden tokens lie together, in boxes that are not much smaller than a window.
+        """
+        self._check_visible(x, token_mask)
+        stages = [self._stage(stage) for stage in range(1, 5)]
+        settings = [stage.attention_settings() for stage in stages]
+        levels = visible.levels(~token_mask, settings, stages[0].downsample.corners)
+        rows = self.patch_embed.visible(x, levels[0])
+        outputs = [rows]
+        for stage, level in zip(stages, levels):
+            rows = stage.visible(rows, level)
+            outputs.append(rows)
+        if normalize:
+            outputs = [F.layer_norm(output, output.shape[-1:]) for output in outputs]
+        return [
+            rearrange(level.spread(output), "b i j k c -> b c i j k")
+            for level, output in zip(levels, outputs, strict=True)
+        ]
+
+    def _check_visible(self, x: Tensor, token_mask: Tensor) -> None:
+        if hasattr(self, "layers1c"):
+            raise UsageFault(
+                "a convolution before every stage (use_v2) needs the hidden tokens too; "
+                "mask them with forward(token_mask), or build the encoder without use_v2"
+            )
+        grid = tuple(-(-size // side) for size, side in zip(x.shape[2:], self.patch_embed.patch))
+        if tuple(token_mask.shape) != (len(x), *grid):
+            raise UsageFault(
+                f"a token mask of {tuple(token_mask.shape)} for {len(x)} images of {tuple(x.shape[2:])} voxels; "
+                f"it needs one entry for each token, {(len(x), *grid)}"
+            )
+
     @torch.no_grad()
     def attention_maps(
         self,
@@ -168,11 +210,16 @@ class _PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(in_channels, embed_dim, kernel_size=patch, stride=patch)
 
     def forward(self, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b p q r embed"]:
+        return F.linear(self._patches(x), self.proj.weight.flatten(1), self.proj.bias)
+
+    def visible(self, x: Float[Tensor, "b c i j k"], level: Level) -> Float[Tensor, "row embed"]:
+        return F.linear(level.pick(self._patches(x)), self.proj.weight.flatten(1), self.proj.bias)
+
+    def _patches(self, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b p q r voxel"]:
         p, q, r = self.patch
         i, j, k = (-size % side for size, side in zip(x.shape[2:], self.patch))
         x = F.pad(x, (0, k, 0, j, 0, i))
-        patches = rearrange(x, "b c (i p) (j q) (k r) -> b i j k (c p q r)", p=p, q=q, r=r)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return rearrange(x, "b c (i p) (j q) (k r) -> b i j k (c p q r)", p=p, q=q, r=r)
 
 
 class _Stage(nn.Module):
@@ -188,6 +235,15 @@ class _Stage(nn.Module):
             x = block(x)
         return self.downsample(x)
 
+    def visible(self, x: Float[Tensor, "row c"], level: Level) -> Float[Tensor, "parent 2*c"]:
+        for block in self.blocks:
+            x = block.visible(x, level)
+        return self.downsample.visible(x, level)
+
+    def attention_settings(self) -> list[tuple[Cells, Cells]]:
+        """The window and shift of each block."""
+        return [(block.attn.window, block.shift) for block in self.blocks]
+
 
 class _Merging(nn.Module):
     """2^3 neighbours become one token of twice the channels."""
@@ -202,6 +258,9 @@ class _Merging(nn.Module):
         i, j, k = (size % 2 for size in x.shape[1:4])
         x = F.pad(x, (0, 0, 0, k, 0, j, 0, i))
         return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.corners], dim=-1)))
+
+    def visible(self, x: Float[Tensor, "row c"], level: Level) -> Float[Tensor, "parent 2*c"]:
+        return self.reduction(self.norm(level.merge(x)))
 
 
 class _Block(nn.Module):
@@ -230,6 +289,10 @@ class _Block(nn.Module):
         x = x + self._drop(self.attn(self.norm1(x), self.shift))
         return x + self._drop(self.mlp(self.norm2(x)))
 
+    def visible(self, x: Float[Tensor, "row c"], level: Level) -> Float[Tensor, "row c"]:
+        x = x + self._drop_rows(self.attn.visible(self.norm1(x), self.shift, level), level)
+        return x + self._drop_rows(self.mlp(self.norm2(x)), level)
+
     def attention_map(self, x: Float[Tensor, "b i j k c"]) -> AttentionMap:
         return self.attn.map(self.norm1(x), self.shift)
 
@@ -239,6 +302,13 @@ class _Block(nn.Module):
             return x
         keep = 1 - self.drop_path
         return x * x.new_empty(x.shape[0], 1, 1, 1, 1).bernoulli_(keep) / keep
+
+    def _drop_rows(self, x: Tensor, level: Level) -> Tensor:
+        """`_drop`, by the same draws."""
+        if not self.training or self.drop_path == 0:
+            return x
+        keep = 1 - self.drop_path
+        return x * x.new_empty(level.samples, 1).bernoulli_(keep)[level.samples_of_rows()] / keep
 
 
 class _WindowAttention(nn.Module):
@@ -260,6 +330,12 @@ class _WindowAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b i j k c"], shift: Cells) -> Float[Tensor, "b i j k c"]:
         return self.proj(windows.attend(*self._prepare(x, shift))).view(x.shape)
+
+    def visible(self, x: Float[Tensor, "row c"], shift: Cells, level: Level) -> Float[Tensor, "row c"]:
+        packing = level.packing(self.window, shift)
+        table = self.relative_position_bias_table
+        out = packed.attend(self.qkv(packing.lay(x)), table, packing, self.window, self.monai_compatible)
+        return self.proj(packing.lift(out))
 
     def map(self, x: Float[Tensor, "b i j k c"], shift: Cells) -> AttentionMap:
         qkv, bias, plan = self._prepare(x, shift)
