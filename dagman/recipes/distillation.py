@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SEMANTIC = "semantic_attention.safetensors"  # in the folder of a run, beside its encoder
 GUIDED = "guided_heads.json"  # the same: which heads follow which region
 PAPER_EPOCHS = 800
+FEWEST = 27  # cells that are worth being hidden or shown one by one; the paper has 512
 LOOKS = 20  # times in a run that the diversity of heads is measured
 
 
@@ -64,7 +65,7 @@ class DistillSettings(Settings):
     """
 
     variant: Literal["dagman", "semantic", "noisy", "smit", "ibot", "attmask", "mst", "dino"] = "dagman"
-    stage: Annotated[int, Field(ge=1, le=4)] = 3
+    stage: Annotated[int, Field(ge=1, le=4)] | None = None
     masking: Literal["attention", "attmask", "low", "block", "random", "none"] | None = None
     ratio: Share = 0.7
     hint: Share | None = None
@@ -191,16 +192,17 @@ def choose_dagman(
 ) -> DagmanSettings:
     """Fill what was left open.
 
-    Crop and width as Spade has them. Heads: the paper's on a GPU, smaller ones on a CPU. Steps: on a GPU 50,000, on a
-    CPU what fits into about five minutes; the paper's 800 epochs with `dagman-paper`. Masking, semantic attention and
-    patch dropout follow the variant. Losses that need something hidden weigh nothing where nothing is.
+    Crop and width as Spade has them. Stage: the paper's third, an earlier one in crops that have few of its cells.
+    Heads: the paper's on a GPU, smaller ones on a CPU. Steps: on a GPU 50,000, on a CPU what fits into about five
+    minutes; the paper's 800 epochs with `dagman-paper`. Masking, semantic attention and patch dropout follow the
+    variant. Losses that need something hidden weigh nothing where nothing is.
     """
     from spade3d.scans import typical_grid
 
     shape, spacing = typical_grid(store, cases)
     sized = {"tiny": "cpu", "small": "cuda", None: device}[size]
     crop, width = crop_and_width(settings, shape, spacing, sized)
-    distill = chosen_distillation(settings.distill, sized)
+    distill = chosen_distillation(settings.distill, crop, sized)
     check_terms(distill, crop)
     check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
     pairs = settings.crop.anchors * settings.crop.scans
@@ -228,9 +230,9 @@ def choose_dagman(
     )
 
 
-def chosen_distillation(distill: DistillSettings, device: str) -> DistillSettings:
-    """What the variant and the device say of what was left open."""
-    follows = (
+def chosen_distillation(distill: DistillSettings, crop: tuple[int, int, int], device: str) -> DistillSettings:
+    """What the variant, the crop and the device say of what was left open."""
+    follows = {"stage": stage_for(crop)} | (
         {"hint": 0.1}
         | VARIANTS[distill.variant]
         | {
@@ -246,13 +248,23 @@ def chosen_distillation(distill: DistillSettings, device: str) -> DistillSetting
     return DistillSettings(**(follows | said))
 
 
+def stage_for(crop: tuple[int, int, int]) -> int:
+    """Stage 3, as in the paper, where a crop has FEWEST of its cells; else the last one before it that has."""
+    return next((stage for stage in (3, 2) if math.prod(cells_at(stage, crop)) >= FEWEST), 1)
+
+
+def cells_at(stage: int, crop: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Cells of a stage along each axis of a crop."""
+    i, j, k = (-(-size // 2 ** (stage + 1)) for size in crop)
+    return i, j, k
+
+
 def check_terms(distill: DistillSettings, crop: tuple[int, int, int]) -> None:
     """Whether there is something to mask and something to learn; UsageFault before a run begins."""
     from dagman.distillation.masking import check_masking
     from spade3d.faults import UsageFault
 
-    cell = 2 ** (distill.stage + 1)
-    grid = tuple(-(-size // cell) for size in crop)
+    cell, grid = 2 ** (distill.stage + 1), cells_at(distill.stage, crop)
     if distill.masking != "none":
         if math.prod(grid) == 1:
             raise UsageFault(

@@ -83,7 +83,7 @@ def choose_spade_dagman(
 
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
-    distill = chosen_distillation(settings.distill, device)
+    distill = chosen_distillation(settings.distill, crop, device)
     check_terms(distill, crop)
     check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))

@@ -153,7 +153,8 @@ def test_cells_limit_what_a_map_can_reach_and_the_right_prior_reaches_it(patient
         for subject, precision in on_cells.pooled[organ].items():
             assert on_voxels.pooled[organ][subject][m] == pytest.approx(1)
             assert 0.5 < precision[m] < 0.99
-            assert told.pooled[organ][subject][m] == pytest.approx(precision[m], abs=0.02)
+            # A prior is read between voxels, labels at the nearest: half a voxel of difference in place.
+            assert told.pooled[organ][subject][m] == pytest.approx(precision[m], abs=0.1)
             assert precision[m] > precision[1 - m]  # the other organ's map is not this one's
 
 

@@ -16,6 +16,7 @@ from dagman.recipes.distillation import (
     dagman,
     paper,
     small,
+    stage_for,
     tiny,
 )
 from dagman.recipes.spade_dagman import SpadeDagmanSettings, spade_dagman
@@ -68,7 +69,7 @@ def test_nothing_is_left_open_and_choosing_again_changes_nothing(store, device, 
 
 def test_the_ladder_differs_in_what_its_arms_are_named_after():
     arms = {
-        arm: chosen_distillation(DagmanSettings().distill.model_copy(update={"variant": arm}), "cpu")
+        arm: chosen_distillation(DagmanSettings().distill.model_copy(update={"variant": arm}), (96,) * 3, "cpu")
         for arm in VARIANTS
     }
     said = {arm: (of.masking, of.semantic, of.patch_dropout) for arm, of in arms.items()}
@@ -89,8 +90,16 @@ def test_what_is_said_beside_a_variant_stays():
     settings = resolve(
         DagmanSettings, [], {"distill": {"variant": "smit", "semantic": True, "hint": 0.0}}, environment={}
     )
-    chosen = chosen_distillation(settings.distill, "cuda")
+    chosen = chosen_distillation(settings.distill, (96, 96, 96), "cuda")
     assert chosen.semantic and chosen.hint == 0 and chosen.masking == "random" and chosen.prototypes == 8192
+
+
+@pytest.mark.parametrize(
+    ("crop", "stage"),
+    [((128,) * 3, 3), ((48,) * 3, 3), ((24, 32, 24), 2), ((128, 128, 8), 3), ((64, 64, 8), 2), ((16, 16, 16), 1)],
+)
+def test_small_crops_attend_at_an_earlier_stage(crop, stage):
+    assert stage_for(crop) == stage
 
 
 def test_the_papers_setting():
