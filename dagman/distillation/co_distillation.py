@@ -10,7 +10,6 @@ Where the paper is silent the numbers are those of the same lab's SMIT code (doc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -248,8 +247,17 @@ class Observer(nn.Module):
         super().__init__()
         self.encoder, self.looks = encoder, Looks(feature_size, terms)
 
-    def forward(self, images: Tensor, token_mask: Tensor | None = None, **how: Tensor | bool | None) -> Stages:
-        return tuple(self.encoder(images, token_mask, **how))
+    def forward(
+        self,
+        images: Tensor,
+        token_mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        drop_hidden: bool = False,
+    ) -> Stages:
+        """The stages of images whose hidden tokens show zeros, `mask_token`, or are left out of the computation."""
+        if drop_hidden and token_mask is not None:
+            return tuple(self.encoder.forward_visible(images, token_mask))
+        return tuple(self.encoder(images, token_mask, mask_token=mask_token))
 
 
 class Dagman(Task):
@@ -282,7 +290,7 @@ class Dagman(Task):
         masked = of.masked(attended, tuple(its[self.terms.stage].shape[2:]), len(batch.student), batch.student.device)
         shown = batch.student[masked.samples]
         with tap(self.student.encoder, self.guidance) as native:
-            ours = self.student(shown, of.token_mask(masked, shown), **self.how())
+            ours = self.student(shown, of.token_mask(masked, shown), of.mask_token, self.terms.drop_hidden)
         self.embedding = self.student.looks.embedding(ours)
         self.paired = teacher.embedding(tuple(stage[masked.others] for stage in its))
         wanted = of.targets(teacher, its, masked)
@@ -303,12 +311,6 @@ class Dagman(Task):
             else:
                 its = tuple(stage[u] for stage in its)
             return self.teacher.copied.looks.attend(its)
-
-    def how(self) -> Mapping[str, Tensor | bool | None]:
-        """How the student's encoder treats what is hidden."""
-        if self.terms.drop_hidden:
-            return {"drop_hidden": True}
-        return {"mask_token": self.distillation.mask_token}
 
     def after_step(self, progress: float) -> None:
         """The teacher follows the student, the centres follow the teacher."""

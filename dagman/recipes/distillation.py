@@ -98,6 +98,8 @@ class DistillSettings(Settings):
         """Two answers to one question."""
         if self.mask_token and self.drop_hidden:
             raise ValueError("mask_token shows a token where drop_hidden leaves it out of the computation; choose one")
+        if self.token_weight and self.drop_hidden:
+            raise ValueError("token_weight compares hidden tokens, which drop_hidden does not compute; leave it at 0")
         return self
 
 
@@ -245,6 +247,8 @@ def chosen_distillation(distill: DistillSettings, crop: tuple[int, int, int], de
     said = {key: value for key, value in distill.model_dump().items() if value is not None}
     if (said.get("masking") or follows["masking"]) == "none":
         follows |= {"voxel_weight": 0.0, "token_weight": 0.0}
+    if distill.drop_hidden:
+        follows |= {"token_weight": 0.0}  # there is no token to compare where nothing was computed
     return DistillSettings(**(follows | said))
 
 

@@ -219,6 +219,7 @@ def test_the_last_layers_of_the_heads_learn_after_the_first_epoch(batches):
         (replace(TERMS, mask_token=True), ["AMIP", "AMPD", "AITD", "GITD"]),
         (replace(TERMS, symmetric=False), ["AMIP", "AMPD", "AITD", "GITD"]),
         (replace(TERMS, stage=1), ["AMIP", "AMPD", "AITD", "GITD"]),
+        (replace(TERMS, drop_hidden=True, token_weight=0.0), ["AMIP", "AITD", "GITD"]),
     ],
 )
 def test_every_arm_learns_a_fixed_batch(batches, terms, names):

@@ -161,6 +161,7 @@ def test_what_cannot_be_learned_is_refused_before_the_run(store, given, message)
     ("tree", "given", "message"),
     [
         (DagmanSettings, {"distill": {"mask_token": True, "drop_hidden": True}}, "choose one"),
+        (DagmanSettings, {"distill": {"token_weight": 0.1, "drop_hidden": True}}, "drop_hidden does not compute"),
         (SpadeDagmanSettings, {"distill": {"symmetric": False}}, "Spade needs a look at each"),
         (SpadeDagmanSettings, {"distill": {"drop_hidden": True}}, "Spade's decoder needs"),
         (SpadeDagmanSettings, {"crop": {"hidden": 0.5}}, "leave it at 0"),
