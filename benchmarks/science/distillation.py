@@ -19,7 +19,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "attmask": ("--recipe", "dagman", "--distill.variant", "attmask"),
     "mst": ("--recipe", "dagman", "--distill.variant", "mst"),
     "dino": ("--recipe", "dagman", "--distill.variant", "dino"),
-    "visible-only": ("--recipe", "dagman", "--distill.drop_hidden", "true"),
+    "visible-only": ("--recipe", "dagman", "--distill.drop_hidden"),
     # Two anchors with a second scan each: as many crops a step as the four anchors of the others.
     "spade-dagman": ("--recipe", "spade-dagman"),
 }

@@ -157,7 +157,7 @@ class CoDistillation(nn.Module):
         self.voxel_head = VoxelHead(feature_size * 16, cell=32)
         self.mask_token = nn.Parameter(torch.zeros(feature_size)) if terms.mask_token else None
         self.centres = nn.ModuleDict({name: Centre(terms.prototypes) for name in ("tokens", "image", "whole")})
-        self.uncentred: dict[str, Tensor | None] = {}
+        self.uncentred: dict[str, list[tuple[Tensor, int]]] = {}  # of each head: sums of logits, and of how many rows
 
     def pairs(self, crops: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Which crops of a batch are u, and the v of each; crops come as a, b of one box, a, b of the next."""
@@ -207,7 +207,9 @@ class CoDistillation(nn.Module):
         teacher's targets, `clean` the images (b, 1, i, j, k) of all crops."""
         terms, found = self.terms, {}
         said = student(ours, None if wanted.tokens is None else masked.cells, still=progress < terms.still)
-        self.uncentred = {"tokens": wanted.tokens, "image": wanted.image, "whole": wanted.whole}
+        for head, logits in (("tokens", wanted.tokens), ("image", wanted.image), ("whole", wanted.whole)):
+            if logits is not None:
+                self.uncentred.setdefault(head, []).append((logits.sum(dim=0), len(logits)))
         if terms.voxel_weight and masked.hidden is not None:
             target = clean[masked.samples]
             size = tuple(target.shape[2:])
@@ -230,9 +232,9 @@ class CoDistillation(nn.Module):
 
     def after_step(self) -> None:
         """The centres follow what the teacher said in this step."""
-        for name, logits in self.uncentred.items():
-            if logits is not None:
-                self.centres[name].update(logits, self.terms.centre_momentum)
+        for head, parts in self.uncentred.items():
+            mean = sum(total for total, _ in parts) / sum(rows for _, rows in parts)
+            self.centres[head].update(mean[None], self.terms.centre_momentum)
         self.uncentred.clear()
 
     def after_skip(self) -> None:
@@ -285,8 +287,9 @@ class Dagman(Task):
     def losses(self, batch: PairBatch, progress: float) -> dict[str, Tensor]:
         """A term for every weight that is not 0."""
         of, teacher = self.distillation, self.teacher.copied.looks
-        its = self.teacher(batch.teacher, of.noise(batch.teacher))
-        attended = self.look(batch, its)
+        noise = of.noise(batch.teacher)
+        its = self.teacher(batch.teacher, noise)
+        attended = self.look(batch, its, clean=noise is None)
         masked = of.masked(attended, tuple(its[self.terms.stage].shape[2:]), len(batch.student), batch.student.device)
         shown = batch.student[masked.samples]
         with tap(self.student.encoder, self.guidance) as native:
@@ -300,16 +303,15 @@ class Dagman(Task):
             self.notes = {**self.notes, **self.diversity.notes(self.student.encoder, batch, progress)}
         return losses | guided
 
-    def look(self, batch: PairBatch, its: Stages) -> Attended | None:
-        """The teacher's attention over every u: of a look of its own at all of it, or of the noisy one."""
+    def look(self, batch: PairBatch, its: Stages, clean: bool) -> Attended | None:
+        """The teacher's attention over every u: of a look of its own at all of it, or of `its`, where
+        nothing was dropped or the noisy look is asked for."""
         if not self.terms.attends:
             return None
         u, _ = self.distillation.pairs(len(batch.teacher), batch.teacher.device)
         with torch.no_grad():
-            if self.terms.attention_from == "clean":
-                its = self.teacher(batch.teacher[u])
-            else:
-                its = tuple(stage[u] for stage in its)
+            again = self.terms.attention_from == "clean" and not clean
+            its = self.teacher(batch.teacher[u]) if again else tuple(stage[u] for stage in its)
             return self.teacher.copied.looks.attend(its)
 
     def after_step(self, progress: float) -> None:

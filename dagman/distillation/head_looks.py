@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
 from dagman.attention.diversity import head_diversity
@@ -20,7 +19,14 @@ class LooksAtHeads(nn.Module):
     def __init__(self, times: int, spacing_mm: Sequence[float]):
         super().__init__()
         self.times, self.spacing_mm = times, tuple(spacing_mm)
-        self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+        self.done = 0
+
+    def get_extra_state(self) -> int:
+        """Kept with the task's state; no tensor, which would have to be waited for on a device."""
+        return self.done
+
+    def set_extra_state(self, state: int) -> None:
+        self.done = state
 
     def notes(self, encoder: nn.Module, batch: PairBatch, progress: float) -> Mapping[str, float]:
         """Numbers for the log where a look is due, at equal shares of the run and at its end; else nothing.
@@ -28,7 +34,7 @@ class LooksAtHeads(nn.Module):
         Seen are the first clean crops of the batch, whole. (Waits for the device, a few times a run.)
         """
         due = int(progress * self.times + 1e-9)
-        if due <= int(self.done):
+        if due <= self.done:
             return {}
-        self.done.fill_(due)
+        self.done = due
         return head_diversity(encoder, batch.clean[:CROPS], self.spacing_mm)

@@ -72,7 +72,8 @@ class SpadeDagman(Task):
         if not terms.local_weight:
             batch = batch.without_places()
         whole = self.teacher(batch.teacher, finest=teacher.spade.finest(batch.key_crop, None))
-        noisy = self.teacher(batch.teacher, of.noise(batch.teacher)).stages
+        noise = of.noise(batch.teacher)
+        noisy = whole.stages if noise is None else self.teacher(batch.teacher, noise).stages
         masked = self.mask(whole.stages if of.terms.attention_from == "clean" else noisy, len(batch.student))
         finest = self.student.spade.finest(
             batch.query_crop, terms.restoration_cell if terms.restoration_weight else None

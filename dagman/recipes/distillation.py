@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from dagman.recipes.priors import PriorSettings, build_guidance, build_priors, check_attachment
+from dagman.recipes.priors import PriorSettings, build_guidance, build_priors, check_attachment, check_regions
 from spade3d.configuration import (
     Common,
     Count,
@@ -27,6 +27,7 @@ from spade3d.configuration import (
     Voxels,
     with_values,
 )
+from spade3d.faults import UsageFault
 from spade3d.provenance import write_json
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, frames_of, pair_stream
@@ -51,6 +52,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SEMANTIC = "semantic_attention.safetensors"  # in the folder of a run, beside its encoder
 GUIDED = "guided_heads.json"  # the same: which heads follow which region
+PAPER_HEADS = {"head_width": 2048, "bottleneck": 256, "prototypes": 8192}
+SMALL_HEADS = {"head_width": 256, "bottleneck": 64, "prototypes": 512}
 PAPER_EPOCHS = 800
 FEWEST = 27  # cells that are worth being hidden or shown one by one; the paper has 512
 LOOKS = 20  # times in a run that the diversity of heads is measured
@@ -83,7 +86,7 @@ class DistillSettings(Settings):
     prototypes: Annotated[int, Field(ge=2)] | None = None
     standardise: bool = True
     student_temperature: Positive = 0.1
-    teacher_temperature: tuple[Positive, Positive] = (0.04, 0.07)
+    teacher_temperature: PositiveRange = (0.04, 0.07)
     temperature_warmup: Share = 30 / 800
     centre_momentum: Share = 0.9
     still: Share = 1 / 800
@@ -140,6 +143,13 @@ class DagmanSettings(Common):
     prior: PriorSettings = PriorSettings()
     optim: Optim = Optim()
 
+    @model_validator(mode="after")
+    def one_rule_hides(self) -> DagmanSettings:
+        """What is hidden is decided by the masking rule."""
+        if self.crop.hidden:
+            raise ValueError("crop.hidden hides by chance what distill.masking decides; leave it at 0")
+        return self
+
 
 class PaperCrops(DistillCrops):
     """Crops of 128^3; 32 pairs a step (WILD, the same Swin and learning rate)."""
@@ -173,6 +183,16 @@ class PaperOptim(Optim):
     clip_norm: Positive | None = None
 
 
+class PaperDistill(DistillSettings):
+    """Bare heads of SMIT's sizes, its momentum, whatever the device and the length of the run."""
+
+    head_width: Count | None = 2048
+    bottleneck: Count | None = 256
+    prototypes: Annotated[int, Field(ge=2)] | None = 8192
+    standardise: bool = False
+    momentum: Share | None = 0.996
+
+
 class PaperSettings(DagmanSettings):
     """The setting of the paper."""
 
@@ -180,6 +200,7 @@ class PaperSettings(DagmanSettings):
     crop: PaperCrops = PaperCrops()
     network: PaperNetwork = PaperNetwork()
     data: PaperData = PaperData()
+    distill: PaperDistill = PaperDistill()
     optim: PaperOptim = PaperOptim()
 
 
@@ -205,16 +226,14 @@ def choose_dagman(
     sized = {"tiny": "cpu", "small": "cuda", None: device}[size]
     crop, width = crop_and_width(settings, shape, spacing, sized)
     distill = chosen_distillation(settings.distill, crop, sized)
-    check_terms(distill, crop)
-    check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
-    pairs = settings.crop.anchors * settings.crop.scans
+    check_terms(distill, crop, width)
+    check_guidance(settings, distill, store, cases)
+    pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
     if name == "dagman-paper":
-        on_gpu = PAPER_EPOCHS * math.ceil(len(cases) / pairs)
+        steps = settings.steps or PAPER_EPOCHS * math.ceil(len(cases) / pairs)
     else:
-        on_gpu = 50_000
-    steps = settings.steps or steps_for(
-        cost_of(2 * pairs * math.prod(crop), distill), width, device, PRETRAINING_BUDGET_S, on_gpu=on_gpu
-    )
+        voxels = cost_of(2 * pairs * math.prod(crop), distill)
+        steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     momentum = settings.distill.momentum  # 0 is an answer, too
     filled = distill.model_dump() | {"momentum": momentum_for(steps) if momentum is None else momentum}
     return with_values(
@@ -234,22 +253,15 @@ def choose_dagman(
 
 def chosen_distillation(distill: DistillSettings, crop: tuple[int, int, int], device: str) -> DistillSettings:
     """What the variant, the crop and the device say of what was left open."""
-    follows = {"stage": stage_for(crop)} | (
-        {"hint": 0.1}
-        | VARIANTS[distill.variant]
-        | {
-            "voxel_weight": 1.0,
-            "token_weight": 0.1,
-            **({"head_width": 256, "bottleneck": 64, "prototypes": 512} if device == "cpu" else {}),
-            **({"head_width": 2048, "bottleneck": 256, "prototypes": 8192} if device != "cpu" else {}),
-        }
-    )
+    heads = SMALL_HEADS if device == "cpu" else PAPER_HEADS
+    weights = {"voxel_weight": 1.0, "token_weight": 0.1}
+    follows = {"stage": stage_for(crop), "hint": 0.1} | VARIANTS[distill.variant] | weights | heads
     said = {key: value for key, value in distill.model_dump().items() if value is not None}
     if (said.get("masking") or follows["masking"]) == "none":
         follows |= {"voxel_weight": 0.0, "token_weight": 0.0}
     if distill.drop_hidden:
         follows |= {"token_weight": 0.0}  # there is no token to compare where nothing was computed
-    return DistillSettings(**(follows | said))
+    return type(distill)(**(follows | said))
 
 
 def stage_for(crop: tuple[int, int, int]) -> int:
@@ -263,10 +275,10 @@ def cells_at(stage: int, crop: tuple[int, int, int]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def check_terms(distill: DistillSettings, crop: tuple[int, int, int]) -> None:
-    """Whether there is something to mask and something to learn; UsageFault before a run begins."""
+def check_terms(distill: DistillSettings, crop: tuple[int, int, int], width: int, *, alone: bool = True) -> None:
+    """Whether there is something to mask, something to learn where it is learned `alone`, and whether heads share their
+    channels; UsageFault before a run begins."""
     from dagman.distillation.masking import check_masking
-    from spade3d.faults import UsageFault
 
     cell, grid = 2 ** (distill.stage + 1), cells_at(distill.stage, crop)
     if distill.masking != "none":
@@ -279,7 +291,13 @@ def check_terms(distill: DistillSettings, crop: tuple[int, int, int]) -> None:
     elif distill.voxel_weight or distill.token_weight:
         raise UsageFault("masking none hides nothing, so voxel_weight and token_weight must be 0; leave them out")
     weights = distill.voxel_weight, distill.token_weight, distill.image_weight, distill.global_weight
-    if not any(weights):
+    channels = width * 2**distill.stage
+    if distill.semantic and channels % distill.semantic_heads:
+        raise UsageFault(
+            f"{distill.semantic_heads} heads cannot share the {channels} channels of stage {distill.stage}; give "
+            "--distill.semantic_heads that divide them"
+        )
+    if alone and not any(weights):
         raise UsageFault("distill: every weight is 0, so there is nothing to learn from; give a loss weight")
 
 
@@ -318,6 +336,16 @@ def build_dagman(settings: DagmanSettings, store: VolumeStore, cases: Sequence[i
     return Built(task, batches, network, partial(pictures_of, task, network, batches), partial(save_attention, task))
 
 
+def check_guidance(settings, distill: DistillSettings, store: VolumeStore, cases: Sequence[int]) -> None:
+    """UsageFault where the attention that is to be guided is not there, or where too many of its heads would be."""
+    check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
+    if distill.drop_hidden and settings.network.use_v2:
+        raise UsageFault("--distill.drop_hidden knows no convolutions; do without --network.use_v2")
+    semantic = settings.prior.attachment == "semantic"
+    heads = distill.semantic_heads if semantic else settings.network.heads[settings.prior.stage - 1]
+    check_regions(settings.prior, heads, store, cases)
+
+
 def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None):
     """Frames of the cases, how heads are guided, and the prior of a crop; the last two None where none is asked for."""
     frames = frames_of(settings, store, cases, out)
@@ -329,7 +357,11 @@ def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None)
     else:
         stage = settings.prior.stage
         heads = settings.network.heads[stage - 1]
-    return frames, *build_guidance(settings.prior, priors, heads, stage)
+    guidance, prior = build_guidance(settings.prior, priors, heads, stage)
+    if out is not None:  # at once, so that attention of any checkpoint can be read
+        said = {"attachment": guidance.attachment, "stage": guidance.stage}
+        write_json(out / GUIDED, said | guidance.heads.to_dict())
+    return frames, guidance, prior
 
 
 def pictures_of(task: Dagman | SpadeDagman, network, batches) -> dict[str, np.ndarray]:
@@ -342,29 +374,24 @@ def pictures_of(task: Dagman | SpadeDagman, network, batches) -> dict[str, np.nd
 
 
 def save_attention(task: Dagman | SpadeDagman, out: Path) -> None:
-    """The semantic attention that belongs to the encoder of a run, and which of its heads follow which region."""
+    """The semantic attention that belongs to the encoder of a run, where it has one."""
     from dagman.attention.semantic_file import save_semantic
 
     semantic = task.student.looks.semantic
     if semantic is not None:
         save_semantic(out / SEMANTIC, semantic, task.distillation.terms.stage)
-    if task.guidance is not None:
-        said = {"attachment": task.guidance.attachment, "stage": task.guidance.stage}
-        write_json(out / GUIDED, said | task.guidance.heads.to_dict())
 
 
 def said_of_distillation(distill: DistillSettings, prior: PriorSettings) -> dict[str, str]:
     """What is masked, what the teacher sees, and which heads are guided."""
-    cell = 2 ** (distill.stage + 1)
-    masked = (
-        "nothing"
-        if distill.masking == "none"
-        else (f"{distill.masking}, {distill.ratio:g} of cells of {cell} voxels, {distill.hint:g} of all shown as hints")
-    )
-    said = {
-        "masks": masked,
-        "teacher": f"{distill.patch_dropout:g} of its patches dropped" if distill.patch_dropout else "clean",
-    }
+    cell, hides = 2 ** (distill.stage + 1), distill.ratio - distill.hint
+    masked = "nothing" if distill.masking == "none" else f"{distill.masking}, {hides:g} of the cells of {cell} voxels"
+    if distill.masking in ("attention", "attmask"):
+        masked += f"; {distill.hint:g} are shown as hints"
+    noise = f"{distill.patch_dropout:g} of its patches dropped" if distill.patch_dropout else "clean"
+    said = {"masks": masked, "teacher": noise}
+    if prior.source != "none":
+        said["guided heads"] = f"{prior.attachment} attention, by {prior.source}"
     return said if distill.variant == "dagman" else said | {"variant": f"{distill.variant} (a control)"}
 
 

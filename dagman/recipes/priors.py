@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spade3d.crops.crop import Crop
     from spade3d.volumes.store import VolumeStore
 
+OF_LABELS = ("atlas", "one_label")
 Frames = Mapping[int, np.ndarray | None]
 
 
@@ -99,11 +100,25 @@ def build_guidance(
     from dagman.attention.guidance import GuidedHeads
     from dagman.distillation.guided import Guidance
 
-    table = GuidedHeads(heads, settings.regions or priors.regions)
+    of_labels = settings.source in OF_LABELS  # whose priors are those asked for, by the store's own names
+    table = GuidedHeads(heads, priors.regions if of_labels or not settings.regions else settings.regions)
     rows = table.rows(priors.regions)
     how = settings.model_dump(include={"attachment", "kind", "weight", "warmup", "least"})
     guidance = Guidance(table, stage=stage, **how)
     return guidance, lambda crop: priors.of_crop(crop, guidance.cell)[rows]
+
+
+def check_regions(settings: PriorSettings, heads: int, store: VolumeStore, cases: Sequence[int]) -> None:
+    """UsageFault where more than half of the heads would be guided, as far as that is known before a run."""
+    named = settings.regions
+    if settings.source in OF_LABELS and named is None:
+        values = {value for i in cases for value in store.cases[i].label_values}
+        named = tuple(store.label_names.get(value, f"label {value}") for value in sorted(values))
+    if settings.source != "none" and named and 2 * len(named) > heads:
+        raise UsageFault(
+            f"{len(named)} regions ({', '.join(named)}) would guide more than half of {heads} heads; name fewer with "
+            "--prior.regions, or give more --distill.semantic_heads (native attention: --network.heads)"
+        )
 
 
 def check_attachment(settings: PriorSettings, semantic: bool, drop_hidden: bool) -> None:
@@ -112,8 +127,8 @@ def check_attachment(settings: PriorSettings, semantic: bool, drop_hidden: bool)
         return
     if settings.attachment == "semantic" and not semantic:
         raise UsageFault(
-            "--prior.attachment semantic guides the [CLS] row, and --distill.semantic is false; give native or "
-            "windowed, or a variant with semantic attention"
+            "--prior.attachment semantic guides the [CLS] row, and there is none (--distill.no-semantic, "
+            "or the variant); give native or windowed, or a variant with semantic attention"
         )
     if settings.attachment != "semantic" and drop_hidden:
         raise UsageFault(

@@ -15,6 +15,7 @@ from dagman.recipes.distillation import (
     LOOKS,
     DagmanNetwork,
     DistillSettings,
+    check_guidance,
     check_terms,
     chosen_distillation,
     cost_of,
@@ -24,7 +25,7 @@ from dagman.recipes.distillation import (
     save_attention,
     terms_of,
 )
-from dagman.recipes.priors import PriorSettings, check_attachment
+from dagman.recipes.priors import PriorSettings
 from spade3d.configuration import Common, Optim, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, pair_stream
@@ -35,7 +36,6 @@ from spade3d.recipes.spade import (
     ContrastSettings,
     calibrate,
     chosen_contrast,
-    momentum_for,
     restoration_cell,
     said_of_contrast,
 )
@@ -72,6 +72,13 @@ class SpadeDagmanSettings(Common):
             raise ValueError("distill.drop_hidden leaves cells out that Spade's decoder needs")
         if self.crop.hidden:
             raise ValueError("crop.hidden hides by chance what distill.masking decides; leave it at 0")
+        if self.contrast.selection == "shuffled" and self.crop.anchors < 2:
+            raise ValueError("selection shuffled exchanges the places of anchors; crop.anchors of 2 or more are needed")
+        if self.contrast.selection == "restoration" and not self.contrast.restoration_weight:
+            raise ValueError("selection restoration restores by the decoder; give contrast.restoration_weight, too")
+        ours, its = self.contrast.momentum, self.distill.momentum
+        if its is not None and its != ours:
+            raise ValueError("distill.momentum: the one teacher of both follows contrast.momentum; give that instead")
         return self
 
 
@@ -84,22 +91,21 @@ def choose_spade_dagman(
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
     distill = chosen_distillation(settings.distill, crop, device)
-    check_terms(distill, crop)
-    check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
+    check_terms(distill, crop, width, alone=False)
+    check_guidance(settings, distill, store, cases)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
     finely = settings.contrast.restoration_weight and restoration_cell(settings.contrast, device) == 1
     finest = 1 - ENCODER_SHARE if finely else DECODING
     voxels = cost_of(crops * math.prod(crop), distill) + crops * math.prod(crop) * finest + BESIDES
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     contrast = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps, device)
-    momentum = distill.momentum
     return with_values(
         settings,
         {
             "crop.shape": crop,
             "network.feature_size": width,
             "contrast": contrast,
-            "distill": distill.model_dump() | {"momentum": momentum_for(steps) if momentum is None else momentum},
+            "distill": distill.model_dump() | {"momentum": contrast["momentum"]},  # one teacher
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 10),
             "data.spacing": spacing,

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -210,8 +211,6 @@ def train(
                 if "alarm" in signs and not alarmed:
                     alarmed = True
                     journal.say(f"warning: step {step}: {signs['alarm']}")
-            if task.notes:
-                row["notes"] = {name: float(value) for name, value in task.notes.items()}
             journal.step(row)
             if at.skipped > skip_bad_batches:
                 raise Fault(_not_finite(at, saves.folder, row["scans"]))
@@ -244,7 +243,7 @@ class _Engine:
         for group in self.adamw.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         try:
-            terms, crops, waited, scans = self._gradients(stream, progress)
+            terms, notes, crops, waited, scans = self._gradients(stream, progress)
         except torch.OutOfMemoryError as error:
             raise Fault(_out_of_memory(self.device)) from error
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf)
@@ -259,21 +258,29 @@ class _Engine:
             self.task.after_skip()
         self.adamw.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - begun
-        return {
-            "losses": dict(zip(terms, values, strict=True)),
-            "total": total,
-            "lr": rate,
-            "grad_norm": grad_norm,
-            "seconds": seconds,
-            "data_seconds": waited,
-            "crops_per_second": crops / seconds,
-        } | ({} if finite else {"skipped": True, "scans": scans})
+        noted = {"notes": {name: fmean(map(float, values)) for name, values in notes.items()}} if notes else {}
+        return (
+            noted
+            | {
+                "losses": dict(zip(terms, values, strict=True)),
+                "total": total,
+                "lr": rate,
+                "grad_norm": grad_norm,
+                "seconds": seconds,
+                "data_seconds": waited,
+                "crops_per_second": crops / seconds,
+            }
+            | ({} if finite else {"skipped": True, "scans": scans})
+        )
 
-    def _gradients(self, stream: Iterator[Batch], progress: float) -> tuple[dict[str, Tensor], int, float, list[str]]:
-        """Backward through the mean over `accumulate` batches: its terms, its crops, the seconds waited for them, and
-        of which scans they are."""
+    def _gradients(
+        self, stream: Iterator[Batch], progress: float
+    ) -> tuple[dict[str, Tensor], dict[str, list[float | Tensor]], int, float, list[str]]:
+        """Backward through the mean over `accumulate` batches: its terms, what the task noted of each, the crops, the
+        seconds waited for them, and of which scans they are."""
         k = self.settings.accumulate
         terms: dict[str, Tensor] = {}
+        notes: dict[str, list[float | Tensor]] = {}
         crops, waited, scans = 0, 0.0, set()
         for _ in range(k):
             begun = time.perf_counter()
@@ -289,7 +296,9 @@ class _Engine:
             (sum(losses.values()) / k).backward()
             for name, loss in losses.items():
                 terms[name] = terms.get(name, 0.0) + loss.detach().float() / k
-        return terms, crops, waited, sorted(scans)
+            for name, value in self.task.notes.items():
+                notes.setdefault(name, []).append(value)
+        return terms, notes, crops, waited, sorted(scans)
 
     def look(self, validate: Callable[[Task, int], Mapping[str, float]], step: int) -> dict[str, float]:
         """What `validate` finds, with the task and the generators of chance left as they were."""

@@ -125,7 +125,7 @@ def test_the_student_is_not_shown_what_is_hidden(batches, rule):
     torch.manual_seed(3)
     task.distillation.noise(batch.teacher)
     with torch.no_grad():
-        attended = task.look(batch, task.teacher(batch.teacher)) if task.terms.attends else None
+        attended = task.look(batch, task.teacher(batch.teacher), True) if task.terms.attends else None
         masked = task.distillation.masked(attended, (3, 3, 3), 4, batch.student.device)
     assert (masked.hidden.flatten(1).sum(1) == hidden_count(27, 0.7, 0.05)).all()
     torch.testing.assert_close(masked.hidden.flatten(1).gather(1, masked.cells), torch.ones_like(masked.cells) > 0)
@@ -146,11 +146,11 @@ def test_the_student_is_not_shown_what_is_hidden(batches, rule):
 def test_the_mask_follows_the_teachers_look_at_the_whole_crop(batches):
     task, batch = made(), batches.batch(0)
     its = task.teacher(batch.teacher, task.distillation.noise(batch.teacher))
-    clean = task.look(batch, its).mean
+    clean = task.look(batch, its, False).mean
     torch.testing.assert_close(clean, task.teacher.copied.looks.attend(task.teacher(batch.teacher)).mean)
     task.terms = replace(TERMS, attention_from="noisy")
-    torch.testing.assert_close(task.look(batch, its).mean, task.teacher.copied.looks.attend(its).mean)
-    assert not torch.equal(clean, task.look(batch, its).mean)
+    torch.testing.assert_close(task.look(batch, its, False).mean, task.teacher.copied.looks.attend(its).mean)
+    assert not torch.equal(clean, task.look(batch, its, False).mean)
 
 
 def test_patch_dropout_is_drawn_anew_for_each_view_and_each_step(batches):
@@ -190,7 +190,8 @@ def test_centres_follow_the_teacher_once_a_step_is_made(batches):
     torch.manual_seed(1)
     task.losses(batch, 0.5)
     assert all(not centre.value.any() for centre in task.distillation.centres.values())
-    said = task.distillation.uncentred["image"].mean(dim=0)
+    ((total, rows),) = task.distillation.uncentred["image"]
+    said = total / rows
     task.after_skip()
     assert not task.distillation.uncentred
     task.after_step(0.5)
@@ -199,6 +200,26 @@ def test_centres_follow_the_teacher_once_a_step_is_made(batches):
     task.losses(batch, 0.5)
     task.after_step(0.5)
     torch.testing.assert_close(task.distillation.centres["image"].value, 0.1 * said)
+
+
+def test_centres_follow_all_batches_of_a_step(batches):
+    """Accumulation: the mean over both batches, not the last one."""
+    task = made()
+    torch.manual_seed(1)
+    task.losses(batches.batch(0), 0.5)
+    task.losses(batches.batch(1), 0.5)
+    (one, n), (other, m) = task.distillation.uncentred["whole"]
+    assert not torch.equal(one, other)
+    task.after_step(0.5)
+    torch.testing.assert_close(task.distillation.centres["whole"].value, 0.1 * (one + other) / (n + m))
+
+
+def test_a_clean_teacher_looks_once(batches):
+    task = made(replace(TERMS, patch_dropout=0.0))
+    looks = []
+    task.teacher.copied.encoder.register_forward_pre_hook(lambda _, given: looks.append(given[1]))
+    task.losses(batches.batch(0), 0.5)
+    assert looks == [None]
 
 
 def test_the_last_layers_of_the_heads_learn_after_the_first_epoch(batches):

@@ -121,6 +121,11 @@ def test_the_published_parameter_counts():
 def test_the_papers_run_is_as_many_epochs_whatever_the_number_of_scans(store):
     chosen = paper.choose(PaperSettings(), store, CASES, "cuda")
     assert chosen.steps == 800  # 3 scans in batches of 32 are one step an epoch
+    on_cpu = paper.choose(PaperSettings(), store, CASES, "cpu")
+    assert on_cpu.steps == 800 and on_cpu.distill == chosen.distill
+    said = chosen.distill
+    assert (said.head_width, said.bottleneck, said.prototypes, said.momentum) == (2048, 256, 8192, 0.996)
+    assert not said.standardise
 
 
 def test_sizes_do_not_follow_the_device(store):
@@ -144,8 +149,11 @@ def test_sizes_do_not_follow_the_device(store):
         ),
         (
             {"distill.variant": "smit", "prior.source": "bands"},
-            "--prior.attachment semantic guides the .CLS. row, and --distill.semantic is false",
+            "--prior.attachment semantic guides the .CLS. row, and there is none",
         ),
+        ({"distill.semantic_heads": 7}, "7 heads cannot share the 48 channels of stage 2"),
+        ({"prior.source": "atlas"}, "7 regions .* would guide more than half of 4 heads"),
+        ({"distill.drop_hidden": True, "network.use_v2": True}, "knows no convolutions"),
         (
             {"distill.drop_hidden": True, "prior.source": "bands", "prior.attachment": "native"},
             "--distill.drop_hidden leaves the hidden ones out",
@@ -165,6 +173,11 @@ def test_what_cannot_be_learned_is_refused_before_the_run(store, given, message)
         (SpadeDagmanSettings, {"distill": {"symmetric": False}}, "Spade needs a look at each"),
         (SpadeDagmanSettings, {"distill": {"drop_hidden": True}}, "Spade's decoder needs"),
         (SpadeDagmanSettings, {"crop": {"hidden": 0.5}}, "leave it at 0"),
+        (SpadeDagmanSettings, {"distill": {"momentum": 0.9}}, "give that instead"),
+        (DagmanSettings, {"crop": {"hidden": 0.5}}, "leave it at 0"),
+        (DagmanSettings, {"distill": {"teacher_temperature": [0.07, 0.04]}}, "lower end"),
+        (SpadeDagmanSettings, {"contrast": {"selection": "shuffled"}, "crop": {"anchors": 1}}, "2 or more are needed"),
+        (SpadeDagmanSettings, {"contrast": {"selection": "restoration"}}, "give contrast.restoration_weight"),
         (DagmanSettings, {"prior": {"regions": ["liver"]}}, "say where their priors come from"),
     ],
 )
@@ -187,18 +200,17 @@ def test_a_run_leaves_its_semantic_attention_beside_the_encoder(store, tmp_path)
 
 @pytest.mark.parametrize("recipe", [dagman, spade_dagman])
 def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recipe, capsys):
-    regions = ("left ventricle", "right ventricle")
+    regions = ("Left Ventricle", "right ventricle")
     given = SMALL | {"prior.source": "one_label", "prior.regions": regions, "crop.frame": "box"}
     chosen = recipe.choose(with_values(recipe.settings(), given), store, CASES, "cpu")
-    built = recipe.build(chosen, store, CASES, None)
+    built = recipe.build(chosen, store, CASES, tmp_path)
     assert "heads are guided by one labelled scan" in capsys.readouterr().err
     batch = built.batches.batch(0)
     assert batch.priors.shape[1:] == (2, 4, 4, 4) and batch.priors.any()
     losses = built.task.losses(batch, 1.0)
     assert losses["prior"].isfinite() and losses["prior"] > 0
-    built.finish(tmp_path)
     said = json.loads((tmp_path / GUIDED).read_text())
-    assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": list(regions)}
+    assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": ["left ventricle", "right ventricle"]}
 
 
 def test_more_regions_than_half_of_the_heads_are_refused(store):
@@ -209,7 +221,7 @@ def test_more_regions_than_half_of_the_heads_are_refused(store):
 
 
 def test_a_prior_from_labels_needs_labels(store):
-    given = SMALL | {"prior.source": "atlas"}
+    given = SMALL | {"prior.source": "atlas", "prior.regions": ("left ventricle",)}
     chosen = dagman.choose(with_values(DagmanSettings(), given), store, CASES, "cpu")
     unlabelled = [i for i in CASES if not store.cases[i].has_labels]
     with pytest.raises(DataFault, match="none of the 1 scans of this run has labels"):
