@@ -5,7 +5,8 @@ fine-tuned by `dagman-finetune`; all arms share scans, crops, steps and labelled
 floor: random weights for the probes, from scratch for the Dice. Differences are paired with --control by subject and
 seed. What is finished in WORK is not run again, and what was interrupted is resumed. Words after `--` go to both
 commands (`-- --network.feature_size 12`), those after a second `--` to spade-pretrain alone, after a third to
-dagman-finetune alone. Writes benchmarks/results/NAME.json.
+dagman-finetune alone. Recipes whose networks differ by default need words that make them alike (`--network.window`,
+`--network.heads`), the fine-tuning from scratch among them. Writes benchmarks/results/NAME.json.
 """
 
 import argparse

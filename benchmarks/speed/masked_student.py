@@ -8,8 +8,9 @@ zeroes the hidden ones, MONAI's knows no mask: that is no difference in time). E
 five outputs, so that no loss is timed. Three networks: MONAI's default, window 6 (which no grid of 96^3 needs to pad),
 and DAGMaN's (window 4, depths 2-2-8-2).
 
-MONAI's default makes half a gigabyte of scores at once. With the allocator left as it is (see rounds.py) it takes 9.7 s
-instead of 4.9, ours no longer than here: 6.9 x instead of 3.4.
+At window 7 MONAI's makes half a gigabyte of scores at once, and how often the system clears their pages decides:
+between runs on a busy machine its median was 4.9 to 7.8 s (9.7 s with the allocator left as it is, see rounds.py), that
+of the packed encoder 1.4 to 1.8 s.
 
 `of the products` says how far what is left could go: the time that the matrix products of the visible tokens alone take
 at the speed of a large one, over the time taken.

@@ -247,11 +247,11 @@ def test_every_arm_learns_a_fixed_batch(batches, terms, names):
     task = made(terms)
     optimiser = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=3e-3)
     history = []
-    for _ in range(15):
+    for _ in range(8):
         torch.manual_seed(0)
         history.append(learn(task, optimiser, batches.batch(0), follow=False))
     assert list(history[0]) == names
-    assert sum(history[-1].values()) < 0.95 * sum(history[0].values())
+    assert sum(history[-1].values()) < 0.97 * sum(history[0].values())
 
 
 def test_without_symmetry_every_second_crop_is_only_looked_at_by_the_teacher(batches):
