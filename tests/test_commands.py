@@ -51,8 +51,9 @@ DISTILL = """--distill.variant --distill.stage --distill.masking --distill.ratio
     --distill.semantic-blocks --distill.semantic-heads --distill.patch-dropout --distill.dropped
     --distill.attention-from --distill.mask-token --distill.drop-hidden --distill.symmetric --distill.head-width
     --distill.bottleneck --distill.prototypes --distill.standardise --distill.student-temperature
-    --distill.teacher-temperature --distill.temperature-warmup --distill.centre-momentum --distill.still --distill.momentum --distill.voxel-weight
-    --distill.token-weight --distill.image-weight --distill.global-weight"""
+    --distill.teacher-temperature --distill.temperature-warmup --distill.centre-momentum --distill.still
+    --distill.momentum --distill.voxel-weight --distill.token-weight --distill.image-weight
+    --distill.global-weight"""
 PRIOR = """--prior.source --prior.attachment --prior.stage --prior.regions --prior.labelled --prior.likelihood
     --prior.sigma-mm --prior.kind --prior.weight --prior.warmup --prior.least --prior.wrong"""
 OPTIONS = {
