@@ -13,8 +13,6 @@ from pydantic import Field, model_validator
 from dagman.recipes.distillation import (
     ENCODER_SHARE,
     LOOKS,
-    DagmanNetwork,
-    DistillSettings,
     check_guidance,
     check_terms,
     chosen_distillation,
@@ -25,6 +23,7 @@ from dagman.recipes.distillation import (
     save_attention,
     terms_of,
 )
+from dagman.recipes.distillation_settings import DagmanNetwork, DistillSettings
 from dagman.recipes.priors import PriorSettings
 from spade3d.configuration import Common, Optim, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for

@@ -10,8 +10,6 @@ from dagman.recipes.distillation import (
     GUIDED,
     SEMANTIC,
     VARIANTS,
-    DagmanSettings,
-    PaperSettings,
     chosen_distillation,
     dagman,
     paper,
@@ -19,6 +17,7 @@ from dagman.recipes.distillation import (
     stage_for,
     tiny,
 )
+from dagman.recipes.distillation_settings import DagmanSettings, PaperSettings
 from dagman.recipes.spade_dagman import SpadeDagmanSettings, spade_dagman
 from spade3d.configuration import resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
