@@ -147,14 +147,14 @@ def check_terms(distill: DistillSettings, crop: tuple[int, int, int], width: int
 
 
 def cost_of(voxels: int, distill: DistillSettings) -> float:
-    """Voxels of a step in those of a whole training pass of the Swin-UNETR: the encoder is about a third of it; the
+    """Voxels of a step in those of a whole training pass of the Swin-UNETR: the encoder is ENCODER_SHARE of it; the
     teacher looks once or twice without gradient, which is a third of that."""
     looks = 1 + (distill.masking not in ("none", "random", "block") and distill.attention_from == "clean")
     student = 1.0 if distill.symmetric else 0.5
     return voxels * (student + looks / 3) * ENCODER_SHARE
 
 
-ENCODER_SHARE = 0.35
+ENCODER_SHARE = 0.18  # windows of 4; measured: 1.5 s a step of 8 crops of 48^3 on two cores
 
 
 def terms_of(settings: DistillSettings) -> DistillationTerms:
@@ -254,6 +254,8 @@ def dagman_recipe(name: str, summary: str, tree: type[DagmanSettings] = DagmanSe
 
 
 dagman = dagman_recipe("dagman", "masked image modelling guided by attention, with a noisy teacher")
-tiny = dagman_recipe("dagman-tiny", "DAGMaN sized for two CPU cores", size="tiny")
+tiny = dagman_recipe(
+    "dagman-tiny", "DAGMaN sized for two CPU cores: 1.5 s a step of 8 crops of 48^3, 1.6 GiB", size="tiny"
+)
 small = dagman_recipe("dagman-small", "DAGMaN sized for one GPU", size="small")
 paper = dagman_recipe("dagman-paper", "the setting of the paper: 128^3 crops at 2 mm, 800 epochs", PaperSettings)
