@@ -83,7 +83,7 @@ def agree(ours: SwinTransformer, theirs: MonaiSwin, x: Tensor) -> None:
 def products(network: Network, left: list[Level]) -> dict[str, float]:
     """GFLOP of the matrix products of the visible tokens, forward and backward, nothing computed twice."""
     linear = attention = 0.0
-    for stage, (level, depth) in enumerate(zip(left, network.depths, strict=False)):
+    for stage, (level, depth) in enumerate(zip(left[: len(network.depths)], network.depths, strict=True)):
         rows, dim = len(level.cells), WIDTH * 2**stage
         linear += 3 * 2 * (12 * dim**2 * rows * depth + 16 * dim**2 * level.parent_rows)
         for block in range(depth):

@@ -28,6 +28,7 @@ from dagman.distillation.masking import RULES, check_masking, drop_tokens, expan
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
 from spade3d.networks.voxel_head import VoxelHead
+from spade3d.training import schedules
 from spade3d.training.loop import Task
 
 
@@ -327,8 +328,7 @@ class Dagman(Task):
 def teacher_temperature(progress: float, terms: DistillationTerms) -> float:
     """Rises from its first to its second value, linearly, over the warm-up."""
     first, then = terms.teacher_temperature
-    share = 1.0 if not terms.temperature_warmup else min(1.0, progress / terms.temperature_warmup)
-    return first + (then - first) * share
+    return schedules.linear(progress, start=first, end=then, until=terms.temperature_warmup)
 
 
 def picked(tokens: Float[Tensor, "b c p q r"], cells: Int[Tensor, "b m"]) -> Float[Tensor, "b*m c"]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dagman.attention.guidance import GuidedHeads, guidance, windowed_guidance
 from dagman.attention.semantic import Attended
 from spade3d.networks.swin import AttentionMap
+from spade3d.training import schedules
 
 Attachment = Literal["semantic", "native", "windowed"]
 
@@ -43,7 +44,7 @@ class Guidance:
 
     def at(self, progress: float) -> float:
         """The weight at some progress of the run."""
-        return self.weight * (1.0 if not self.warmup else min(1.0, progress / self.warmup))
+        return schedules.linear(progress, start=0.0, end=self.weight, until=self.warmup)
 
 
 @dataclass(eq=False)

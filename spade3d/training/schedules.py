@@ -18,5 +18,5 @@ def momentum(progress: float, *, start: float = 0.996) -> float:
 
 
 def linear(progress: float, *, start: float, end: float, until: float = 1.0) -> float:
-    """A line from `start` to `end` over the share `until` of the run, then `end`: a temperature, a weight."""
-    return start + (end - start) * min(progress / until, 1.0)
+    """A line from `start` to `end` over the share `until` of the run (0: none), then `end`: a temperature, a weight."""
+    return end if progress >= until else start + (end - start) * progress / until

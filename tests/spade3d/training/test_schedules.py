@@ -41,3 +41,4 @@ def test_the_teacher_never_speeds_up():
 def test_linear_ramps_then_holds():
     ramp = [linear(p, start=0.04, end=0.07, until=0.5) for p in (0.0, 0.25, 0.5, 0.9)]
     assert ramp == pytest.approx([0.04, 0.055, 0.07, 0.07], abs=1e-12)
+    assert linear(0.0, start=0.04, end=0.07, until=0.0) == 0.07  # no ramp at all
