@@ -4,12 +4,12 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from spade3d import console
-from spade3d.configuration import Common, Data, Settings, read_yaml, resolve, to_yaml, with_values
+from spade3d.configuration import NATIVE, Common, Data, Settings, read_yaml, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.recipe import Recipe, find_recipe
 
@@ -34,7 +34,7 @@ def prepare(tokens: list[str] | None = None) -> None:
         /,
         *,
         out: Path,
-        spacing: tuple[float, float, float] | None = None,
+        spacing: tuple[float, float, float] | Literal["native"] | None = None,
         window: tuple[float, float] = (-175.0, 250.0),
         mr: str = "percentile",
         workers: int = 0,
@@ -50,7 +50,7 @@ def prepare(tokens: list[str] | None = None) -> None:
         out
             the store; an interrupted or older one of the same settings is completed.
         spacing
-            mm along right-left, front-back, foot-head; left out, the median of the set.
+            mm along right-left, front-back, foot-head, or native, each scan's own; left out, the median of the set.
         window
             CT window in HU.
         mr
@@ -143,57 +143,85 @@ def register_pretrain(app: App, recipe: Recipe) -> None:
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if data is not None:
             flags.setdefault("data", {})["path"] = str(data)
-        console.print_result(run_pretraining(recipe, out, config, flags, resume=resume, strict=strict), json)
+        result = run_pretraining(recipe, out, config, flags, resume=resume, strict=strict)
+        if result is not None:
+            console.print_result(result, json)
 
     command.__annotations__["settings"] = Annotated[recipe.settings | None, Parameter(name="*")]
     app.default(command)
 
 
-def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, strict: bool) -> dict:
-    """From options to encoder.safetensors and report.html; what `spade-pretrain` does."""
+def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, strict: bool) -> dict | None:
+    """From options to encoder.safetensors and report.html; what `spade-pretrain` does, and what its first process has
+    to say."""
     settings = (
         begun_settings(recipe.settings, out, config, flags) if resume else resolve(recipe.settings, config, flags)
     )
     if settings.data.path is None:
         raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
-    data = console.existing(Path(settings.data.path), "a folder of scans, a dataset or a store")
+    if settings.data.spacing == NATIVE:
+        raise UsageFault(
+            "data.spacing native: crops of pretraining have one spacing; give it in mm, or leave it out for the median"
+        )
+    console.existing(Path(settings.data.path), "a folder of scans, a dataset or a store")
 
     import torch
 
+    from spade3d.training import ranks
+    from spade3d.training.precision import autocast_for
+
+    device = find_device(settings.device)
+    autocast_for(settings.precision, torch.device(device))  # refused here, while nothing is done yet
+    with ranks.joined(device):
+        ranks.once(lambda: recipe.check(settings))
+        if not resume:
+            settings = ranks.once(lambda: begin(recipe, settings, out, device, strict=strict))
+        return pretrain_encoder(recipe, settings, out, resume=resume)
+
+
+def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: bool) -> Common:
+    """Prepare the scans, choose what was left open, and write down what the run is."""
     from spade3d.provenance import describe, write_json, write_text
     from spade3d.scans import open_scans
-    from spade3d.training.precision import autocast_for
+    from spade3d.volumes.split import split_cases
+
+    data = Path(settings.data.path)
+    with console.fresh_folder(out, CONFIG):
+        store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
+        report_rejected(store)
+        split = split_cases(store.cases, settings.folds, settings.fold)
+        settings = recipe.choose(settings, store, split.train, device)
+        write_json(out / PROVENANCE, describe(store, split.train, split))
+        write_text(out / CONFIG, to_yaml(settings))
+    return settings
+
+
+def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: bool) -> dict | None:
+    """The run that `begin` began, as every one of its processes runs it."""
+    import torch
+
+    from spade3d.networks.foreign import save_encoder
+    from spade3d.provenance import describe
+    from spade3d.training import ranks
+    from spade3d.training.loop import Optimiser, train
+    from spade3d.training.prefetch import prefetched
+    from spade3d.training.report import pretraining_report
     from spade3d.volumes.split import split_cases
     from spade3d.volumes.store import VolumeStore, is_store
 
-    if resume:
-        store = VolumeStore.open(out / STORE if is_store(out / STORE) else data)
-        split = split_cases(store.cases, settings.folds, settings.fold)
-    else:
-        device = find_device(settings.device)
-        autocast_for(settings.precision, torch.device(device))  # refused here, while nothing is done yet
-        with console.fresh_folder(out, CONFIG):
-            store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
-            report_rejected(store)
-            split = split_cases(store.cases, settings.folds, settings.fold)
-            settings = recipe.choose(settings, store, split.train, device)
-            write_json(out / PROVENANCE, describe(store, split.train, split))
-            write_text(out / CONFIG, to_yaml(settings))
-
-    from spade3d.networks.foreign import save_encoder
-    from spade3d.training.loop import Optimiser, train
-    from spade3d.training.report import pretraining_report
-
-    announce(recipe, settings, store, split)
-    built = recipe.build(settings, store, split.train, out)
+    store = VolumeStore.open(out / STORE if is_store(out / STORE) else Path(settings.data.path))
+    split = split_cases(store.cases, settings.folds, settings.fold)
+    if ranks.first():
+        announce(recipe, settings, store, split)
+    built, device = recipe.build(settings, store, split.train, out), torch.device(settings.device)
     outcome = train(
         built.task,
-        built.batches,
+        prefetched(built.batches, settings.loaders, device),
         steps=settings.steps,
         out=out,
         optimiser=Optimiser(**settings.optim.model_dump()),
         skip_bad_batches=settings.skip_bad_batches,
-        device=torch.device(settings.device),
+        device=device,
         precision=settings.precision,
         save_every=settings.save_every,
         seed=settings.seed,
@@ -201,10 +229,17 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         label="pretraining",
         config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
     )
+    if not ranks.first():
+        return None
     how = {
         "preprocessing": store.preprocessing.to_dict(),
         "provenance": describe(store, split.train, split),
-        "run": {"recipe": recipe.name, "seed": settings.seed, "settings": settings_mark(settings)},
+        "run": {
+            "recipe": recipe.name,
+            "seed": settings.seed,
+            "settings": settings_mark(settings),
+            "crop": list(settings.crop.shape),
+        },
     }
     save_encoder(out / ENCODER, built.network, how)
     built.finish(out)
@@ -221,7 +256,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
 
 def settings_mark(settings: Settings) -> str:
     """Eight hex digits that are equal for runs that differ in seed, machine or place only."""
-    what = settings.model_dump(mode="json", exclude={"seed", "device", "workers", "save_every"})
+    what = settings.model_dump(mode="json", exclude={"seed", "device", "workers", "loaders", "save_every"})
     what["data"].pop("path")
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 

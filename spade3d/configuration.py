@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from spade3d.faults import UsageFault
 
@@ -38,6 +48,22 @@ PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 Voxels = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Millimetres = tuple[Positive, Positive, Positive]
+NATIVE = "native"
+
+
+def or_native(value: Any, otherwise) -> Any:
+    """Lets the word pass where lengths are read; a union would name its branches in every fault, and not the key."""
+    return NATIVE if value == NATIVE or value == [NATIVE] * 3 else otherwise(value)
+
+
+def spelled_out(tokens: Sequence[str]) -> list[str]:
+    """A command line in which `--data.spacing native` is three words, as many as the option takes lengths."""
+    option, line = "--data.spacing", []
+    for token in tokens:
+        line += [option, NATIVE] if token == f"{option}={NATIVE}" else [token]
+        if line[-2:] == [option, NATIVE]:
+            line += [NATIVE] * 2
+    return line
 
 
 class Settings(BaseModel):
@@ -56,10 +82,10 @@ class Settings(BaseModel):
 
 
 class Data(Settings):
-    """Which scans, and how they are prepared."""
+    """Which scans, and how they are prepared. `spacing`: left open the median of the set, "native" each scan's own."""
 
     path: str | None = None
-    spacing: Millimetres | None = None
+    spacing: Annotated[SerializeAsAny[Millimetres | None], WrapValidator(or_native)] = None
     window_hu: Range = (-175.0, 250.0)
     mr: Literal["percentile", "zscore"] = "percentile"
 
@@ -105,6 +131,7 @@ class Common(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
+    loaders: Annotated[int, Field(ge=0)] | None = None
     folds: Annotated[int, Field(ge=2, le=100)] = 5
     fold: Annotated[int, Field(ge=0)] = 0
     save_every: Annotated[int, Field(ge=1)] | None = None
@@ -123,11 +150,17 @@ class Common(Settings):
 
 
 Tree = TypeVar("Tree", bound=Settings)
+NOTHING: tuple[str, Mapping[str, Any]] = ("", {})
 
 
-def resolve(tree: type[Tree], files: Sequence[Path], flags: Mapping[str, Any], environment=os.environ) -> Tree:
-    """Defaults < files, left to right < environment `SPADE_OPTIM__LR=...` < flags. Raises UsageFault by key."""
-    layers = [(str(path), read_yaml(path)) for path in files]
+def resolve(
+    tree: type[Tree], files: Sequence[Path], flags: Mapping[str, Any], environment=os.environ, beneath=NOTHING
+) -> Tree:
+    """Defaults < files, left to right < environment `SPADE_OPTIM__LR=...` < flags. Raises UsageFault by key.
+
+    `beneath`: a name and a layer between the defaults and the files, such as what a protocol fixes.
+    """
+    layers = [beneath, *((str(path), read_yaml(path)) for path in files)]
     layers += [("environment", from_environment(environment)), ("command line", dict(flags))]
     merged: dict[str, Any] = {}
     origin: dict[tuple[str, ...], str] = {}

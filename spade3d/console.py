@@ -17,7 +17,7 @@ from cyclopts import ValidationError as BadValue
 from pydantic import ValidationError
 
 from spade3d import __version__
-from spade3d.configuration import Settings, explain
+from spade3d.configuration import Settings, explain, spelled_out
 from spade3d.faults import DataFault, Fault, UsageFault
 
 # OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, one of
@@ -49,7 +49,7 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
     """
     usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        app(spelled_out(tokens), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _say(app, UsageFault(_bad_option(error, tree)))
     except Fault as fault:
@@ -63,7 +63,8 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
 
 
 def _say(app: App, fault: Fault) -> int:
-    print(f"{app.name[0]}: {' '.join(str(fault).split())}", file=sys.stderr)
+    if not fault.said:
+        print(f"{app.name[0]}: {' '.join(str(fault).split())}", file=sys.stderr)
     return fault.exit_code
 
 
@@ -166,7 +167,8 @@ def progress_of(what: str) -> Iterator[Callable[[int, int, str], None]]:
             )
         )
         return
-    with Progress(*columns, console=console) as progress:
+    # Where results are piped on, rich would carry them to the terminal with the bar.
+    with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(what, total=None, name="")
         yield lambda done, total, name: progress.update(task, completed=done, total=total, name=name)
 

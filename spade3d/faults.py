@@ -9,6 +9,7 @@ class Fault(Exception):
     """Something went wrong in a way we can name; printed as one message, without a traceback."""
 
     exit_code = 1
+    said = False  # by another process of the same run
 
 
 class UsageFault(Fault):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spade3d.configuration import Data
+from spade3d.configuration import NATIVE, Data
 from spade3d.console import existing, progress_of
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes.layouts import Dataset, read_layout
@@ -22,8 +22,8 @@ def open_scans(
 ) -> VolumeStore:
     """The store at `path`, or a store made at `beside` from the scans at `path`, or from those with labels.
 
-    Spacing left to the data is the median of the set, axis by axis. Raises DataFault for what cannot be read, and
-    UsageFault where the settings ask for another preparation than an existing store has.
+    Spacing left to the data is the median of the set, axis by axis; "native" keeps each scan's own. Raises DataFault
+    for what cannot be read, and UsageFault where the settings ask for another preparation than an existing store has.
     """
     from spade3d.volumes.prepare import prepare
 
@@ -31,7 +31,8 @@ def open_scans(
     if is_store(path):
         return check_settings(VolumeStore.open(path), settings)
     dataset = read_layout(path)
-    spacing = settings.spacing or choose_spacing(list(readable_grids(dataset)))
+    native = settings.spacing == NATIVE
+    spacing = None if native else settings.spacing or choose_spacing(list(readable_grids(dataset)))
     how = Preprocessing(spacing=spacing, window_hu=settings.window_hu, mr=settings.mr)
     with progress_of(f"preparing {dataset.name}") as progress:
         return prepare(
@@ -55,11 +56,13 @@ def readable_grids(dataset: Dataset) -> Iterator[Grid]:
 
 
 def check_settings(store: VolumeStore, settings: Data) -> VolumeStore:
-    """A store was prepared once and for all: settings that were given must be the ones it was prepared with."""
-    made = store.preprocessing
+    """A store was prepared once and for all: settings that were given must be the ones it was prepared with.
+
+    Of a store that keeps each scan's own spacing crops of any spacing are cut: there it may be given in mm.
+    """
     for key in sorted(settings.model_fields_set & {"spacing", "window_hu", "mr"}):
-        asked, has = getattr(settings, key), getattr(made, key)
-        if asked is not None and not _same(asked, has):
+        asked, has = getattr(settings, key), getattr(store.preprocessing, key)
+        if asked is not None and has is not None and not _same(asked, has):
             raise UsageFault(
                 f"data.{key} {asked} asked for, the store has {has}; leave it out, or prepare another store"
             )
@@ -67,7 +70,7 @@ def check_settings(store: VolumeStore, settings: Data) -> VolumeStore:
 
 
 def _same(a, b) -> bool:
-    return a == b if isinstance(a, str) or b is None else np.allclose(a, b)
+    return a == b if isinstance(a, str) else np.allclose(a, b)
 
 
 def typical_grid(store: VolumeStore, cases: Sequence[int]) -> tuple[np.ndarray, tuple[float, float, float]]:

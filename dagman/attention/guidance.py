@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.swin import AttentionMap
+from spade3d.training import ranks
 
 KINDS = ("ce", "inside", "dice")
 LEAST = 0.002  # share of a crop that a region must take: 14 ml of a crop of 192 mm
@@ -192,4 +193,5 @@ def _has_contrast(shares: Tensor, real: Tensor | None = None) -> Tensor:
 
 
 def _mean(terms: Tensor, active: Tensor) -> Tensor:
-    return terms.masked_fill(~active, 0.0).sum() / active.sum().clamp(min=1)
+    """Over the active terms of all ranks."""
+    return ranks.mean_of_whole(terms.masked_fill(~active, 0.0).sum(), active.sum())

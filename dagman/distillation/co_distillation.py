@@ -28,7 +28,7 @@ from dagman.distillation.masking import RULES, check_masking, drop_tokens, expan
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
 from spade3d.networks.voxel_head import VoxelHead
-from spade3d.training import schedules
+from spade3d.training import ranks, schedules
 from spade3d.training.loop import Task
 
 
@@ -232,9 +232,10 @@ class CoDistillation(nn.Module):
         return distil(student, teacher, self.centres[head].value, self.terms.student_temperature, warm)
 
     def after_step(self) -> None:
-        """The centres follow what the teacher said in this step."""
+        """The centres follow what the teacher said in this step, to all ranks."""
         for head, parts in self.uncentred.items():
-            mean = sum(total for total, _ in parts) / sum(rows for _, rows in parts)
+            total, rows = sum(total for total, _ in parts), sum(rows for _, rows in parts)
+            mean = ranks.averaged(total) / rows  # as many rows in every rank
             self.centres[head].update(mean[None], self.terms.centre_momentum)
         self.uncentred.clear()
 

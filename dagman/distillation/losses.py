@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from spade3d.training import ranks
+
 
 def distil(
     student: Float[Tensor, "n k"],
@@ -21,7 +23,8 @@ def distil(
         mean over n of  - sum over k of  softmax((t - centre) / tau_t)_k  log softmax(s / tau_s)_k
 
     s and t are logits of k prototypes. The teacher takes no gradient. In float32 also under autocast. (DINO, equation
-    1; DAGMaN, section 3.3. Its sum over "i = 1..N" for single vectors is read as the sum over prototypes.)
+    1; DAGMaN, section 3.3. Its sum over "i = 1..N" for single vectors is read as the sum over prototypes.) Ranks that
+    share a batch have as many rows each, so that the mean of theirs is that of the whole.
     """
     target = ((teacher.detach().float() - centre.detach()) / teacher_temperature).softmax(dim=-1)
     return F.cross_entropy(student.float() / student_temperature, target)
@@ -35,7 +38,7 @@ def masked_reconstruction(
     The paper weights by its mask, which is 0 where a token is hidden; we read it as what is hidden (SMIT's code).
     """
     away = (restored.float() - target.float()).abs()
-    return (away * hidden.unsqueeze(1)).sum() / (hidden.sum() * restored.shape[1])
+    return ranks.mean_of_whole((away * hidden.unsqueeze(1)).sum(), hidden.sum() * restored.shape[1])
 
 
 class Centre(nn.Module):

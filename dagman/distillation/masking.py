@@ -3,7 +3,8 @@
 Every rule has one signature, (attention, ratio, hint) -> hidden, and hides `hidden_count` cells of every sample, so
 that runs that differ in the rule differ in nothing else. Cells are those of the stage that the attention is from;
 `expand` carries them to the tokens of the patch embedding, or to voxels. Of equally attended cells, the earlier one in
-the flattened grid counts as more attended, on every device. Chance comes from torch's global generators.
+the flattened grid counts as more attended, on every device. Chance comes from torch's global generators; all ranks of a
+run draw it for the whole batch and keep their own part, so that one process alone would have drawn the same.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from spade3d.faults import UsageFault
 from spade3d.networks.features import cell_size
+from spade3d.training import ranks
 
 Grid = tuple[int, int, int]
 Rule = Callable[[Float[Tensor, "b p q r"], float, float], Bool[Tensor, "b p q r"]]
@@ -59,7 +61,8 @@ def block(attention: Float[Tensor, "b p q r"], ratio: float, hint: float) -> Boo
     """
     hints, selected = _bounds(attention, ratio, hint)
     grid, count = tuple(attention.shape[1:]), selected - hints
-    seeds = torch.randint(2**62, (len(attention),)).tolist()  # on the CPU: nothing waits for the device
+    # On the CPU: nothing waits for the device.
+    seeds = ranks.own(torch.randint(2**62, (len(attention) * ranks.world(),))).tolist()
     hidden = np.stack([lay(grid, draw_boxes(grid, count, np.random.default_rng(seed)), count) for seed in seeds])
     return torch.from_numpy(hidden).to(attention.device, non_blocking=True)
 
@@ -175,7 +178,7 @@ def _most_attended_first(attention: Float[Tensor, "b p q r"]) -> Int[Tensor, "b 
 
 def _any_order(samples: int, cells: int, device: torch.device | str) -> Int[Tensor, "b cells"]:
     """Each row is a permutation of its own. (A threshold on the numbers would miss the count where two are equal.)"""
-    return torch.rand(samples, cells, device=device).argsort(dim=1)
+    return ranks.own(torch.rand(samples * ranks.world(), cells, device=device)).argsort(dim=1)
 
 
 def _hide(attention: Float[Tensor, "b p q r"], cells: Int[Tensor, "b count"]) -> Bool[Tensor, "b p q r"]:

@@ -20,7 +20,7 @@ from spade3d.configuration import with_values
 from spade3d.faults import UsageFault
 from spade3d.provenance import write_json
 from spade3d.recipes.choosing import crop_and_width, steps_for
-from spade3d.recipes.pair_crops import frames_of, pair_stream
+from spade3d.recipes.pair_crops import check_shared, frames_of, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
 
@@ -193,6 +193,8 @@ def check_guidance(settings, distill: DistillSettings, store: VolumeStore, cases
 
 def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None):
     """Frames of the cases, how heads are guided, and the prior of a crop; the last two None where none is asked for."""
+    from spade3d.training import ranks
+
     frames = frames_of(settings, store, cases, out)
     priors = build_priors(settings.prior, store, cases, frames)
     if priors is None:
@@ -203,7 +205,7 @@ def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None)
         stage = settings.prior.stage
         heads = settings.network.heads[stage - 1]
     guidance, prior = build_guidance(settings.prior, priors, heads, stage)
-    if out is not None:  # at once, so that attention of any checkpoint can be read
+    if out is not None and ranks.first():  # at once, so that attention of any checkpoint can be read
         said = {"attachment": guidance.attachment, "stage": guidance.stage}
         write_json(out / GUIDED, said | guidance.heads.to_dict())
     return frames, guidance, prior
@@ -250,6 +252,7 @@ def dagman_recipe(name: str, summary: str, tree: type[DagmanSettings] = DagmanSe
         choose,
         build_dagman,
         lambda settings: said_of_distillation(settings.distill, settings.prior),
+        check_shared,
     )
 
 

@@ -78,7 +78,7 @@ class DistillCrops(CropSettings):
     """
 
     frame: Literal["box", "affine", "learned"] = "box"
-    anchors: Annotated[int, Field(ge=1, le=64)] = 4
+    anchors: Annotated[int, Field(ge=1, le=4096)] = 4
     scans: Annotated[int, Field(ge=1, le=64)] = 1
     places: Annotated[int, Field(ge=1)] = 1
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -120,7 +120,7 @@ class PaperCrops(DistillCrops):
     """Crops of 128^3; 32 pairs a step (WILD, the same Swin and learning rate)."""
 
     shape: Voxels | None = (128, 128, 128)
-    anchors: Annotated[int, Field(ge=1, le=64)] = 32
+    anchors: Annotated[int, Field(ge=1, le=4096)] = 32
 
 
 class PaperNetwork(DagmanNetwork):

@@ -34,6 +34,7 @@ from spade3d.recipes.spade import (
     PRETRAINING_BUDGET_S,
     ContrastSettings,
     calibrate,
+    check_contrast_shared,
     chosen_contrast,
     restoration_cell,
     said_of_contrast,
@@ -144,4 +145,5 @@ spade_dagman = Recipe(
     choose_spade_dagman,
     build_spade_dagman,
     lambda settings: said_of_contrast(settings.contrast) | said_of_distillation(settings.distill, settings.prior),
+    check_contrast_shared,
 )

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spade3d.training import ranks
+
+EPSILON = 1e-5  # of a variance, as `batch_norm` has it
 FLAT = 0.01  # of the typical spread; a channel that hardly changed while it was measured is not blown up by more
 
 
@@ -41,9 +44,10 @@ class CalibratedHead(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, features: Float[Tensor, "n inputs"]) -> None:
-        """Measure on features that are typical of the data; two at least."""
-        self.inputs_mean.copy_(features.float().mean(dim=0))
-        self.inputs_spread.copy_(spread(features.float()))
+        """Measure on features that are typical of the data, of all ranks; two at least."""
+        features = ranks.gathered(features.float())
+        self.inputs_mean.copy_(features.mean(dim=0))
+        self.inputs_spread.copy_(spread(features))
         projected = self.projected(features)
         self.outputs_mean.copy_(projected.mean(dim=0))
         self.outputs_spread.copy_(spread(projected))
@@ -73,5 +77,10 @@ class BatchHead(nn.Module):
 
 
 def standardised(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-    """Each column to mean 0 and variance 1 over the rows; one row alone has nothing to differ from and stays."""
-    return x if len(x) < 2 else F.batch_norm(x, None, None, training=True)
+    """Each column to mean 0 and variance 1 over the rows, those of all ranks; one row alone has nothing to differ from
+    and stays."""
+    if ranks.world() == 1:
+        return x if len(x) < 2 else F.batch_norm(x, None, None, training=True)
+    rows = ranks.summed(x.new_tensor(float(len(x))))
+    away = x - ranks.summed(x.sum(dim=0)) / rows
+    return away * (ranks.summed(away.square().sum(dim=0)) / rows + EPSILON).rsqrt()

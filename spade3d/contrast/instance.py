@@ -23,12 +23,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from spade3d.contrast.heads import BatchHead
-from spade3d.contrast.memory import Memory
+from spade3d.contrast.memory import Memory, places_of_all
 from spade3d.contrast.objectives import info_nce, regression
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
 from spade3d.crops.selection import Places
 from spade3d.faults import UsageFault
+from spade3d.training import ranks
 from spade3d.training.loop import Task
 
 METHODS = ("simclr", "moco", "byol")
@@ -85,8 +86,9 @@ class Instance(Task):
         predicted = vectors if self.predictor is None else self.predictor(vectors)
         # Of each view, the same crop under the other transform.
         self.embedding, self.paired = vectors.detach(), keys.detach().roll(crops, dims=0)
+        keys = ranks.gathered_with_gradient(keys)
         if self.memory is not None:
-            self.unremembered.append((keys, Places.joined([batch.boxes, batch.boxes])))
+            self.unremembered.append((keys, places_of_all(Places.joined([batch.boxes, batch.boxes]))))
             keys = torch.cat([keys, self.memory.vectors])
             positive = F.pad(positive, (0, len(self.memory)), value=False)
             negative = F.pad(negative, (0, len(self.memory)), value=True)
@@ -108,17 +110,21 @@ class Instance(Task):
         self.unremembered.clear()
 
 
-def instances(crops: int, device: torch.device) -> tuple[Bool[Tensor, "view view"], Bool[Tensor, "view view"]]:
+def instances(crops: int, device: torch.device) -> tuple[Bool[Tensor, "view key"], Bool[Tensor, "view key"]]:
     """Positives, the other views of a view's instance, and negatives, all views of the other instances.
 
-    Views are the crops a, b, a, b, ... of some pairs under one transform, then again under the other. Raises UsageFault
-    where there is only one pair, which no batch statistics and no negatives tell from anything.
+    Views are the crops a, b, a, b, ... of some pairs under one transform, then again under the other; keys are the
+    views of all ranks, one rank after another. Raises UsageFault where there is only one pair, which no batch
+    statistics and no negatives tell from anything.
     """
-    if crops < 4:
+    if crops * ranks.world() < 4:
         raise UsageFault(
             f"a batch of {crops} crops shows one place of one scan, and instance discrimination needs two or more; "
             "raise --crop.anchors to 2 or more"
         )
-    instance = (torch.arange(crops, device=device) // 2).repeat(2)
-    same = instance[:, None] == instance[None, :]
-    return same & ~torch.eye(2 * crops, dtype=torch.bool, device=device), ~same
+    pair = (torch.arange(crops * ranks.world(), device=device) // 2).unflatten(0, (ranks.world(), crops))
+    instance = torch.cat([pair, pair], dim=1)
+    same = instance[ranks.rank()][:, None] == instance.flatten()[None, :]
+    itself = torch.zeros_like(same)
+    itself.diagonal(2 * crops * ranks.rank())[:] = True
+    return same & ~itself, ~same

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spade3d.crops.selection import Places
+from spade3d.training import ranks
 
 
 class Memory(nn.Module):
@@ -57,3 +58,9 @@ class Memory(nn.Module):
         self._mm = np.array(state["mm"].numpy(), dtype=np.float32, order="F")
         self._space = np.array(state["space"].numpy(), dtype=np.int32)
         self._next, self._filled = int(state["next"]), int(state["filled"])
+
+
+def places_of_all(places: Places) -> Places:
+    """The places of all ranks, in the order of `ranks.gathered`."""
+    mm, space = (ranks.gathered(torch.from_numpy(np.ascontiguousarray(part))) for part in (places.mm, places.space))
+    return Places(mm.numpy(), space.numpy())

@@ -1,8 +1,13 @@
-"""Objectives of contrast: from tensors to one number. They know no encoder, no batch and no configuration."""
+"""Objectives of contrast: from tensors to one number. They know no encoder, no batch and no configuration.
+
+Means are over the queries of all ranks that share a batch (`ranks.mean_of_whole`).
+"""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from spade3d.training import ranks
 
 
 def info_nce(
@@ -29,7 +34,7 @@ def info_nce(
     gap = (against.masked_fill(against == -torch.inf, 0.0) - logits).masked_fill(~told, 0.0)
     terms = torch.nn.functional.softplus(gap).masked_fill(~told, 0.0)
     per_query = terms.sum(dim=1) / told.sum(dim=1).clamp(min=1)
-    return per_query.sum() / told.any(dim=1).sum().clamp(min=1)
+    return ranks.mean_of_whole(per_query.sum(), told.any(dim=1).sum())
 
 
 def regression(
@@ -48,4 +53,4 @@ def regression(
     """
     errors = (2 - 2 * predictions @ targets.T).masked_fill(~positive, 0.0)
     per_query = errors.sum(dim=1) / positive.sum(dim=1).clamp(min=1)
-    return per_query.sum() / positive.any(dim=1).sum().clamp(min=1)
+    return ranks.mean_of_whole(per_query.sum(), positive.any(dim=1).sum())

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from spade3d.contrast.heads import CalibratedHead
-from spade3d.contrast.memory import Memory
+from spade3d.contrast.memory import Memory, places_of_all
 from spade3d.contrast.objectives import info_nce
 from spade3d.contrast.teacher import Teacher
 from spade3d.crops.pairs import PairBatch
@@ -26,6 +26,7 @@ from spade3d.crops.selection import Places, apart
 from spade3d.faults import UsageFault
 from spade3d.networks.features import CELLS, Features, read_at
 from spade3d.networks.voxel_head import VoxelHead
+from spade3d.training import ranks
 from spade3d.training.loop import Task
 
 
@@ -109,17 +110,24 @@ class SpatialContrast(nn.Module):
         self.unremembered: list[tuple[Tensor, Places, Tensor, Places]] = []
 
     def losses(self, batch: PairBatch, ours: Sequence[Tensor], its: Sequence[Tensor]) -> dict[str, Tensor]:
-        """A term for each scope that has weight, from the student's (v_g, v_l) and the teacher's vectors."""
-        terms, losses, (v_g, v_l), (t_g, t_l) = self.terms, {}, ours, its
-        self.unremembered.append((t_g, batch.key_boxes, t_l, batch.places))
+        """A term for each scope that has weight, from the student's (v_g, v_l) and the teacher's vectors.
+
+        Keys are those of the whole batch, whichever rank's teacher saw them.
+        """
+        terms, losses, (v_g, v_l) = self.terms, {}, ours
+        t_g, t_l = map(ranks.gathered, its)
+        keyed = places_of_all(batch.places)
+        self.unremembered.append((t_g, batch.key_boxes, t_l, keyed))
         if terms.global_weight:
             negative = self.repelled(batch.boxes, batch.key_boxes, self.global_memory, terms.far_mm)
             losses["global"] = terms.global_weight * contrast(
                 v_g, t_g, self.global_memory, batch.alike, negative, terms.temperature
             )
         if terms.local_weight:
-            same = torch.eye(len(v_l), dtype=torch.bool, device=v_l.device)
-            negative = self.repelled(batch.places, batch.places, self.local_memory, terms.far_local_mm)
+            before = ranks.rows_before(v_l)
+            same = torch.zeros(len(v_l), len(t_l), dtype=torch.bool, device=v_l.device)
+            same.diagonal(before)[: len(v_l)] = True
+            negative = self.repelled(batch.places, keyed, self.local_memory, terms.far_local_mm)
             losses["local"] = terms.local_weight * contrast(
                 v_l, t_l, self.local_memory, same, negative, terms.temperature
             )
@@ -212,9 +220,9 @@ class Restorer(nn.Module):
 
 def contrast(
     queries: Float[Tensor, "n dim"],
-    keys: Float[Tensor, "n dim"],
+    keys: Float[Tensor, "key dim"],
     memory: Memory,
-    positive: Bool[Tensor, "n n"],
+    positive: Bool[Tensor, "n key"],
     negative: Bool[Tensor, "n all"],
     temperature: float,
 ) -> Float[Tensor, ""]:

@@ -66,7 +66,7 @@ class Seen:
 @dataclass(frozen=True, eq=False)
 class PairBatch:
     """One step of pretraining. Crops are ordered a, b of an anchor, then a, b of each of its other scans, then the next
-    anchor's (n = 2 x scans x anchors).
+    anchor's (n = 2 x scans x anchors). Where ranks share the batch these are a rank's own, n of the whole.
 
     Pictures and points move to the device; what selects (boxes and places, in body-frame mm) stays in main memory.
     """
@@ -75,13 +75,13 @@ class PairBatch:
     teacher: Tensor  # float32 (n, 1, i, j, k): the same crops, coloured otherwise and, but for one_geometry, turned
     clean: Tensor  # float32 (n, 1, i, j, k): the student's view without intensity change
     hidden: Tensor | None  # bool (n, p, q, r): tokens of 2 voxels that the student is not shown; None: it sees all
-    alike: Tensor  # bool (n, n): teacher crop k attracts student crop q
+    alike: Tensor  # bool (n, whole): teacher crop k attracts student crop q
     query_crop: Tensor  # int64 (m,): the student crop that a matched place is read from
     query_voxel: Tensor  # float32 (m, 3): where, in voxels of that view
     key_crop: Tensor  # int64 (m,): the teacher crop that shows the same place: its partner, or the crop itself
     key_voxel: Tensor  # float32 (m, 3)
     boxes: Places  # (n, 6): where each crop lies in the body
-    key_boxes: Places  # (n, 6): the same of the teacher's view; in the shuffled control that of another anchor
+    key_boxes: Places  # (whole, 6): where all the teacher's views lie; in the shuffled control those of other anchors
     places: Places  # (m, 3): where the matched places lie in the body
     scans: tuple[str, ...]  # n: the names of the scans
     views: tuple[Crop, ...]  # n: what the student's images show, and how
@@ -109,6 +109,10 @@ class PairStream:
 
     `frames` holds, for each of the cases, its way into the body frame (`Bodies`); a scan that could not be placed
     learns from its own places only. `prior` says what is known beforehand of a crop, (region, p, q, r).
+
+    `share` is (rank, world): each of so many ranks cuts an equal part of a batch's anchors. All draw the same chance,
+    so that the parts together are the batch of one process alone. ValueError where anchors cannot be shared evenly, or
+    where places are shuffled among anchors that other ranks cut.
     """
 
     def __init__(
@@ -120,9 +124,13 @@ class PairStream:
         *,
         seed: int = 0,
         prior: Callable[[Crop], np.ndarray] | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         if not cases:
             raise ValueError("no cases to draw from")
+        if sampling.anchors % share[1] or (share[1] > 1 and sampling.selection.shuffled):
+            raise ValueError(f"{sampling.anchors} anchors cannot be shared by {share[1]} ranks")
+        self.share = share
         self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed
         self.bodies, self.prior = Bodies(store, self.cases, frames), prior
         self.saliency = None if sampling.focus is None else Saliency(store, cases, sampling.focus)
@@ -133,7 +141,10 @@ class PairStream:
     def batch(self, step: int) -> PairBatch:
         """The batch of a step: chance draws first, then everything is cut, matched and selected exactly."""
         rng = np.random.default_rng([self.seed, step])
-        drawn = self.draw(rng)
+        whole = self.draw(rng)
+        rank, world = self.share
+        own = slice(rank * len(whole) // world, (rank + 1) * len(whole) // world)
+        hidden, drawn = self.hidden(rng, len(whole)), whole[own]
         students, teachers = ([pair[side] for pair in drawn] for side in (0, 1))
         cuts = [cut_together(self.store, [ours.crop.plain(), its.crop]) for ours, its in drawn]
         clean, taught = ([pair[side] for pair in cuts] for side in (0, 1))
@@ -141,14 +152,14 @@ class PairStream:
             student=as_images(list(map(self.shown, clean, students))),
             teacher=as_images(list(map(self.hidden_by_focus, taught, teachers))),
             clean=as_images(clean),
-            hidden=self.hidden(rng, len(drawn)),
-            **self.alike(self.places_of(students), self.places_of(teachers)),
+            hidden=None if hidden is None else hidden[own],
+            **self.alike(own, self.places_of(students), self.places_of([its for _, its in whole])),
             scans=tuple(self.store.cases[seen.crop.case].name for seen in students),
             views=tuple(seen.crop for seen in students),
             priors=self.priors_of(students),
             step=step,
             realised=realised(students + teachers),
-            **self.matched(rng, drawn),
+            **self.matched(step, own, drawn),
         )
 
     def places_of(self, views: list[Seen]) -> Places:
@@ -235,16 +246,16 @@ class PairStream:
     def size_mm(self) -> tuple[float, float, float]:
         return tuple(float(n * mm) for n, mm in zip(self.sampling.shape, self.sampling.spacing, strict=True))
 
-    def alike(self, boxes: Places, key_boxes: Places) -> dict:
-        """Who attracts whom in the global scope, (n, n): the same crop; by place its overlapping partner in the same
-        scan and the counterparts in others, too. In the shuffled control these are the crops of another anchor."""
-        rule, n = self.sampling.selection, len(boxes)
-        pair = np.arange(n) // 2
-        attracts = (pair[:, None] == pair[None, :]) | alike(boxes, key_boxes, self.sampling.alike_iou)
+    def alike(self, own: slice, boxes: Places, key_boxes: Places) -> dict:
+        """Who attracts whom in the global scope, (n, whole): the same crop; by place its overlapping partner in the
+        same scan and the counterparts in others, too. In the shuffled control these are the crops of another anchor."""
+        rule, whole = self.sampling.selection, len(key_boxes)
+        crop = np.arange(whole)
+        attracts = (crop[own, None] // 2 == crop // 2) | alike(boxes, key_boxes, self.sampling.alike_iou)
         if rule.shuffled:
-            to_another = (n // self.sampling.anchors) * (self.sampling.anchors // 2)
+            to_another = (whole // self.sampling.anchors) * (self.sampling.anchors // 2)
             attracts, key_boxes = np.roll(attracts, to_another, axis=1), key_boxes.rolled(to_another)
-        attracts = np.eye(n, dtype=bool) | (attracts & rule.positives)
+        attracts = (crop[own, None] == crop) | (attracts & rule.positives)
         return {"alike": torch.from_numpy(attracts), "boxes": boxes, "key_boxes": key_boxes}
 
     def hidden(self, rng: np.random.Generator, n: int) -> Tensor | None:
@@ -261,7 +272,7 @@ class PairStream:
             mask = mask.take(np.arange(tokens) * count // tokens, axis=axis)
         return torch.from_numpy(np.ascontiguousarray(mask))
 
-    def matched(self, rng: np.random.Generator, drawn: list[tuple[Seen, Seen]]) -> dict:
+    def matched(self, step: int, own: slice, drawn: list[tuple[Seen, Seen]]) -> dict:
         """Places that a student's view shares with a teacher's view: of its partner crop (a with b, b with a), or,
         where places select no positives, of the same crop.
 
@@ -278,7 +289,8 @@ class PairStream:
             first, last = scan_bounds(self.store.cases[view.case])
             where = cell_places(view, sampling.grid)
             shown = match(view, other, sampling.grid).valid & ((where >= first) & (where <= last)).all(axis=1)
-            where = where[np.sort(rng.permutation(np.flatnonzero(shown))[: sampling.places])]
+            chance = np.random.default_rng([self.seed, step, own.start + q])  # of each crop its own
+            where = where[np.sort(chance.permutation(np.flatnonzero(shown))[: sampling.places])]
             query_crop.append(np.full(len(where), q))
             key_crop.append(np.full(len(where), k))
             query_voxel.append(voxels_at(view, where))

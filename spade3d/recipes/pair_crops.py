@@ -37,7 +37,7 @@ class CropSettings(Settings):
 
     shape: Voxels | None = None
     frame: Literal["box", "affine", "learned"] = "affine"
-    anchors: Annotated[int, Field(ge=1, le=64)] = 2
+    anchors: Annotated[int, Field(ge=1, le=4096)] = 2
     scans: Annotated[int, Field(ge=1, le=64)] = 2
     overlap: ShareRange = (0.2, 0.8)
     alike_iou: Share = 0.5
@@ -100,6 +100,7 @@ def pair_stream(
     """
     from spade3d.crops.crop import Views
     from spade3d.crops.pairs import PairStream, Sampling
+    from spade3d.training import ranks
 
     crop, spacing = settings.crop, settings.data.spacing
     sampling = Sampling(
@@ -119,7 +120,15 @@ def pair_stream(
         one_geometry=one_geometry,
     )
     frames = frames_of(settings, store, cases, out) if frames is None else frames
-    return PairStream(store, cases, frames, sampling, seed=settings.seed, prior=prior)
+    share = (ranks.rank(), ranks.world())
+    return PairStream(store, cases, frames, sampling, seed=settings.seed, prior=prior, share=share)
+
+
+def check_shared(settings) -> None:
+    """Whether the processes of a run can share its batches; UsageFault before anything is prepared."""
+    from spade3d.training import ranks
+
+    ranks.share(settings.crop.anchors, "--crop.anchors")
 
 
 def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> None:
@@ -169,9 +178,15 @@ def frames_of(
 ) -> dict[int, np.ndarray | None]:
     """For each case the affine (4, 4) from its RAS+ mm to body-frame mm; None for a scan that could not be placed.
 
-    Found once a run, and kept in its folder. Scans that could not be placed are noted: they learn from their own places
-    only.
+    Found once a run, by its first rank, and kept in its folder. Scans that could not be placed are noted: they learn
+    from their own places only.
     """
+    from spade3d.training import ranks
+
+    return ranks.once(lambda: _found_frames(settings, store, cases, out))
+
+
+def _found_frames(settings, store: VolumeStore, cases: Sequence[int], out: Path | None) -> dict[int, np.ndarray | None]:
     from spade3d.console import progress_of
     from spade3d.volumes.body_frame import load_frames, place_scans, save_frames
 

@@ -43,6 +43,7 @@ class Recipe:
     choose: Callable[[Common, VolumeStore, Sequence[int], str], Common]
     build: Callable[[Common, VolumeStore, Sequence[int], Path], Built]  # the last is the folder of the run
     said: Callable[[Common], dict[str, str]]  # what else a user should know of the choice before the run
+    check: Callable[[Common], None] = lambda settings: None  # refuses what needs no scan to be refused
 
 
 def find_recipe(name: str) -> Recipe:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_and_width, steps_for
-from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, far_share, pair_stream
+from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, far_share, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 
 if TYPE_CHECKING:
@@ -178,6 +178,18 @@ def build_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[int
     return Built(task, batches, network, lambda: batches.pictures(0))
 
 
+def check_contrast_shared(settings) -> None:
+    """Whether the processes of a run can share its batches and the places in them."""
+    from spade3d.training import ranks
+
+    check_shared(settings)
+    if ranks.world() > 1 and settings.contrast.selection == "shuffled":
+        raise UsageFault(
+            "--contrast.selection shuffled exchanges places between anchors, which one process must have all; run this "
+            "control alone"
+        )
+
+
 def calibrate(task, batches: Batches, device: torch.device) -> None:
     """Fit the heads of a task to batches that no step of any run sees; on a GPU to the same bits each time."""
     from spade3d.training.reproducibility import deterministic
@@ -193,4 +205,5 @@ spade = Recipe(
     choose_spade,
     build_spade,
     lambda settings: said_of_contrast(settings.contrast),
+    check_contrast_shared,
 )

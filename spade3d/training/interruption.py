@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -36,12 +38,12 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def stop(self, step: int, steps: int, marker: Path) -> None:
-        """End a run that has been saved: KeyboardInterrupt after SIGINT; else Preempted, and a marker file for requeue
-        scripts (torchrun ends with 1 whatever its workers end with)."""
-        name = signal.Signals(self.received).name
+    def stop(self, number: int, step: int, steps: int, marker: Path) -> None:
+        """End a run that has been saved, after signal `number` to any of its processes: KeyboardInterrupt after SIGINT;
+        else Preempted, and a marker file for requeue scripts (torchrun ends with 1 whatever its workers end with)."""
+        name = signal.Signals(number).name
         message = f"stopped by {name} after step {step} of {steps}, and saved; run the same command with --resume"
-        if self.received == signal.SIGINT:
+        if number == signal.SIGINT:
             raise KeyboardInterrupt(message)
         marker.write_text(f"{message}\n", encoding="utf-8")
         raise Preempted(message)
@@ -52,3 +54,23 @@ class Interruption:
                 os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the progress bar has hidden the cursor
             os._exit(128 + number)
         self.received = number
+
+
+@contextmanager
+def preempted_at_once() -> Iterator[None]:
+    """Between the loops of a run, where every file appears whole or not at all and the last save holds all that was
+    learnt: SIGTERM and SIGUSR1 end the work where it stands, by Preempted. A loop within has its own way to end."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Preempted(f"stopped by {name}, and what is finished is kept; run the same command with --resume")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -120,6 +120,23 @@ class Journal:
                 self._board.add_scalar(name, value, step)
 
 
+class Silence:
+    """The journal of a rank that is not the first: it keeps and shows nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def step(self, row: Mapping[str, Any]) -> None: ...
+
+    def validation(self, step: int, values: Mapping[str, int | float]) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def sync(self) -> None: ...
+
+
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a log, one a step. A last line cut short by an interruption is left out; DataFault for any other bad
     line."""

@@ -2,13 +2,16 @@
 
 A task gives named losses, a stream gives batches that are pure functions of (seed, index); the loop owns the rest:
 precision, accumulation, the learning rate, updates that are not finite, signals, saves, the journal. On the CPU a run
-that was killed and resumed ends with the same bits as one that was not.
+that was killed and resumed ends with the same bits as one that was not. Processes that have `joined` (ranks.py) train
+together: each learns from its part of a batch, all hold the same state, and the first alone writes and speaks.
 """
 
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -16,12 +19,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from spade3d.faults import DataFault, Fault
+from spade3d.training import ranks
 from spade3d.training.checkpoint import Found, steps_in
 from spade3d.training.health import collapse, signs_of_life
 from spade3d.training.interruption import Interruption
-from spade3d.training.journal import Journal
+from spade3d.training.journal import Journal, Silence
 from spade3d.training.precision import autocast_for
 from spade3d.training.reproducibility import deterministic, rng_state, seed_everything, set_rng_state
 from spade3d.training.saves import Best, Saves
@@ -156,16 +161,18 @@ def train(
     or memory or disk is full.
     """
     saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
-    found = saves.find() if resume else saves.begin()
+    found = saves.find() if resume else ranks.once(saves.begin)
+    ranks.barrier()  # nobody saves while another still looks for what to continue from
     engine = _Engine(task, optimiser, device, precision)
     at = engine.restore(found) if found else _Position()
     marker = out / "preempted"
-    marker.unlink(missing_ok=True)
+    if ranks.first():
+        marker.unlink(missing_ok=True)
 
     with (
         Interruption() as interruption,
         deterministic(device),
-        Journal(out, label=label, steps=steps, done=at.step) as journal,
+        Journal(out, label=label, steps=steps, done=at.step) if ranks.first() else Silence() as journal,
     ):
 
         def save() -> None:
@@ -214,9 +221,9 @@ def train(
             journal.step(row)
             if at.skipped > skip_bad_batches:
                 raise Fault(_not_finite(at, saves.folder, row["scans"]))
-            if interruption.received:
+            if number := ranks.largest(interruption.received or 0):
                 save()
-                interruption.stop(step, steps, marker)
+                interruption.stop(number, step, steps, marker)
             look()
             if step % save_every == 0 or step == steps:
                 save()
@@ -231,7 +238,11 @@ class _Engine:
         self.autocast = autocast_for(precision, device)
         task.to(device)
         task.train()
-        self.model: nn.Module = task  # what is called with a batch: the one place where data parallelism wraps the task
+        self.model: nn.Module = task  # what is called with a batch
+        if ranks.world() > 1:  # buffers, such as memories, are equal by themselves; some terms use some parameters only
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is too new
+                self.model = DistributedDataParallel(task, broadcast_buffers=False, find_unused_parameters=True)
         groups = task.parameter_groups(optimiser.weight_decay)
         self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas)
         self.trained = [parameter for group in groups for parameter in group["params"]]
@@ -248,7 +259,7 @@ class _Engine:
             raise Fault(_out_of_memory(self.device)) from error
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf)
         # The one wait for the device in a step: whether to skip must be known before the weights move.
-        *values, grad_norm = torch.stack([*terms.values(), norm.float()]).tolist()
+        *values, grad_norm = torch.cat([ranks.averaged(torch.stack([*terms.values()])), norm.float()[None]]).tolist()
         total = sum(values)
         finite = math.isfinite(total) and math.isfinite(grad_norm)
         if finite:
@@ -270,7 +281,7 @@ class _Engine:
                 "data_seconds": waited,
                 "crops_per_second": crops / seconds,
             }
-            | ({} if finite else {"skipped": True, "scans": scans})
+            | ({} if finite else {"skipped": True, "scans": ranks.names_of_all(scans)})
         )
 
     def _gradients(
@@ -282,23 +293,29 @@ class _Engine:
         terms: dict[str, Tensor] = {}
         notes: dict[str, list[float | Tensor]] = {}
         crops, waited, scans = 0, 0.0, set()
-        for _ in range(k):
+        for turn in range(k):
             begun = time.perf_counter()
             # A DataLoader takes one number from torch's generator when it starts: a resumed run would be one ahead.
             with torch.random.fork_rng(devices=[]):
                 batch = next(stream)
             batch = batch.to(self.device)
             waited += time.perf_counter() - begun
-            crops += len(batch)
+            crops += len(batch) * ranks.world()
             scans.update(batch.scans)
-            with self.autocast():
-                losses = self.model(batch, progress)
-            (sum(losses.values()) / k).backward()
+            with self.exchange(last=turn == k - 1):
+                with self.autocast():
+                    losses = self.model(batch, progress)
+                (sum(losses.values()) / k).backward()
             for name, loss in losses.items():
                 terms[name] = terms.get(name, 0.0) + loss.detach().float() / k
             for name, value in self.task.notes.items():
                 notes.setdefault(name, []).append(value)
         return terms, notes, crops, waited, sorted(scans)
+
+    def exchange(self, *, last: bool) -> AbstractContextManager[None]:
+        """Gradients of ranks meet in the last of the batches that make a step."""
+        joined = isinstance(self.model, DistributedDataParallel)
+        return self.model.no_sync() if joined and not last else nullcontext()
 
     def look(self, validate: Callable[[Task, int], Mapping[str, float]], step: int) -> dict[str, float]:
         """What `validate` finds, with the task and the generators of chance left as they were."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spade3d.faults import DataFault, UsageFault
-from spade3d.training import checkpoint
+from spade3d.training import checkpoint, ranks
 from spade3d.training.journal import read_log
 
 
@@ -22,7 +22,8 @@ class Best:
 
 class Saves:
     """The checkpoints under a run's folder. `identity` says which run they belong to: plain values by name (fingerprint
-    of the configuration, steps, ...), and a checkpoint of other values is refused."""
+    of the configuration, steps, ...), and a checkpoint of other values is refused. Of several ranks, which all hold the
+    same state, the first writes it."""
 
     def __init__(self, out: Path, identity: Mapping[str, Any]):
         self.out, self.folder, self.identity = out, out / "checkpoints", dict(identity)
@@ -53,13 +54,16 @@ class Saves:
 
     def put(self, step: int, state: Mapping[str, Any]) -> None:
         """Save what the run continues from."""
-        checkpoint.put(self.folder, step, {"identity": self.identity, **state})
+        if ranks.first():
+            checkpoint.put(self.folder, step, {"identity": self.identity, **state})
 
     def offer(self, name: str, value: float, step: int, weights: Mapping[str, Any]) -> None:
         """Save the weights if they are the best so far; a value that is not a number never is."""
         if value > (self.best.value if self.best else -math.inf):
             best = Best(name, value, step)
-            checkpoint.save(self.folder / "best.pt", {"identity": self.identity, "best": asdict(best), "task": weights})
+            content = {"identity": self.identity, "best": asdict(best), "task": weights}
+            if ranks.first():
+                checkpoint.save(self.folder / "best.pt", content)
             self.best = best
 
     def _begun(self) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from spade3d.configuration import Data
 from spade3d.faults import DataFault, UsageFault
 from spade3d.scans import open_scans, typical_grid
-from spade3d.volumes.volume import write_volume
+from spade3d.volumes.volume import read_volume, write_volume
 
 SPACINGS = ((0.78125, 0.78125, 2.5), (0.9765625, 0.9765625, 2.5), (0.78125, 0.78125, 3.0))
 
@@ -63,6 +63,31 @@ def test_what_was_chosen_prepares_the_same_store_again(scans, store, tmp_path):
         np.testing.assert_array_equal(again.image(i), store.image(i))
     assert shape.tolist() == np.median([case.shape for case in store.cases], axis=0).tolist()
     assert typical_grid(store, [1])[1] == spacing  # whoever is looked at
+
+
+@pytest.fixture(scope="module")
+def native(scans, tmp_path_factory):
+    return open_scans(scans, tmp_path_factory.mktemp("native") / "store", Data(spacing="native"))
+
+
+def test_native_keeps_each_scans_own_voxels(scans, native, tmp_path):
+    assert native.preprocessing.spacing is None
+    assert [case.spacing for case in native.cases] == [pytest.approx(spacing) for spacing in SPACINGS]
+    for i, case in enumerate(native.cases):
+        np.testing.assert_array_equal(native.image(i), np.asarray(read_volume(scans / f"{case.name}.nii.gz").voxels))
+    assert open_scans(native.path, tmp_path / "beside", Data(spacing="native")).path == native.path
+
+
+def test_crops_of_any_spacing_are_cut_from_a_native_store(native, tmp_path):
+    """So that the configuration of a run on it, whose spacing is that of the crops, repeats the run."""
+    _, spacing = typical_grid(native, range(3))
+    assert spacing == (0.78125, 0.78125, 2.5)
+    assert open_scans(native.path, tmp_path / "beside", Data(spacing=spacing)).path == native.path
+
+
+def test_a_store_of_one_spacing_is_not_native(store, tmp_path):
+    with pytest.raises(UsageFault, match=r"data.spacing native asked for, the store has \(0.78125, "):
+        open_scans(store.path, tmp_path / "beside", Data(spacing="native"))
 
 
 def test_a_header_that_cannot_be_read_has_no_say_in_the_spacing(scans, tmp_path):
