@@ -48,9 +48,11 @@ class AttentionMap:
         looks = self.weights * real[None, :, None, :, None]
         given = looks.sum(dim=3) / real.sum(dim=1)[None, :, None, None]
         b, _, heads, _ = given.shape
-        onto = given.new_empty(b, heads, self.grid[0] * self.grid[1] * self.grid[2])
-        onto[:, :, self.cells[real]] = given.transpose(1, 2)[:, :, real]
-        return onto.unflatten(2, self.grid)
+        many = self.grid[0] * self.grid[1] * self.grid[2]
+        # What pads a window goes to a place beyond the grid: choosing the real cells would wait for the device.
+        place = torch.where(real, self.cells, many).flatten()
+        onto = given.new_zeros(b, heads, many + 1).index_copy(2, place, given.transpose(1, 2).flatten(2))
+        return onto[:, :, :many].unflatten(2, self.grid)
 
 
 class SwinTransformer(nn.Module):
