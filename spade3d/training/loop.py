@@ -259,7 +259,10 @@ class _Engine:
             raise Fault(_out_of_memory(self.device)) from error
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf)
         # The one wait for the device in a step: whether to skip must be known before the weights move.
-        *values, grad_norm = torch.cat([ranks.averaged(torch.stack([*terms.values()])), norm.float()[None]]).tolist()
+        waiting = {name: torch.stack(of).float().mean() for name, of in notes.items() if torch.is_tensor(of[0])}
+        averaged = ranks.averaged(torch.stack([*terms.values()]))
+        found = torch.cat([averaged, torch.stack([norm.float(), *waiting.values()])]).tolist()
+        values, grad_norm, said = found[: len(terms)], found[len(terms)], found[len(terms) + 1 :]
         total = sum(values)
         finite = math.isfinite(total) and math.isfinite(grad_norm)
         if finite:
@@ -269,7 +272,8 @@ class _Engine:
             self.task.after_skip()
         self.adamw.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - begun
-        noted = {"notes": {name: fmean(map(float, values)) for name, values in notes.items()}} if notes else {}
+        plain = {name: fmean(of) for name, of in notes.items() if name not in waiting}
+        noted = {"notes": plain | dict(zip(waiting, said, strict=True))} if notes else {}
         return (
             noted
             | {
