@@ -2,7 +2,9 @@
 
 `python -m spade3d.volumes.phantoms --kind abdomen-ct --patients 12 --out DIR` writes a data set as BTCV or MM-WHS lay
 theirs out, so that the same readers read it; with `--lesions` the organs have small lesions, labelled, that simulated
-readers look at, and a dataset.json names them. In `ramp` each voxel holds its own place in mm.
+readers look at, and a dataset.json names them; with `--findings` (`findings.py`) studies have findings, told by tables
+with boxes; with `--layout` names, numbers and label values are a published data set's to the letter. In `ramp` each
+voxel holds its own place in mm.
 """
 
 import argparse
@@ -15,12 +17,24 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from spade3d.faults import DataFault, Fault
+from spade3d.faults import DataFault, Fault, UsageFault
 from spade3d.volumes.abdomen import abdomen, abdomen_hu
 from spade3d.volumes.anatomy import Anatomy, Wave
+from spade3d.volumes.findings import (
+    Lump,
+    Planting,
+    Study,
+    healed,
+    plant,
+    truth_folder,
+    write_mask,
+    write_tables,
+)
 from spade3d.volumes.heart import heart, heart_hu, heart_mr
 from spade3d.volumes.lesions import Reading, label_names, read_by, with_lesions, write_description, write_gaze
-from spade3d.volumes.volume import write_volume
+from spade3d.volumes.naming import patient_of
+from spade3d.volumes.phantom_layouts import LAYOUTS, PhantomLayout
+from spade3d.volumes.volume import scan_stem, write_volume
 
 KINDS = ("abdomen-ct", "heart-ct", "heart-mr")
 SHAPE = (96, 96, 64)
@@ -35,6 +49,7 @@ class Phantom:
     labels: np.ndarray
     affine: np.ndarray
     readings: tuple[Reading, ...] = ()  # of a scan with lesions
+    lumps: tuple[Lump, ...] = ()  # of a scan with planted findings
 
 
 def ramp(shape: tuple[int, int, int], affine: np.ndarray, dtype: type = np.float64) -> np.ndarray:
@@ -53,11 +68,13 @@ def phantom(
     shape: tuple[int, int, int] = SHAPE,
     spacing: Sequence[float] | None = None,
     lesions: bool = False,
+    findings: Planting | None = None,
 ) -> Phantom:
     """Draw one patient and scan it. The same seed gives the same voxels.
 
     `kind`: one of KINDS; `spacing`: nominal, in mm; each scan has its own, some percent off, and its own field of view.
     `lesions`: the same patient and the same noise with lesions in some organs (`lesions.py`), and readers' fixations.
+    `findings`: the same patient and noise, healed of lesions of its own, with what is drawn of `findings.py`.
     """
     rng = np.random.default_rng(seed)
     anatomy = draw_anatomy(kind, rng)
@@ -65,7 +82,12 @@ def phantom(
     centre = rng.normal(0, (6, 6, 18 if kind == "abdomen-ct" else 8))
     affine = np.diag([*own_spacing, 1.0])
     affine[:3, 3] = centre - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    if findings:
+        anatomy = healed(anatomy)
     tissues, labels = paint(anatomy, shape, affine)
+    if findings:
+        lumps, added = plant(findings, labels, affine, seed)
+        return Phantom(scan(anatomy, tissues, rng, added), labels, affine, lumps=lumps)
     if not lesions:
         return Phantom(scan(anatomy, tissues, rng), labels, affine)
     of_lesions = np.random.default_rng([seed, 1])  # its own chance, so that the patient stays who it is
@@ -133,10 +155,15 @@ def paint(anatomy: Anatomy, shape: tuple[int, int, int], affine: np.ndarray) -> 
     return tissues, labels
 
 
-def scan(anatomy: Anatomy, tissues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What the scanner makes of the tissues: partial volume, texture, noise; for MR also a bias field and any scale."""
+def scan(
+    anatomy: Anatomy, tissues: np.ndarray, rng: np.random.Generator, added: np.ndarray | None = None
+) -> np.ndarray:
+    """What the scanner makes of the tissues: partial volume, texture, noise; for MR also a bias field and any scale.
+
+    `added` (i, j, k): what some voxels have more than their tissue.
+    """
     look = np.array([anatomy.look[name] for name in sorted(anatomy.look)], np.float32)
-    image = gaussian_filter(look[tissues], 0.5)
+    image = gaussian_filter(look[tissues] if added is None else look[tissues] + added, 0.5)
     solid = tissues != sorted(anatomy.look).index("air")
     texture = gaussian_filter(rng.standard_normal(tissues.shape, np.float32), 1.5)
     image += solid * texture * (anatomy.texture / texture.std())
@@ -166,27 +193,43 @@ def write_dataset(
     shape: tuple[int, int, int] = SHAPE,
     spacing: Sequence[float] | None = None,
     lesions: bool = False,
+    findings: Planting | None = None,
+    layout: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write `patients` labelled scans and `unlabelled` more as BTCV or MM-WHS are laid out; the images' paths.
 
+    `layout`: one of phantom_layouts.LAYOUTS, to the letter: its numbers, its label values, its dataset.json.
     Patient n is the same whatever the number of patients; `say` is told of each. With `lesions` there are also
-    `gaze/<image>.json` of every scan, and a dataset.json.
-    DataFault where `out` already holds something.
+    `gaze/<image>.json` of every scan, and a dataset.json; with `findings` a findings.csv and a boxes.csv of every scan,
+    and the truth in OUT.truth.
+    DataFault where `out` already holds something; UsageFault for findings in another kind than abdomen-ct, and for a
+    layout that does not hold what is asked for.
     """
+    laid_out = None if layout is None else LAYOUTS[layout]
+    if laid_out:
+        laid_out.check(kind, patients, unlabelled)
+    if findings and kind != "abdomen-ct":
+        raise UsageFault(f"findings are planted in organs of the abdomen, not in {kind}; take --kind abdomen-ct")
+    if findings and truth_folder(out).exists():
+        raise DataFault(f"{truth_folder(out)}: is there already; the truth of findings is written into a new folder")
     if out.exists() and any(out.iterdir()):
         raise DataFault(f"{out}: is not empty; phantoms are written into a new or an empty folder")
     cases: dict[Path, Path | None] = {}
+    studies: list[Study] = []
     for number in range(patients + unlabelled):
         # A seed sequence, so that patients of neighbouring seeds have nothing in common.
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        one = phantom(kind, own, shape=shape, spacing=spacing, lesions=lesions)
-        image, labels = _places(kind, out, number, patients)
+        one = phantom(kind, own, shape=shape, spacing=spacing, lesions=lesions, findings=findings)
+        image, labels = _places(kind, out, number, patients, laid_out)
         write_volume(image, one.voxels, one.affine)
         if labels is not None:
-            write_volume(labels, one.labels, one.affine)
+            write_volume(labels, laid_out.values(kind, one.labels) if laid_out else one.labels, one.affine)
         if lesions:
             write_gaze(out / "gaze", image, one.readings)
+        if findings:
+            studies.append(Study(patient_of(scan_stem(image)), shape, one.affine, one.lumps))
+            write_mask(out, studies[-1], findings.names)
         cases[image] = labels
         if say:
             seen = np.count_nonzero(np.unique(one.labels))
@@ -194,13 +237,21 @@ def write_dataset(
             say(f"{number + 1}/{patients + unlabelled}  {image.relative_to(out)}  {about}")
     if lesions:
         write_description(out, kind, cases)
+    if laid_out:
+        laid_out.write_description(out, kind, cases)
+    if findings:
+        write_tables(out, studies, findings.names)
     return list(cases)
 
 
-def _places(kind: str, out: Path, number: int, patients: int) -> tuple[Path, Path | None]:
+def _places(
+    kind: str, out: Path, number: int, patients: int, laid_out: PhantomLayout | None
+) -> tuple[Path, Path | None]:
     """Where patient `number` (from 0) goes: image, and labels for the first `patients`; created as needed."""
     labelled = number < patients
-    if kind == "abdomen-ct":
+    if laid_out:
+        image, labels = (out / path for path in laid_out.place(kind, number - (0 if labelled else patients), labelled))
+    elif kind == "abdomen-ct":
         folder = out / "RawData" / ("Training" if labelled else "Testing")
         case = number + 1 if labelled else max(61, patients + 1) + number - patients  # 0061 on are BTCV's test cases
         image, labels = folder / "img" / f"img{case:04d}.nii.gz", folder / "label" / f"label{case:04d}.nii.gz"
@@ -221,7 +272,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unlabelled", type=int, default=0, help="more scans without labels, in the test folder")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", choices=LAYOUTS, help="numbers, names and label values of that data set, exactly")
     parser.add_argument("--lesions", action="store_true", help="lesions in organs, and gaze of readers in OUT/gaze")
+    parser.add_argument("--findings", action="store_true", help="findings: OUT/findings.csv, boxes.csv, and OUT.truth")
+    parser.add_argument("--share", type=float, default=Planting.share, help="of the studies that have a finding")
+    parser.add_argument("--radius", type=float, nargs=2, default=Planting.radius_mm, help="mm; of findings, from, to")
+    parser.add_argument("--contrast", type=float, nargs=2, default=Planting.contrast_hu, help="HU; from, to")
     parser.add_argument("--size", type=int, nargs=3, default=SHAPE, metavar=("I", "J", "K"), help="voxels")
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help="mm; of each scan nearly this")
     given = parser.parse_args(arguments)
@@ -229,7 +285,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--patients, --unlabelled and --seed cannot be negative, and one scan is needed at least")
     if min(given.size) < 8 or (given.spacing and min(given.spacing) <= 0):
         parser.error("--size must be 8 voxels at least along each axis, --spacing more than 0 mm")
+    if given.findings and given.lesions:
+        parser.error("--lesions and --findings at once: a lesion would be a finding that no label knows; give one")
+    if given.lesions and given.layout:
+        parser.error("--lesions and --layout at once: no published data set has these lesions in its table; give one")
     try:
+        drawn = Planting(given.share, given.share, tuple(given.radius), tuple(given.contrast))
+        planting = drawn if given.findings else None
         write_dataset(
             given.kind,
             given.out,
@@ -239,6 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shape=tuple(given.size),
             spacing=given.spacing,
             lesions=given.lesions,
+            findings=planting,
+            layout=given.layout,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except Fault as fault:

@@ -10,7 +10,8 @@ that crashes, too: the cases in hand when a worker process dies are tried again,
 Saliency that `channels.py` added stays with a case that is skipped. A case that is prepared anew loses it, since it
 described other voxels: the store's notes say so until it is written again.
 
-Labels keep the values of their file. A background-only label map is kept (an absent structure is a finding) and noted.
+Labels keep the values of their file, but for stray ones (case_labels.py). A background-only label map is kept (an
+absent structure is a finding) and noted.
 """
 
 import hashlib
@@ -27,11 +28,12 @@ from pathlib import Path
 import numpy as np
 
 from spade3d.faults import DataFault
-from spade3d.volumes.case_labels import label_table, read_case_labels
+from spade3d.volumes.case_labels import label_table, read_case_labels, stray_share
 from spade3d.volumes.channels import SALIENCY, remove_unused, saliency_lost
 from spade3d.volumes.claim import claimed
 from spade3d.volumes.geometry import canonical_flips
 from spade3d.volumes.layouts import Case, Dataset
+from spade3d.volumes.likeness import likeness
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.sealed import (
     PARTIAL,
@@ -71,6 +73,7 @@ class Job:
     store: Path
     preprocessing: Preprocessing
     label_names: Mapping[int, str]
+    stray: float = 0.0  # share of labelled voxels that may have values outside the table
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def prepare(
             f"{dataset.root}: several cases are named {', '.join(twice[:5])}; names must differ: rename the files"
         )
     label_names = label_table(dataset)
-    jobs = [Job(case, out, preprocessing, label_names) for case in cases]
+    jobs = [Job(case, out, preprocessing, label_names, stray_share(dataset)) for case in cases]
     report = progress or (lambda done, total, name: None)
 
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -174,10 +177,10 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
         with warnings.catch_warnings(record=True) as warned:  # a worker's standard error is nobody's: noted instead
             warnings.simplefilter("always")
             volume = read_volume(case.image, modality=case.modality, subject=case.subject, **_series(case))
-            labels, notes = read_case_labels(case, volume, job.label_names)
+            labels, notes = read_case_labels(case, volume, job.label_names, job.stray)
         notes = [*(str(warning.message) for warning in warned), *notes]
         prepared = job.preprocessing.prepare(volume, labels)
-        fingerprint = voxel_fingerprint(volume)
+        fingerprint, shown = voxel_fingerprint(volume), likeness(volume)
     except DataFault as fault:
         return Rejection(case.name, str(fault))
     except MemoryError:
@@ -211,6 +214,7 @@ def prepare_case(job: Job) -> StoredCase | Rejection:
         has_labels=prepared.labels is not None,
         body_box_mm=prepared.body_box_mm,
         fingerprint=fingerprint,
+        likeness=shown,
         notes=tuple(notes),
         signature=signature,
         image=write_array(job.store, f"{folder}/image.b2nd", prepared.voxels),

@@ -61,6 +61,7 @@ class StoredCase:
     truth: ArrayFile | None  # the labels on the source's grid, where that is another one
     saliency: ArrayFile | None = None  # where to look, on the stored grid; none in stores older than it
     saliency_source: str = ""  # "gaze", "predicted", "labels" or "attention"; "" without saliency
+    likeness: str = ""  # what the source shows, whatever its grid and units (likeness.py); "" in stores older than it
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -102,6 +103,7 @@ class StoredCase:
             **{name: None if values[name] is None else ArrayFile(**values[name]) for name in ("labels", "truth")},
             saliency=None if values.get("saliency") is None else ArrayFile(**values["saliency"]),
             saliency_source=values.get("saliency_source", ""),
+            likeness=values.get("likeness", ""),
         )
 
 

@@ -14,6 +14,7 @@ from spade3d.faults import DataFault
 from spade3d.volumes.dicom import choose_series, is_dicom_folder, read_series, series_grid
 from spade3d.volumes.geometry import canonical_flips, spacing_of
 from spade3d.volumes.itk_files import read_itk, read_itk_header
+from spade3d.volumes.itk_writing import write_itk
 from spade3d.volumes.nifti import read_nifti, read_nifti_header, write_volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -120,8 +121,10 @@ def read_labels(path: Path) -> Volume:
 
 
 def write_on_grid(path: Path, labels_canonical: np.ndarray, grid: Grid) -> None:
-    """Write an array that lies on the canonical (RAS) order of `grid` in the order and with the affine of `grid`."""
-    write_volume(path, canonical_flips(grid.affine, grid.shape).undo(labels_canonical), grid.affine)
+    """Write an array that lies on the canonical (RAS) order of `grid` in the order and with the affine of `grid`: as
+    NIfTI, NRRD or MetaImage by the end of the name."""
+    write = write_volume if path.name.lower().endswith(NIFTI_SUFFIXES) else write_itk
+    write(path, canonical_flips(grid.affine, grid.shape).undo(labels_canonical), grid.affine)
 
 
 def scan_stem(path: Path) -> str:

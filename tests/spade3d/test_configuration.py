@@ -17,6 +17,7 @@ from spade3d.configuration import (
     parse_yaml,
     read_yaml,
     resolve,
+    spelled_out,
     to_yaml,
     with_values,
 )
@@ -66,6 +67,25 @@ def test_layers_leave_what_they_were_given(write):
     assert flags == {"optim": {"lr": 1e-3}}
 
 
+@pytest.mark.parametrize(
+    ("tokens", "three"),
+    [
+        ("--data.spacing native --seed 1", "--data.spacing native native native --seed 1"),
+        ("--seed 1 --data.spacing=native", "--seed 1 --data.spacing native native native"),
+        ("native --data.spacing 1 1.5 2 native", "native --data.spacing 1 1.5 2 native"),
+    ],
+)
+def test_the_word_native_stands_for_three_lengths_on_a_command_line(tokens, three):
+    assert spelled_out(tokens.split()) == three.split()
+
+
+def test_native_spacing_is_kept_as_the_word(write):
+    for said in ("native", ["native"] * 3):
+        assert resolve(Tree, [], {"data": {"spacing": said}}, {}).data.spacing == "native"
+    tree = resolve(Tree, [write("data: {spacing: native}")], {}, {})
+    assert resolve(Tree, [write(to_yaml(tree))], {}, {}) == with_values(tree, {"seed": 0}) == tree
+
+
 def test_null_takes_back_a_choice(write):
     assert resolve(Tree, [write("steps: 9")], {"steps": None}, {}).steps is None
 
@@ -90,6 +110,7 @@ def test_null_takes_back_a_choice(write):
         ("network: {heads: [3, 6, 12, 0]}", "network.heads.3", "greater than or equal to 1"),
         ("network: {feature_size: 24, heads: [5, 6, 12, 24]}", "network", "5 heads cannot share the 24 channels"),
         ("data: {spacing: [1, 0, 1]}", "data.spacing.1", "greater than 0"),
+        ("data: {spacing: own}", "data.spacing", "valid tuple"),
         ("data: {window_hu: [250, -175]}", "data.window_hu", "lower end of a range comes first"),
         ("fold: {}", "fold", "integer"),
         ("folds: 4\nfold: 4", "fold", "folds are counted from 0 to 3"),

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from spade3d.commands import prepare
 from spade3d.configuration import Data
 from spade3d.faults import DataFault, UsageFault
 from spade3d.scans import open_scans, typical_grid
+from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import read_volume, write_volume
 
 SPACINGS = ((0.78125, 0.78125, 2.5), (0.9765625, 0.9765625, 2.5), (0.78125, 0.78125, 3.0))
@@ -76,6 +78,13 @@ def test_native_keeps_each_scans_own_voxels(scans, native, tmp_path):
     for i, case in enumerate(native.cases):
         np.testing.assert_array_equal(native.image(i), np.asarray(read_volume(scans / f"{case.name}.nii.gz").voxels))
     assert open_scans(native.path, tmp_path / "beside", Data(spacing="native")).path == native.path
+
+
+def test_spade_prepare_is_told_so_by_the_word(scans, native, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        prepare([str(scans), "--out", str(tmp_path / "store"), "--spacing", "native"])
+    assert end.value.code == 0
+    assert VolumeStore.open(tmp_path / "store").preprocessing == native.preprocessing
 
 
 def test_crops_of_any_spacing_are_cut_from_a_native_store(native, tmp_path):
