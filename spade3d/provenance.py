@@ -17,7 +17,8 @@ PACKAGES = ("spade3d", "torch", "monai", "numpy", "numba", "nibabel", "SimpleITK
 
 
 def describe(store: VolumeStore, learned_from: Sequence[int], split: Split) -> dict[str, Any]:
-    """What a run learned from and what it left alone, by name, subject and voxel fingerprint."""
+    """What a run learned from and what it left alone, by name, subject, source and voxels: their exact fingerprint, and
+    their likeness, which copies on another grid share."""
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "dataset": {"name": store.dataset, "layout": store.layout, "notes": list(store.notes)},
@@ -36,6 +37,7 @@ def _case(store: VolumeStore, i: int) -> dict[str, str]:
         "modality": case.modality,
         "source": case.source,
         "fingerprint": case.fingerprint,
+        "likeness": case.likeness,
     }
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from spade3d.training.page import Html, callout, counted, number, tag
+from dagman.evaluation.leakage import reasons
+from spade3d.training.page import Html, callout, counted, folded, number, tag
+from spade3d.training.report import names_list
 
 
 def _shared(summary: Mapping) -> list[str]:
@@ -26,12 +28,28 @@ def warnings(summary: Mapping) -> Iterator[Html]:
             f"{counted(len(seen), 'validation subject')} had been in the pretraining, as images without labels "
             f"({_some(seen)}): the scores may be better than those of patients that were never seen.",
         )
+        yield from _told(seen, leakage)
+    if suspected := [str(s) for s in leakage.get("suspected_in_pretraining", ())]:
+        yield callout(
+            "warning",
+            f"{counted(len(suspected), 'validation subject')} may have been in the pretraining ({_some(suspected)}): "
+            "a scan there is so similar, or named alike, that somebody should look at both.",
+        )
+        yield from _told(suspected, leakage)
     if leakage["pretraining"] == "unknown":
         yield callout(
             "warning",
             "The checkpoint does not say what it was pretrained on, so nobody can tell whether it has seen "
             "validation subjects.",
         )
+
+
+def _told(subjects: Sequence[str], leakage: Mapping) -> Iterator[Html]:
+    """By what each subject is known, where the run says so."""
+    evidence = leakage.get("evidence", {})
+    lines = [f"{who}: by {reasons(evidence[who])}" for who in subjects if who in evidence]
+    if lines:
+        yield folded("By what they are known", names_list(lines))
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
@@ -44,8 +62,15 @@ def assurances(summary: Mapping) -> Iterator[Html]:
     leakage = summary["leakage"]
     if not _shared(summary):
         yield callout("good", "The split is by subject: no validation subject entered training.")
-    if leakage["pretraining"] == "checked" and not leakage["validation_in_pretraining"]:
+    found = [*leakage["validation_in_pretraining"], *leakage.get("suspected_in_pretraining", ())]
+    if leakage["pretraining"] == "checked" and not found:
         yield callout("good", "No validation subject is among the subjects that the checkpoint was pretrained on.")
+        if (compared := leakage.get("compared_by_voxels")) and compared[0] < compared[1]:
+            yield callout(
+                "note",
+                f"Only {compared[0]} of {compared[1]} scans of the pretraining could be compared by what they show; "
+                "the others by names and exact voxels alone. A pretraining of a newer store says it for all.",
+            )
     if leakage["pretraining"] == "none":
         yield callout(
             "good", "Trained from scratch: there was no pretraining that could have seen a validation subject."

@@ -1,4 +1,4 @@
-"""Comparison of fine-tuning runs: sides by their encoder, pairs by case and seed; all else must be the same."""
+"""Comparison of fine-tuning runs: sides by their encoder, pairs by case, seed and draw; all else must be the same."""
 
 from __future__ import annotations
 
@@ -8,64 +8,104 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from dagman.evaluation.comparison_tables import METRIC_NAMES, as_csv, as_latex, as_markdown, signed
 from dagman.evaluation.report import comparison_report
 from dagman.evaluation.scores import read_rows, read_summary
-from dagman.evaluation.statistics import paired_comparison
+from dagman.evaluation.statistics import COMPARABLE, Comparison, Row, adjusted_over_sides, paired_comparison
 from spade3d import console
 from spade3d.faults import DataFault, UsageFault
-from spade3d.provenance import write_json
+from spade3d.provenance import write_json, write_text
 
 SCRATCH = "from scratch"
+BEGUN, FINISHED = "config.yaml", "summary.json"  # of a run: what it writes first, and what says that it was judged
 
 
-def compare_runs(runs: Sequence[Path], out: Path) -> dict:
-    """Write OUT/comparison.json and OUT/report.html; returns the headline numbers of each side minus the reference.
+def compare_runs(runs: Sequence[Path], out: Path, metric: str = "dice") -> dict:
+    """Write OUT/comparison.json, .csv, .md, .tex and OUT/report.html; returns the headline numbers of each side minus
+    the reference.
 
-    The reference is the side from scratch, else the side of the first run. Raises DataFault where protocol, labels,
-    judges or cases differ, UsageFault where there is one side only or the sides were not run with the same seeds.
+    `runs`: folders of runs, or of several runs each (`runs_in`). The reference is the side from scratch, else the side
+    of the first run. `metric`, one of COMPARABLE, is what the report is about; the CSV has every metric that all runs
+    have. Raises DataFault where protocol, labels, judges or cases differ, UsageFault where there is one side only or
+    the sides were not run with the same seeds and draws.
     """
-    summaries = {run: read_summary(run) for run in runs}
+    summaries = {run: read_summary(run) for run in runs_in(runs)}
+    if len(summaries) < 2:
+        raise UsageFault(f"{len(summaries)} runs given; a comparison needs at least two")
     check_protocols(summaries)
     sides = sides_of(summaries)
     reference, *others = sides
-    rows = {
-        side: [row | {"seed": seed} for seed, run in of.items() for row in read_rows(run)] for side, of in sides.items()
-    }
-    found = {side: paired_comparison(rows[reference], rows[side]) for side in others}
+    rows = {side: _rows_of(of) for side, of in sides.items()}
+    by_metric = {one: _compared(rows, one) for one in COMPARABLE if one == metric or _all_have(rows, one)}
+    found = by_metric[metric]
     console.results_folder(out)
     result = {
+        "metric": metric,
         "reference": reference,
-        "runs": {side: {str(seed): str(run) for seed, run in of.items()} for side, of in sides.items()},
-        "comparisons": {side: [_plain(asdict(one)) for one in found[side]] for side in others},
+        "protocol": next(iter(summaries.values()))["protocol"],
+        "labels": next(iter(summaries.values()))["labels"],
+        "runs": {side: {pair: str(run) for pair, run in of.items()} for side, of in sides.items()},
+        "comparisons": _as_json(found),
+        "other_metrics": {one: _as_json(of) for one, of in by_metric.items() if one != metric},
     }
     write_json(out / "comparison.json", result)
+    write_text(out / "comparison.csv", as_csv(reference, by_metric))
+    write_text(out / "comparison.md", as_markdown(reference, metric, by_metric))
+    write_text(out / "comparison.tex", as_latex(reference, found))
     report = comparison_report(out, found, {side: list(of.values()) for side, of in sides.items()})
     return {
         "reference": reference,
         **{f"{side}, against it": _headline(found[side][0]) for side in others},
         "report": str(report),
+        "tables": ", ".join(str(out / f"comparison.{kind}") for kind in ("csv", "md", "tex")),
     }
 
 
-def sides_of(summaries: Mapping[Path, Mapping]) -> dict[str, dict[int, Path]]:
-    """side -> seed -> run, seeds in order, the reference first."""
-    sides: dict[str, dict[int, Path]] = defaultdict(dict)
+def runs_in(folders: Sequence[Path]) -> list[Path]:
+    """The finished runs that the folders are or hold, each once: OUT of one run, or OUT/* of a command with --draws,
+    --seeds or --from-scratch-twin. DataFault where there is none, and where one of several is not finished.
+    """
+    runs: dict[Path, Path] = {}
+    for folder in folders:
+        if (folder / FINISHED).is_file():
+            runs.setdefault(folder.resolve(), folder)
+            continue
+        begun = sorted(path.parent for path in folder.glob(f"*/{BEGUN}"))
+        inside = sorted(path.parent for path in folder.glob(f"*/{FINISHED}"))
+        if not inside:
+            raise DataFault(f"{folder}: holds no finished run of dagman-finetune (no summary.json); finish it first")
+        if unfinished := [run for run in begun if run not in inside]:
+            raise DataFault(
+                f"{unfinished[0]}: is not finished, as are {len(inside)} runs beside it; go on with --resume, "
+                "or name the runs to be compared one by one"
+            )
+        for run in inside:
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
+
+
+def sides_of(summaries: Mapping[Path, Mapping]) -> dict[str, dict[str, Path]]:
+    """side -> pair -> run, pairs in order of seed and draw, the reference first."""
+    sides: dict[str, dict[str, Path]] = defaultdict(dict)
     for run, summary in summaries.items():
-        side, seed = side_of(summary), summary["seed"]
-        if seed in sides[side]:
-            raise UsageFault(f"{run} and {sides[side][seed]}: both are {side} with seed {seed}; give one of each seed")
-        sides[side][seed] = run
+        side, pair = side_of(summary), pair_of(summary)
+        if pair in sides[side]:
+            raise UsageFault(f"{run} and {sides[side][pair]}: both are {side} with {pair}; give one of each")
+        sides[side][pair] = run
     if len(sides) < 2:
         raise UsageFault(f"all runs are {next(iter(sides))}; to compare, give runs that began with another encoder")
     first = SCRATCH if SCRATCH in sides else next(iter(sides))
-    seeds = sorted(sides[first])
+    pairs = {pair_of(said): (said["seed"], said.get("draw") or 0) for said in summaries.values()}
     for side, of in sides.items():
-        if sorted(of) != seeds:
+        lone = sorted(of.keys() ^ sides[first].keys(), key=pairs.__getitem__)
+        if lone:
+            there, missing = (side, first) if lone[0] in of else (first, side)
             raise UsageFault(
-                f"{side} was run with seeds {sorted(of)}, {first} with {seeds}; run both with the same seeds"
+                f"{there} was run with {lone[0]}, {missing} was not ({len(lone)} runs without a partner); run both "
+                "with the same seeds and draws"
             )
     order = [first, *(side for side in sides if side != first)]
-    return {side: {seed: sides[side][seed] for seed in seeds} for side in order}
+    return {side: {pair: sides[side][pair] for pair in sorted(sides[side], key=pairs.__getitem__)} for side in order}
 
 
 def side_of(summary: Mapping) -> str:
@@ -76,10 +116,15 @@ def side_of(summary: Mapping) -> str:
     return f"pretrained ({run['recipe']} {run['settings']})" if run else f"from {summary['coverage']['source']}"
 
 
+def pair_of(summary: Mapping) -> str:
+    """Which runs of two sides belong together: what the run says ("seed 0, draw 2"), else its seed."""
+    return str(summary.get("pair", f"seed {summary['seed']}"))
+
+
 def check_protocols(summaries: Mapping[Path, Mapping]) -> None:
-    """Only the encoder may differ: same protocol, same number of labels, same judges, same learning subjects a seed."""
+    """Only the encoder may differ: same protocol, same number of labels, same judges, same learning subjects a pair."""
     (first, said), *others = summaries.items()
-    learned = {summary["seed"]: (run, summary["split"]["train"]) for run, summary in summaries.items()}
+    learned = {pair_of(summary): (run, summary["split"]["train"]) for run, summary in summaries.items()}
     for run, summary in others:
         for key in ("protocol", "labels"):
             if summary[key] != said[key]:
@@ -88,9 +133,22 @@ def check_protocols(summaries: Mapping[Path, Mapping]) -> None:
         if summary["split"]["validation"] != said["split"]["validation"]:
             raise DataFault(f"{run}: judged on other subjects than {first}; compare runs of one --fold and one dataset")
     for run, summary in summaries.items():
-        twin, subjects = learned[summary["seed"]]
+        twin, subjects = learned[pair_of(summary)]
         if summary["split"]["train"] != subjects:
             raise DataFault(f"{run}: learned from other subjects than {twin}, with the same seed; run both anew")
+
+
+def _rows_of(runs: Mapping[str, Path]) -> list[Row]:
+    return [row | {"pair": pair} for pair, run in runs.items() for row in read_rows(run)]
+
+
+def _all_have(rows: Mapping[str, Sequence[Row]], metric: str) -> bool:
+    return all(metric in row for of in rows.values() for row in of)
+
+
+def _compared(rows: Mapping[str, Sequence[Row]], metric: str) -> dict[str, list[Comparison]]:
+    reference, *others = rows
+    return adjusted_over_sides({side: paired_comparison(rows[reference], rows[side], metric=metric) for side in others})
 
 
 def _first_difference(one: object, other: object) -> str:
@@ -100,12 +158,19 @@ def _first_difference(one: object, other: object) -> str:
     return f"{key}: {one.get(key)} and {other.get(key)}"
 
 
-def _headline(whole) -> str:
+def _headline(whole: Comparison) -> str:
     sure = "" if math.isnan(whole.low) else f" [{whole.low:+.4f}, {whole.high:+.4f}]"
-    return (
-        f"{whole.difference:+.4f}{sure} Dice ({whole.mean_b:.4f} against {whole.mean_a:.4f}), "
-        f"p {whole.p:.3g}, {whole.pairs} pairs of {whole.subjects} subjects"
+    adjusted = "" if whole.p_holm == whole.p or math.isnan(whole.p) else f" ({whole.p_holm:.3g} over the sides)"
+    said = (
+        f"{signed(whole.difference, 4)}{sure} {METRIC_NAMES[whole.metric]} ({whole.mean_b:.4f} against "
+        f"{whole.mean_a:.4f}), p {whole.p:.3g}{adjusted}, {whole.wins} better, {whole.ties} equal, {whole.losses} "
+        f"worse, {whole.pairs} pairs of {whole.subjects} subjects"
     )
+    return f"{said}; {whole.note}" if whole.note else said
+
+
+def _as_json(found: Mapping[str, Sequence[Comparison]]) -> dict[str, list[dict]]:
+    return {side: [_plain(asdict(one)) for one in of] for side, of in found.items()}
 
 
 def _plain(values: dict) -> dict:

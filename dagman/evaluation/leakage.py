@@ -1,39 +1,132 @@
-"""Leakage: validation subjects that the checkpoint had already seen, by subject, by name and by voxels."""
+"""Leakage: validation subjects that the checkpoint had already seen, and by what they are known: subject, path, voxels.
 
-from collections.abc import Mapping
+`found` is what is sure enough to refuse a run over (--strict), `suspected` what a person should look at:
+
+    subject          the same subject of the same data set                                        found
+    path             the same absolute path, links resolved                                       found
+    exact voxels     the same voxels, whatever name, header, order of axes and type               found
+    similar voxels   their likeness (spade3d/volumes/likeness.py) differs by at most LIKE         found
+                     or by at most ALIKE                                                          suspected
+    path ending      the last PARTS of the path are the same, or all of a relative one            suspected
+
+A name alone proves little: where the voxels of the two scans are strangers, an equal path is suspected and an equal
+ending is nothing. A subject of the same name in another data set is nobody. Voxels of checkpoints and stores older than
+likeness are compared exactly or not at all; `compared_by_voxels` says how many scans of the pretraining could be.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from spade3d.faults import DataFault
+from spade3d.volumes.likeness import ALIKE, LIKE, unlikenesses
 from spade3d.volumes.split import Split
-from spade3d.volumes.store import VolumeStore
+from spade3d.volumes.store import StoredCase, VolumeStore
+
+PARTS = 3  # of a path that must agree at its end: a folder and a file name are the same in many data sets
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One reason to think that a validation scan was in the pretraining."""
+
+    case: str
+    seen_as: str  # the name of the scan in the pretraining
+    by: str  # "subject", "path", "exact voxels", "similar voxels" or "path ending"
+    sure: bool  # found, else suspected
+    unlikeness: float | None  # of the two scans; None where one of them has no likeness
 
 
 def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any] | None, *, strict: bool) -> dict:
-    """What the report says of subjects on both sides: in training (never, by the split) and in the pretraining.
+    """What the report says of subjects on both sides: in training (by the split, or by voxels under another name) and
+    in the pretraining.
 
     `pretraining` is the provenance that travels with the encoder: None for a run from scratch, empty where the
-    checkpoint does not say. The same scan under another name is found by the fingerprint of its voxels; the same
-    subject in another dataset only if it has the same name there. With `strict`, leakage is an error.
+    checkpoint does not say. With `strict`, what is found there is a DataFault; what is suspected never is.
+
+    Returns, besides the lists of subjects `validation_in_training`, `validation_in_pretraining` (found) and
+    `suspected_in_pretraining`: `pretraining` ("none", "checked" or "unknown"), `evidence` by subject, and
+    `compared_by_voxels`: how many scans of the pretraining have a likeness, of how many.
     """
-    judges = {store.cases[i].subject for i in split.validation}
-    trained = {store.cases[i].subject for i in split.train}
-    seen: set[str] = set()
+    judges = [store.cases[i] for i in split.validation]
+    taught = [store.cases[i] for i in split.train]
+    trained = {case.subject for case in taught} | {
+        judge.subject for judge in judges if judge.fingerprint in {case.fingerprint for case in taught}
+    }
     known = "none" if pretraining is None else "checked" if pretraining.get("cases") else "unknown"
-    if known == "checked":
+    seen = pretraining["cases"] if known == "checked" else []
+    evidence: dict[str, list[Evidence]] = defaultdict(list)
+    if seen:
+        apart = unlikenesses([judge.likeness for judge in judges], [case.get("likeness", "") for case in seen])
         same_data = pretraining["dataset"]["name"] == store.dataset
-        subjects = {case["subject"] for case in pretraining["cases"]} if same_data else set()
-        voxels = {case["fingerprint"] for case in pretraining["cases"]}
-        for i in split.validation:
-            case = store.cases[i]
-            if case.subject in subjects or case.fingerprint in voxels:
-                seen.add(case.subject)
-    if seen and strict:
+        for judge, row in zip(judges, apart.tolist(), strict=True):
+            evidence[judge.subject] += _evidence(judge, seen, row, same_data)
+    found = sorted(who for who, of in evidence.items() if any(one.sure for one in of))
+    if found and strict:
+        said = "; ".join(f"{who} by {reasons(map(asdict, evidence[who]))}" for who in found[:3])
         raise DataFault(
-            f"{len(seen)} validation subjects were in the pretraining ({', '.join(sorted(seen)[:6])}); pretrain "
+            f"{len(found)} validation subjects were in the pretraining ({', '.join(found[:6])}): {said}; pretrain "
             "without them (the same --fold in both commands), or drop --strict to run with a warning in the report"
         )
     return {
         "pretraining": known,
-        "validation_in_training": sorted(judges & trained),
-        "validation_in_pretraining": sorted(seen),
+        "validation_in_training": sorted({judge.subject for judge in judges} & trained),
+        "validation_in_pretraining": found,
+        "suspected_in_pretraining": sorted(who for who, of in evidence.items() if of and who not in found),
+        "evidence": {who: [asdict(one) for one in of] for who, of in sorted(evidence.items()) if of},
+        "compared_by_voxels": [sum(bool(case.get("likeness")) for case in seen), len(seen)],
     }
+
+
+def reasons(evidence: Iterable[Mapping[str, Any]]) -> str:
+    """Evidence of one subject in words: for each scan and its double, all that speaks for it."""
+    of: dict[str, list[str]] = defaultdict(list)
+    for one in evidence:
+        close = f", {one['unlikeness']:.0%} of the bits differ" if one["by"] == "similar voxels" else ""
+        of[f"{one['case']} was seen as {one['seen_as']}"].append(one["by"] + close)
+    told = [f"{', '.join(by)} ({scans})" for scans, by in of.items()]
+    return "; ".join(told[:3]) + (f" and {len(told) - 3} more" if len(told) > 3 else "")
+
+
+def _evidence(
+    judge: StoredCase, seen: Sequence[Mapping[str, Any]], apart: Sequence[float], same_data: bool
+) -> list[Evidence]:
+    """All that speaks for a scan being among those seen; `apart` is its unlikeness to each."""
+    found = []
+    here = _whole_path(judge.source)
+    for case, unlike in zip(seen, apart, strict=True):
+        comparable = bool(judge.likeness and case.get("likeness"))
+        exact = case["fingerprint"] == judge.fingerprint
+        strangers = comparable and not exact and unlike > ALIKE
+        reason = {}
+        if same_data and case["subject"] == judge.subject:
+            reason["subject"] = True
+        source = case.get("source", "")
+        if here is not None and _whole_path(source) == here:
+            reason["path"] = not strangers
+        elif _same_ending(judge.source, source) and not strangers:
+            reason["path ending"] = False
+        if exact:
+            reason["exact voxels"] = True
+        elif comparable and not strangers:
+            reason["similar voxels"] = unlike <= LIKE
+        found += [
+            Evidence(judge.name, case["name"], by, sure, round(unlike, 4) if comparable else None)
+            for by, sure in reason.items()
+        ]
+    return found
+
+
+def _whole_path(source: str) -> Path | None:
+    """An absolute path with its links resolved; None for a relative one, which says nothing from another folder."""
+    path = Path(source)
+    return path.resolve() if source and path.is_absolute() else None
+
+
+def _same_ending(one: str, other: str) -> bool:
+    """Whether two paths end alike: in PARTS parts, or in all (two or more) of the shorter where that is relative."""
+    a, b = sorted((Path(one), Path(other)), key=lambda path: len(path.parts))
+    needed = PARTS if a.is_absolute() else min(PARTS, len(a.parts))
+    return needed >= 2 and a.parts[-needed:] == b.parts[-needed:]

@@ -1,34 +1,42 @@
-"""Dice, HD95 and NSD of one case, each with its definition and its empty case.
+"""Dice, HD95, NSD, average surface distance and volume difference of one case, each with its definition, its grid and
+its empty case.
 
-For a class with voxel sets T (truth) and P (prediction) on one grid, d(x, S) the distance in mm between voxel
-centres from x to the nearest voxel of S, and S_T, S_P their surfaces: voxels with one of the 6 neighbours outside
-the set; what lies outside the image is outside the set.
+For a class with voxel sets T (truth) and P (prediction) on one grid, which is that of the two maps given (the input's
+own, or the prepared one: summary.json's `grid` says which), d(x, S) the distance in mm between voxel centres from x to
+the nearest voxel of S, and S_T, S_P their surfaces: voxels with one of the 6 neighbours outside the set; what lies
+outside the image is outside the set. D_P are the distances d(x, S_T) of all x in S_P, D_T those d(x, S_P) of x in S_T.
 
-    dice     2 |T n P| / (|T| + |P|)
-    hd95_mm  the larger of the two directed 95th percentiles (linear interpolation) of d(S_P, S_T) and d(S_T, S_P)
-    nsd      (|{x in S_P: d(x, S_T) <= tolerance}| + |{x in S_T: d(x, S_P) <= tolerance}|) / (|S_P| + |S_T|)
+    dice                  2 |T n P| / (|T| + |P|)
+    hd95_mm               the larger of the 95th percentiles (linear interpolation) of D_P and of D_T
+    nsd                   (|{d in D_P: d <= tolerance}| + |{d in D_T: d <= tolerance}|) / (|S_P| + |S_T|)
+    asd_mm                (sum of D_P + sum of D_T) / (|S_P| + |S_T|), the average symmetric surface distance
+    volume_difference_ml  (|P| - |T|) * the volume of a voxel: above 0 where too much was segmented
 
-These are MONAI's `compute_hausdorff_distance(percentile=95)` and `compute_surface_dice(use_subvoxels=False)`, and the
-tests hold them to 4 decimals; other tools define HD95 otherwise and differ by a third on rough masks.
+These are MONAI's `compute_hausdorff_distance(percentile=95)`, `compute_surface_dice(use_subvoxels=False)` and
+`compute_average_surface_distance(symmetric=True)`, and the tests hold them to 4 decimals. Other tools define them
+otherwise and differ by a third on rough masks. DeepMind's surface-distance puts the surface between the voxels
+(marching cubes) and weights each of its elements by its area: the tests bound by how much it differs.
 
 The rule for empty sets:
 
-    T and P both empty     all three are NaN: nothing was asked and nothing was said. NaN is left out of every mean,
-                           and counted.
-    only one of them empty  dice 0, nsd 0, hd95_mm the diagonal of the image in mm (|shape * spacing|): a missed or an
-                           invented structure is never left out and never the best score. (MONAI gives NaN, and its
-                           aggregate prints 0.0.)
+    T and P both empty      all are NaN: nothing was asked and nothing was said. NaN is left out of every mean, and
+                            counted.
+    only one of them empty  dice 0, nsd 0, hd95_mm and asd_mm the diagonal of the image in mm (|shape * spacing|): a
+                            missed or an invented structure is never left out and never the best score. (MONAI gives
+                            NaN or infinity, and its aggregate of HD95 prints 0.0.) The volume difference is all of it.
+
+A relative volume difference has no value for an invented structure; the voxels counted are there to make one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dagman.evaluation.surfaces import Surface, census, distances_mm, surface_voxels
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, UsageFault
 
-METRICS = ("dice", "hd95_mm", "nsd")
+METRICS = ("dice", "hd95_mm", "nsd", "asd_mm", "volume_difference_ml")
 # Two surfaces exactly `tolerance_mm` apart agree, however 0.7 mm * 3 was rounded; 10 nm decide nothing else.
 ROUNDING_MM = 1e-5
 
@@ -40,13 +48,14 @@ def case_metrics(
     prediction: np.ndarray,
     spacing: Spacing,
     classes: Sequence[int],
-    tolerance_mm: float = 2.0,
+    tolerance_mm: float | Sequence[float] = 2.0,
 ) -> list[dict[str, float | int]]:
     """The metrics of every class of one case, in the order of `classes`.
 
-    truth, prediction: label maps (i, j, k) of whole numbers on one grid; spacing: mm along i, j, k.
-    A row holds `class, dice, hd95_mm, nsd, voxels_true, voxels_predicted`. Raises DataFault for two grids, for a
-    spacing that is not positive, for label values outside 0 to 65535.
+    truth, prediction: label maps (i, j, k) of whole numbers on one grid; spacing: mm along i, j, k; tolerance_mm: of
+    the NSD, for all classes or for each (`tolerances_of` makes them from names). A row holds `class`, METRICS,
+    `voxels_true` and `voxels_predicted`. Raises DataFault for two grids, for a spacing that is not positive, for label
+    values outside 0 to 65535.
     """
     truth, prediction = _label_map("truth", truth), _label_map("prediction", prediction)
     if truth.shape != prediction.shape:
@@ -59,6 +68,9 @@ def case_metrics(
         raise DataFault(f"spacing {spacing} mm; three positive numbers are needed")
     if len(set(classes)) < len(classes) or not all(0 <= value < 1 << 16 for value in classes):
         raise ValueError(f"classes {list(classes)}; different label values from 0 to 65535 are needed")
+    tolerances = [tolerance_mm] * len(classes) if isinstance(tolerance_mm, float | int) else list(tolerance_mm)
+    if len(tolerances) != len(classes) or not all(math.isfinite(one) and one >= 0 for one in tolerances):
+        raise ValueError(f"tolerances {tolerances} mm for {len(classes)} classes; one for each, not below 0")
     index_of = np.full(1 << 16, -1, np.int64)
     index_of[list(classes)] = range(len(classes))
     counts, boxes = census(truth, prediction, index_of, len(classes))
@@ -68,24 +80,38 @@ def case_metrics(
     for index, value in enumerate(classes):
         true, predicted, both = (int(count) for count in counts[index])
         if not true and not predicted:
-            scores = (math.nan, math.nan, math.nan)
+            scores = (math.nan,) * 4
         elif not true or not predicted:
-            scores = (0.0, diagonal_mm, 0.0)
+            scores = (0.0, diagonal_mm, 0.0, diagonal_mm)
         else:
             of_truth = Surface(*surface_voxels(truth, value, boxes[0, index], true), boxes[0, index])
             of_prediction = Surface(*surface_voxels(prediction, value, boxes[1, index], predicted), boxes[1, index])
             missed = distances_mm(of_truth, of_prediction, spacing)
             invented = distances_mm(of_prediction, of_truth, spacing)
-            agreed = np.count_nonzero(missed <= tolerance_mm + ROUNDING_MM)
-            agreed += np.count_nonzero(invented <= tolerance_mm + ROUNDING_MM)
-            scores = (
-                2 * both / (true + predicted),
-                float(max(np.percentile(missed, 95), np.percentile(invented, 95))),
-                agreed / (len(missed) + len(invented)),
-            )
-        row = {"class": int(value), **dict(zip(METRICS, scores)), "voxels_true": true, "voxels_predicted": predicted}
-        rows.append(row)
+            scores = (2 * both / (true + predicted), *_of_surfaces(missed, invented, tolerances[index]))
+        difference_ml = (predicted - true) * math.prod(spacing) / 1000 if true or predicted else math.nan
+        row = {"class": int(value), **dict(zip(METRICS, (*scores, difference_ml)))}
+        rows.append(row | {"voxels_true": true, "voxels_predicted": predicted})
     return rows
+
+
+def _of_surfaces(missed: np.ndarray, invented: np.ndarray, tolerance_mm: float) -> tuple[float, float, float]:
+    """HD95, NSD and ASD from the distances (n,) of both surfaces in mm."""
+    surface = len(missed) + len(invented)
+    agreed = sum(np.count_nonzero(distances <= tolerance_mm + ROUNDING_MM) for distances in (missed, invented))
+    return (
+        float(max(np.percentile(missed, 95), np.percentile(invented, 95))),
+        float(agreed / surface),
+        float((missed.sum() + invented.sum()) / surface),
+    )
+
+
+def tolerances_of(names: Sequence[str], default_mm: float, by_name: Mapping[str, float]) -> list[float]:
+    """The tolerance of each class in mm: its own where it has one, else the default. UsageFault for a name that no
+    class has."""
+    if unknown := sorted(by_name.keys() - set(names)):
+        raise UsageFault(f"a tolerance for {', '.join(unknown)}; the classes are {', '.join(names)}")
+    return [float(by_name.get(name, default_mm)) for name in names]
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
@@ -102,6 +128,11 @@ def hd95_mm(truth: np.ndarray, prediction: np.ndarray, spacing: Spacing) -> floa
 def nsd(truth: np.ndarray, prediction: np.ndarray, spacing: Spacing, tolerance_mm: float = 2.0) -> float:
     """Normalised surface distance of two masks: NaN if both are empty, 0 if one is."""
     return case_metrics(truth != 0, prediction != 0, spacing, (1,), tolerance_mm)[0]["nsd"]
+
+
+def asd_mm(truth: np.ndarray, prediction: np.ndarray, spacing: Spacing) -> float:
+    """Average symmetric surface distance of two masks in mm; NaN if both are empty, the image's diagonal if one is."""
+    return case_metrics(truth != 0, prediction != 0, spacing, (1,))[0]["asd_mm"]
 
 
 def _label_map(name: str, labels: np.ndarray) -> np.ndarray:

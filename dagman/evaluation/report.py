@@ -6,8 +6,19 @@ from pathlib import Path
 
 from dagman.evaluation.assurances import assurances, coverage, warnings
 from dagman.evaluation.case_pictures import HOW_TO_LOOK, CasePicture, case_pictures
+from dagman.evaluation.comparison_tables import METRIC_NAMES
+from dagman.evaluation.paired_chart import paired_chart
 from dagman.evaluation.scores import case_means, mean, read_rows, read_summary
-from dagman.evaluation.statistics import FEW_SUBJECTS, Comparison, Row, mean_with_interval, values_by_subject
+from dagman.evaluation.statistics import (
+    FEW_SUBJECTS,
+    MOST_P,
+    REAL,
+    SMALLER_IS_BETTER,
+    Comparison,
+    Row,
+    mean_with_interval,
+    values_by_subject,
+)
 from spade3d.training.charts import Estimate, interval_chart, line_chart
 from spade3d.training.page import (
     Column,
@@ -29,10 +40,9 @@ from spade3d.training.report import curves, duration, names_list, open_run, orig
 _FOOTER = "One file: nothing is loaded, nothing is sent. Written by dagman. Not for diagnosis."
 RULE = (
     "A structure that is absent from truth and prediction alike is undefined: it is left out of every mean and "
-    "counted. One that is missed entirely, or invented, has Dice 0, NSD 0 and the image diagonal as HD95."
+    "counted. One that is missed entirely, or invented, has Dice 0, NSD 0 and the image diagonal as HD95 and as its "
+    "average surface distance (ASD)."
 )
-MOST_P = 0.05  # of a difference that is called shown
-_METRICS = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "nsd": "NSD"}
 _READ_IT = (
     "Both sides segmented the same cases; each pale dot is one case of one pair of runs. The interval resamples "
     "subjects, not cases. A difference is called shown when its interval leaves out zero and p is at most 0.05; hollow "
@@ -110,14 +120,18 @@ def _per_class(rows: Sequence[Row]) -> Iterator[Html]:
         missed = sum(row["voxels_true"] > 0 and row["voxels_predicted"] == 0 for row in of)
         invented = sum(row["voxels_true"] == 0 and row["voxels_predicted"] > 0 for row in of)
         dice = mean_with_interval(values_by_subject(rows, "dice", label))
-        others = (mean([row["hd95_mm"] for row in of]), mean([row["nsd"] for row in of]))
+        others = [mean([row.get(metric, math.nan) for row in of]) for metric in REAL[1:]]
         lines.append((name, dice.mean, *others, len(of) - absent, absent, missed, invented))
         estimates.append(Estimate(name, tuple(row["dice"] for row in of), dice.mean, dice.low, dice.high))
     columns = [Column("Structure"), Column("Dice", 3, bar=True), Column("HD95 (mm)", 1), Column("NSD", 3)]
+    columns += [Column("ASD (mm)", 2), Column("Volume (ml)", 1)]
     columns += [Column("Cases"), Column("Undefined"), Column("Missed"), Column("Invented")]
     title = "Dice of each case, and the mean with its 95 % interval over subjects"
     yield interval_chart(estimates, title, axis="Dice", domain=(0.0, 1.0))
-    caption = "Means over the cases in which the metric is defined. Undefined: absent from truth and prediction alike."
+    caption = (
+        "Means over the cases in which the metric is defined. Volume: predicted minus true. Undefined: absent from "
+        "truth and prediction alike."
+    )
     yield table(columns, lines, caption)
 
 
@@ -138,6 +152,7 @@ def _split(summary: Mapping, cases: int) -> Iterator[Html]:
     split = summary["split"]
     shown = {"Training cases": len(split["train"]), "Validation cases": cases}
     shown |= {"Labels used": _said(summary.get("labels")), "Seed": _said(summary.get("seed"))}
+    shown |= {key.capitalize(): _said(summary[key]) for key in ("draw", "tuning") if key in summary}
     yield facts(shown | {str(k).replace("_", " ").capitalize(): _said(v) for k, v in summary["protocol"].items()})
     yield from assurances(summary)
     yield folded("Training", names_list([str(n) for n in split["train"]]))
@@ -145,8 +160,10 @@ def _split(summary: Mapping, cases: int) -> Iterator[Html]:
 
 
 def _said(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key.replace('_', ' ')}: {_said(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(number(v) for v in value)
+        return ", ".join(number(v) for v in value) or "none"
     return "not set" if value is None else number(value)
 
 
@@ -178,9 +195,12 @@ def comparison_report(
             [callout("warning" if found[0].subjects < FEW_SUBJECTS else "note", found[0].note)] if found[0].note else []
         )
         observed = _differences(found[0].metric, rows[reference], rows[arm])
-        sections.append(
-            Section(f"{arm} against {reference}", tuple(_compared(found, observed, reference, arm)), _READ_IT)
-        )
+        title = f"Mean {METRIC_NAMES[found[0].metric]} of each subject"
+        pairs = _by_subject(found[0].metric, rows[reference], rows[arm])
+        smaller = found[0].metric in SMALLER_IS_BETTER
+        paired = paired_chart(pairs, title, (reference, arm), smaller_is_better=smaller)
+        shown = (paired, *_compared(found, observed, reference, arm))
+        sections.append(Section(f"{arm} against {reference}", shown, _READ_IT))
     sections.append(Section("Runs", (_each_run(arms),), "Each run as it stands by itself."))
     title = f"{', '.join(others)} against {reference}"
     return write_page(out / "report.html", page("Comparison", title, lead, sections, footer=_FOOTER))
@@ -188,10 +208,13 @@ def comparison_report(
 
 def headline(whole: Comparison, reference: str, arm: str) -> str:
     """What a comparison shows, in one sentence that never says more than its interval and its test do."""
-    metric = _METRICS[whole.metric]
+    metric = METRIC_NAMES[whole.metric]
     bounds = _interval((whole.low, whole.high))
     counts = f"{counted(whole.pairs, 'pair')} of {counted(whole.subjects, 'subject')}"
-    evidence = f"mean difference {_signed(whole.difference)} ({bounds}, p = {number(whole.p, 3)}) over {counts}"
+    p = f"p = {number(whole.p, 3)}"
+    if whole.p_holm > whole.p:
+        p += f", {number(whole.p_holm, 3)} adjusted for the number of sides"
+    evidence = f"mean difference {_signed(whole.difference)} ({bounds}, {p}) over {counts}"
     side = _side(whole)
     if side:
         return f"{arm} had a {'better' if side > 0 else 'worse'} mean {metric} than {reference}: {evidence}."
@@ -200,7 +223,7 @@ def headline(whole: Comparison, reference: str, arm: str) -> str:
 
 
 def _evidence(whole: Comparison, reference: str) -> Html:
-    metric = _METRICS[whole.metric]
+    metric = METRIC_NAMES[whole.metric]
     return figures(
         (f"Mean {metric}", number(whole.mean_b, 3), f"{reference} {number(whole.mean_a, 3)}"),
         ("Difference", _signed(whole.difference), _interval((whole.low, whole.high))),
@@ -215,23 +238,23 @@ def _side(found: Comparison) -> int:
     if not found.p_holm <= MOST_P:
         return 0
     side = int(found.low > 0) - int(found.high < 0)
-    return -side if found.metric == "hd95_mm" else side
+    return -side if found.metric in SMALLER_IS_BETTER else side
 
 
 def _compared(
     found: Sequence[Comparison], observed: Mapping[int | None, tuple[float, ...]], reference: str, arm: str
 ) -> Iterator[Html]:
-    metric = _METRICS[found[0].metric]
+    metric = METRIC_NAMES[found[0].metric]
     names = ["All structures" if c.class_ is None else c.name for c in found]
     estimates = [
         Estimate(name, observed[c.class_], c.difference, c.low, c.high, _side(c) != 0)
         for name, c in zip(names, found, strict=True)
     ]
-    lower, higher = (arm, reference) if found[0].metric == "hd95_mm" else (reference, arm)
+    lower, higher = (arm, reference) if found[0].metric in SMALLER_IS_BETTER else (reference, arm)
     sides = (f"{lower} better", f"{higher} better")
     yield interval_chart(estimates, f"{metric} of {arm} minus {metric} of {reference}", sides=sides)
     columns = [Column("Structure"), Column(reference, 3), Column(arm, 3), Column("Difference"), Column("95 % interval")]
-    columns += [Column("p (Holm)", 3), Column("Pairs"), Column("Left out"), Column("Reading")]
+    columns += [Column("p (Holm)", 3), Column("Win/tie/loss"), Column("Pairs"), Column("Left out"), Column("Reading")]
     lines = [
         (
             name,
@@ -240,13 +263,16 @@ def _compared(
             _signed(c.difference),
             _interval((c.low, c.high), ""),
             c.p_holm,
+            f"{c.wins}/{c.ties}/{c.losses}",
             c.pairs,
             c.left_out,
             ("no difference shown", "better", "worse")[_side(c)],
         )
         for name, c in zip(names, found, strict=True)
     ]
-    yield table(columns, lines, "p: Wilcoxon signed-rank over subjects, adjusted over the structures (Holm).")
+    yield table(
+        columns, lines, "p: Wilcoxon signed-rank over subjects, adjusted over all structures of all sides (Holm)."
+    )
     remarks = [f"{name}: {c.note}" for name, c in zip(names, found, strict=True) if c.note and c.class_ is not None]
     if remarks:
         yield folded("Remarks on single structures", names_list(remarks))
@@ -266,6 +292,24 @@ def _differences(
             cases.setdefault(row["case"], []).append(difference)
         of[None] += [mean(differences) for differences in cases.values()]
     return {label: tuple(differences) for label, differences in of.items()}
+
+
+def _by_subject(
+    metric: str, reference: Sequence[Sequence[Row]], arm: Sequence[Sequence[Row]]
+) -> list[tuple[str, float, float]]:
+    """(subject, mean of the reference, mean of the arm), over what both have a value for: what is tested."""
+    of: dict[str, tuple[list[float], list[float]]] = {}
+    for before, after in zip(reference, arm, strict=True):
+        values = {(row["case"], row["class"]): row[metric] for row in before}
+        cases: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for row in after:
+            pair = (values[row["case"], row["class"]], row[metric])
+            cases.setdefault((row["subject"], row["case"]), []).append(pair)
+        for (subject, _), pairs in cases.items():
+            defined = [pair for pair in pairs if not math.isnan(sum(pair))]
+            for side, numbers in zip(of.setdefault(subject, ([], [])), zip(*defined)):
+                side.append(mean(numbers))
+    return [(subject, mean(before), mean(after)) for subject, (before, after) in sorted(of.items())]
 
 
 def _signed(value: float) -> str:

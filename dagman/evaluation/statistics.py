@@ -21,10 +21,19 @@ from spade3d.faults import DataFault
 from spade3d.whole_file import whole_file
 
 COLUMNS = ("case", "subject", "class", "name", "dice", "hd95_mm", "nsd", "voxels_true", "voxels_predicted")
+LATER = ("asd_mm", "volume_difference_ml")  # after COLUMNS, which are frozen; older tables have none or the first few
 WHOLE = ("class", "voxels_true", "voxels_predicted")
-REAL = ("dice", "hd95_mm", "nsd")
+REAL = ("dice", "hd95_mm", "nsd", *LATER)
+SMALLER_IS_BETTER = frozenset({"hd95_mm", "asd_mm"})
+COMPARABLE = (
+    "dice",
+    "hd95_mm",
+    "nsd",
+    "asd_mm",
+)  # with a better and a worse
 FEW_SUBJECTS = 6  # below this no two-sided signed-rank test can reach 0.05: 2 / 2^5 = 0.0625
 RESAMPLES = 9999
+MOST_P = 0.05  # of a difference that is called shown
 
 Row = Mapping[str, str | int | float]
 
@@ -69,7 +78,7 @@ def values_by_subject(rows: Iterable[Row], metric: str = "dice", of_class: int |
     cases: dict[tuple, list[float]] = defaultdict(list)
     for row in rows:
         if of_class is None or row["class"] == of_class:
-            cases[row["subject"], row["case"], row.get("seed")].append(row[metric])
+            cases[row["subject"], row["case"], _pair_of(row)].append(row[metric])
     subjects: dict[str, list[float]] = defaultdict(list)
     for (subject, _, _), values in cases.items():
         subjects[subject].append(_mean(values))
@@ -89,9 +98,9 @@ class Comparison:
     low: float  # 95 % interval of the difference, over subjects
     high: float
     p: float  # Wilcoxon signed-rank, two-sided, exact, on the subjects' mean differences
-    p_holm: float  # adjusted over the classes; of the mean, which is one question, p itself
+    p_holm: float  # adjusted over the classes; of the mean, which is one question, p itself (see `adjusted_over_sides`)
     smallest_p: float  # what p would be if every subject had changed the same way
-    wins: int  # subjects for which b is better (for hd95_mm: smaller)
+    wins: int  # subjects for which b is better (for distances: smaller)
     ties: int
     losses: int
     subjects: int
@@ -103,10 +112,16 @@ class Comparison:
 def paired_comparison(
     rows_a: Sequence[Row], rows_b: Sequence[Row], *, metric: str = "dice", seed: int = 0
 ) -> list[Comparison]:
-    """What b gained over a (b - a), paired by case, class and, where rows have one, `seed`: the mean, then each class.
+    """What b gained over a (b - a), paired by case, class and, where rows have one, `pair` (a string) or else `seed`:
+    the mean, then each class. `metric` is one of COMPARABLE.
 
-    Raises DataFault, naming the differing cases, if the runs were not evaluated on the same cases and classes.
+    Raises DataFault, naming the differing cases, if the runs were not evaluated on the same cases and classes, and for
+    a metric that a table does not have.
     """
+    if metric not in COMPARABLE:
+        raise ValueError(f"metric {metric}; one of {', '.join(COMPARABLE)} has a better and a worse")
+    if lacking := [run for run, of in (("first", rows_a), ("second", rows_b)) if any(metric not in row for row in of)]:
+        raise DataFault(f"the {lacking[0]} run was judged before there was {metric}; judge it anew, or compare another")
     a, b = _keyed("the first run", rows_a), _keyed("the second run", rows_b)
     _check_same(a, b)
     names = {row["class"]: row["name"] for row in rows_a}
@@ -136,6 +151,33 @@ def paired_comparison(
     classes = [_compare(names[value], value, metric, pairs, seed) for value, pairs in of_class.items()]
     adjusted = holm([one.p for one in classes])
     return [overall, *(replace(one, p_holm=p) for one, p in zip(classes, adjusted))]
+
+
+def adjusted_over_sides(found: Mapping[str, Sequence[Comparison]]) -> dict[str, list[Comparison]]:
+    """Several sides against one reference: `p_holm` anew, over all that a reader of the table looks at.
+
+    Whoever compares five pretrainings picks the best: so the means of all sides are one family, and the structures of
+    all sides another. With one side nothing changes. Where a family is so large that no p of so few subjects survives
+    it, the note says so.
+    """
+    means = holm([whole.p for whole, *_ in found.values()])
+    structures = holm([one.p for _, *classes in found.values() for one in classes])
+    left = iter(structures)
+    families = len(found), len(structures)
+    return {
+        side: [
+            _with_holm(whole, p, families[0], "sides"),
+            *(_with_holm(one, next(left), families[1], "structures and sides") for one in classes),
+        ]
+        for (side, (whole, *classes)), p in zip(found.items(), means)
+    }
+
+
+def _with_holm(one: Comparison, p_holm: float, family: int, of: str) -> Comparison:
+    out_of_reach = one.smallest_p <= MOST_P < one.smallest_p * family
+    said = f"over {family} {of} the smallest possible p of {one.subjects} subjects is {one.smallest_p * family:.3g}"
+    note = "; ".join(remark for remark in (one.note, said if out_of_reach else "") if remark)
+    return replace(one, p_holm=p_holm, note=note)
 
 
 def signed_rank_p(differences: Iterable[float | int]) -> float:
@@ -173,36 +215,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def write_cases(path: Path, rows: Iterable[Row]) -> None:
-    """Write `cases.csv`: exactly COLUMNS, an empty cell for NaN, all digits of a number; whole or not at all."""
+    """Write `cases.csv`: exactly COLUMNS and those of LATER that the rows have, an empty cell for NaN, all digits of a
+    number; whole or not at all."""
+    rows = list(rows)
+    columns = (*COLUMNS, *(name for name in LATER if rows and name in rows[0]))
     with whole_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for row in rows:
-            writer.writerow("" if row[name] != row[name] else row[name] for name in COLUMNS)
+            writer.writerow("" if row[name] != row[name] else row[name] for name in columns)
         text.detach()
 
 
 def read_cases(path: Path) -> list[dict[str, str | int | float]]:
-    """The rows of `cases.csv`, an empty metric as NaN. Raises DataFault with the line that cannot be read."""
+    """The rows of `cases.csv`, an empty metric as NaN. Raises DataFault with the line that cannot be read.
+
+    The columns are COLUMNS and after them none, the first or all of LATER. What an older table does not have, its rows
+    do not have, either: no number is made up for it.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataFault(f"{path}: not a readable cases.csv ({error}); run dagman-finetune to make it") from error
-    if not lines or tuple(lines[0]) != COLUMNS:
-        found = ",".join(lines[0]) if lines else "nothing"
-        raise DataFault(f"{path}: the columns are {found}; {','.join(COLUMNS)} are needed")
-    return [_parsed(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+    columns = tuple(lines[0]) if lines else ()
+    if len(columns) < len(COLUMNS) or columns != (*COLUMNS, *LATER)[: len(columns)]:
+        found = ",".join(columns) or "nothing"
+        raise DataFault(
+            f"{path}: the columns are {found}; {','.join(COLUMNS)} are needed, and after them at most {','.join(LATER)}"
+        )
+    return [_parsed(path, columns, number, line) for number, line in enumerate(lines[1:], start=2)]
 
 
-def _parsed(path: Path, number: int, line: list[str]) -> dict[str, str | int | float]:
-    if len(line) != len(COLUMNS):
-        raise DataFault(f"{path}: row {number} has {len(line)} cells; {len(COLUMNS)} are needed")
-    row: dict[str, str | int | float] = dict(zip(COLUMNS, line))
+def _parsed(path: Path, columns: tuple[str, ...], number: int, line: list[str]) -> dict[str, str | int | float]:
+    if len(line) != len(columns):
+        raise DataFault(f"{path}: row {number} has {len(line)} cells; {len(columns)} are needed")
+    row: dict[str, str | int | float] = dict(zip(columns, line))
     try:
         row.update({name: int(row[name]) for name in WHOLE})
-        row.update({name: float(row[name] or "nan") for name in REAL})
+        row.update({name: float(row[name] or "nan") for name in REAL if name in row})
     except ValueError as error:
         raise DataFault(f"{path}: row {number} ({row['case']}): {error}") from error
     return row
@@ -223,10 +275,10 @@ def _compare(
         changes[subject].append(value_b - value_a)
     interval = mean_with_interval(changes, seed=seed)
     by_subject = [round(_mean(values), 9) for values in changes.values()]  # or ties are broken by the last bit
-    better = [-change if metric == "hd95_mm" else change for change in by_subject]
+    better = [-change if metric in SMALLER_IS_BETTER else change for change in by_subject]
     p = signed_rank_p(by_subject) if by_subject else math.nan
     smallest = min(1.0, 2.0 ** (1 - len(by_subject))) if by_subject else math.nan
-    reach = f"with {len(by_subject)} subjects the smallest possible p is {smallest:.3g}" if smallest > 0.05 else ""
+    reach = f"with {len(by_subject)} subjects the smallest possible p is {smallest:.3g}" if smallest > MOST_P else ""
     return Comparison(
         name=name,
         class_=class_,
@@ -250,18 +302,24 @@ def _compare(
 
 
 def _keyed(run: str, rows: Sequence[Row]) -> dict[tuple, Row]:
-    """Rows by (seed, case, class); the same twice is a fault."""
+    """Rows by (pair, case, class); the same twice is a fault."""
     keyed: dict[tuple, Row] = {}
     for row in rows:
-        key = (row.get("seed"), row["case"], row["class"])
+        key = (_pair_of(row), row["case"], row["class"])
         if key in keyed:
             raise DataFault(f"{row['case']}: class {row['class']} comes twice in {run}; one row per case and class")
         keyed[key] = row
     return keyed
 
 
+def _pair_of(row: Row) -> str | None:
+    """Which runs belong together: what the run says (seed and draw), else its seed; None for a run by itself."""
+    seed = row.get("seed")
+    return row.get("pair", None if seed is None else f"seed {seed}")
+
+
 def _check_same(a: Mapping[tuple, Row], b: Mapping[tuple, Row]) -> None:
-    """Both runs must have judged the same cases, classes and seeds, and agree on whose scan each is."""
+    """Both runs must have judged the same cases, classes and pairs, and agree on whose scan each is."""
     for run, more, less in (("first", a, b), ("second", b, a)):
         lone = sorted({_said(key) for key in more.keys() - less.keys()})
         if lone:
@@ -273,8 +331,8 @@ def _check_same(a: Mapping[tuple, Row], b: Mapping[tuple, Row]) -> None:
 
 
 def _said(key: tuple) -> str:
-    seed, case, value = key
-    return f"{case} (class {value})" if seed is None else f"{case} (class {value}, seed {seed})"
+    pair, case, value = key
+    return f"{case} (class {value})" if pair is None else f"{case} (class {value}, {pair})"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,21 +1,27 @@
-"""A comparison pairs runs by seed, sets sides by their encoder, and refuses whatever differs besides."""
+"""A comparison pairs runs by seed and draw, sets sides by their encoder, and refuses whatever differs besides."""
 
+import csv
 import json
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from dagman.evaluation.comparison import compare_runs
-from dagman.evaluation.statistics import write_cases
+from dagman.evaluation.comparison import compare_runs, runs_in
+from dagman.evaluation.comparison_tables import as_latex, as_markdown, latex_escaped
+from dagman.evaluation.statistics import COMPARABLE, paired_comparison, write_cases
 from spade3d.faults import DataFault, UsageFault
 
 PROTOCOL = {"name": "holdout", "crop": [16, 16, 16]}
 NOBODY = {"pretraining": "none", "validation_in_training": [], "validation_in_pretraining": []}
 
 
-def make_run(folder, *, source=None, seed=0, gain=0.0, begun=None, **changed):
+def make_run(folder, *, source=None, seed=0, gain=0.0, begun=None, older=False, **changed):
     """A finished run of eight subjects and two structures, as its summary and its table tell of it."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("steps: 1\n")
     rng = np.random.default_rng(seed)
     rows = [
         {"case": f"c{n}", "subject": f"s{n}", "class": value, "name": name, "dice": 0.5 + 0.2 * rng.random() + gain}
@@ -23,6 +29,8 @@ def make_run(folder, *, source=None, seed=0, gain=0.0, begun=None, **changed):
         for n in range(8)
         for value, name in ((1, "liver"), (2, "spleen"))
     ]
+    if not older:
+        rows = [row | {"asd_mm": 2.0 - gain, "volume_difference_ml": 0.0} for row in rows]
     write_cases(folder / "cases.csv", rows)
     dice = float(np.mean([row["dice"] for row in rows]))
     summary = {"mean_dice": dice, "mean_dice_interval": [0.4, 0.9], "mean_hd95_mm": 3.0, "mean_nsd": 0.5}
@@ -49,8 +57,9 @@ def test_sides_are_pretrainings_pairs_are_seeds_and_scratch_is_the_reference(tmp
     assert said["reference"] == "from scratch"
     told = said["pretrained (spade 0badcafe), against it"]
     assert told.startswith("+0.1000 [+0.1000, +0.1000] Dice") and "16 pairs of 8 subjects" in told
+    assert "8 better, 0 equal, 0 worse" in told
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert result["runs"]["pretrained (spade 0badcafe)"] == {"0": str(ours[1]), "1": str(ours[0])}
+    assert result["runs"]["pretrained (spade 0badcafe)"] == {"seed 0": str(ours[1]), "seed 1": str(ours[0])}
     whole, liver, spleen = result["comparisons"]["pretrained (spade 0badcafe)"]
     assert whole["difference"] == pytest.approx(0.1) and whole["p"] == pytest.approx(2 / 2**8)
     assert (whole["wins"], liver["name"], spleen["pairs"]) == (8, "liver", 16)
@@ -71,9 +80,10 @@ def test_without_a_run_from_scratch_the_first_side_is_the_reference(tmp_path):
         ({"labels": 4}, DataFault, "another labels than .*2 and 4"),
         ({"split": {"train": ["t0"], "validation": ["x"]}}, DataFault, "judged on other subjects"),
         ({"split": {"train": ["x"], "validation": [f"s{n}" for n in range(8)]}}, DataFault, "learned from other"),
-        ({"coverage": None}, UsageFault, "both are from scratch with seed 0"),
+        ({"coverage": None}, UsageFault, "both are from scratch with seed 0; give one of each"),
+        ({"pair": "seed 0, draw 1"}, UsageFault, "from a.pt was run with seed 0, draw 1, from scratch was not .2"),
         ({"coverage": None, "seed": 1}, UsageFault, "all runs are from scratch"),
-        ({"seed": 1}, UsageFault, r"from a.pt was run with seeds \[1\], from scratch with \[0\]"),
+        ({"seed": 1}, UsageFault, "from scratch was run with seed 0, from a.pt was not"),
     ],
 )
 def test_runs_that_differ_in_more_than_the_encoder_are_refused(tmp_path, changed, fault, message):
@@ -90,3 +100,127 @@ def test_runs_that_judged_other_cases_are_refused(tmp_path):
     with pytest.raises(DataFault, match=r"only the first run has c7 \(class 1, seed 0\)"):
         compare_runs(runs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def several(folder, draws=(0, 1, 2), **gained):
+    """The runs of one command with --draws and --from-scratch-twin."""
+    for draw in draws:
+        drawn = {"pair": f"seed 0, draw {draw}", "draw": draw} | {
+            "split": {"train": [f"t{draw}"], "validation": [f"s{n}" for n in range(8)]}
+        }
+        make_run(folder / f"pretrained-seed0-draw{draw}", source="a.pt", gain=0.1, **drawn, **gained)
+        make_run(folder / f"scratch-seed0-draw{draw}", **drawn)
+    return folder
+
+
+def test_a_folder_of_several_runs_is_all_of_them_paired_by_draw(tmp_path):
+    folder = several(tmp_path / "few")
+    said = compare_runs([folder], folder / "comparison")
+    assert "24 pairs of 8 subjects" in said["from a.pt, against it"]
+    result = json.loads((folder / "comparison" / "comparison.json").read_text())
+    assert list(result["runs"]["from a.pt"]) == [f"seed 0, draw {draw}" for draw in range(3)]
+    assert (result["metric"], result["labels"], result["protocol"]) == ("dice", 2, PROTOCOL)
+    assert list(result["other_metrics"]) == ["hd95_mm", "nsd", "asd_mm"]
+    # Named again one by one they are the same runs, and what compare wrote among them is none.
+    runs = runs_in([folder, *folder.glob("*-draw0")])
+    assert len(runs) == 6 and all(run.parent == folder for run in runs)
+
+
+def test_a_folder_with_an_unfinished_run_or_with_none_is_refused(tmp_path):
+    folder = several(tmp_path / "few", (0, 1))
+    (folder / "scratch-seed0-draw1" / "summary.json").unlink()
+    with pytest.raises(DataFault, match="scratch-seed0-draw1: is not finished, as are 3 runs beside it"):
+        compare_runs([folder], tmp_path / "out")
+    with pytest.raises(DataFault, match="holds no finished run"):
+        compare_runs([tmp_path / "few" / "scratch-seed0-draw1"], tmp_path / "out")
+    with pytest.raises(UsageFault, match="1 runs given"):
+        compare_runs([folder / "scratch-seed0-draw0"] * 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_csv_has_one_row_a_side_structure_and_metric(tmp_path):
+    runs = [make_run(tmp_path / name, source=source, gain=gain) for name, source, gain in THREE]
+    compare_runs(runs, tmp_path / "out", "asd_mm")
+    with open(tmp_path / "out" / "comparison.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * 4
+    assert {(row["side"], row["class"], row["metric"]) for row in rows} == {
+        (side, value, metric)
+        for side in ("from a.pt", "from b.pt")
+        for value in ("", "1", "2")
+        for metric in COMPARABLE
+    }
+    (one,) = (row for row in rows if (row["side"], row["name"], row["metric"]) == ("from a.pt", "liver", "asd_mm"))
+    assert float(one["difference"]) == pytest.approx(-0.1) and (one["wins"], one["losses"]) == ("8", "0")
+    assert float(one["p_holm"]) == pytest.approx(4 * float(one["p"]))
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "had a better mean ASD (mm) than from scratch" in html and html.count("Mean ASD (mm) of each subject") == 4
+
+
+THREE = (("scratch", None, 0.0), ("a", "a.pt", 0.1), ("b", "b.pt", -0.1))
+
+
+def test_a_metric_that_older_runs_do_not_have_is_refused_and_left_out_of_the_csv(tmp_path):
+    runs = [make_run(tmp_path / "scratch", older=True), make_run(tmp_path / "a", source="a.pt")]
+    with pytest.raises(DataFault, match="judged before there was asd_mm; judge it anew, or compare another"):
+        compare_runs(runs, tmp_path / "out", "asd_mm")
+    assert not (tmp_path / "out").exists()
+    compare_runs(runs, tmp_path / "out")
+    assert "asd_mm" not in (tmp_path / "out" / "comparison.csv").read_text()
+
+
+def test_few_subjects_are_said_to_be_few_everywhere(tmp_path):
+    runs = [make_run(tmp_path / "scratch"), make_run(tmp_path / "a", source="a.pt", gain=0.1)]
+    for run in runs:
+        lines = (run / "cases.csv").read_text().splitlines()
+        (run / "cases.csv").write_text("\n".join(lines[:7]) + "\n")  # three of the eight subjects
+    said = compare_runs(runs, tmp_path / "out")
+    few = "with 3 subjects the smallest possible p is 0.25"
+    assert few in said["from a.pt, against it"]
+    for name in ("comparison.json", "comparison.csv", "comparison.md", "report.html"):
+        assert few in (tmp_path / "out" / name).read_text(), name
+
+
+ODD = r"R&D_50% #1 $x^{2}$ ~ C:\run <b>|</b> " + "\u00fc\u4e2d\ny"
+
+
+def odd_comparison():
+    rows = [
+        {"case": f"c{n}", "subject": f"s{n}", "class": 1, "name": ODD, "dice": 0.5, "hd95_mm": 3.0, "nsd": 0.5}
+        for n in range(3)
+    ]
+    return {ODD: paired_comparison(rows, [row | {"dice": 0.4} for row in rows])}
+
+
+def test_latex_is_a_plain_tabular_with_every_sign_escaped():
+    written = as_latex(ODD, odd_comparison())
+    body = written.split("\\begin{tabular}{lrrrrrrr}\n")[1].split("\\end{tabular}")[0]
+    rows = [line for line in body.splitlines() if line != r"\hline"]
+    assert all(line.endswith(r" \\") for line in rows)
+    for line in rows:  # a row has 8 cells, or one that spans 8
+        assert len(re.findall(r"(?<!\\)&", line)) == (0 if line.startswith(r"\multicolumn{8}{l}") else 7), line
+        assert not re.search(r"(?<!\\)[#%_]", line), line
+        assert line.count("{") == line.count("}")  # an escaped brace comes in pairs, too
+    assert latex_escaped(ODD).startswith(
+        r"R\&D\_50\% \#1 \$x\textasciicircum{}\{2\}\$ \textasciitilde{} C:\textbackslash{}run "
+    )
+    assert latex_escaped(ODD).endswith(
+        r"\textless{}b\textgreater{}\textbar{}\textless{}/b\textgreater{} " + "\u00fc[U+4E2D] y"
+    )
+    assert "$-$0.100" in written
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+def test_latex_compiles_in_a_bare_article(tmp_path):
+    document = "\\documentclass{article}\\begin{document}\n" + as_latex(ODD, odd_comparison()) + "\\end{document}\n"
+    (tmp_path / "table.tex").write_text(document, encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_markdown_cells_hold_what_they_are_given():
+    written = as_markdown(ODD, "dice", {"dice": odd_comparison()})
+    table = [line for line in written.splitlines() if line.startswith("|")]
+    assert len(table) == 4 and all(len(re.findall(r"(?<!\\)\|", line)) == 9 for line in table)
+    assert "0/0/3" in table[-1] and "only 3 subjects" in written

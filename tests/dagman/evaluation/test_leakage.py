@@ -1,15 +1,20 @@
 """Leakage: who judges may have been seen in the pretraining, by name in the same dataset, by voxels anywhere."""
 
+import json
+
 import numpy as np
 import pytest
 
-from dagman.evaluation.leakage import find_leakage
+from dagman.evaluation.leakage import find_leakage, reasons
 from spade3d.faults import DataFault
 from spade3d.provenance import describe
 from spade3d.volumes.layouts import Case, Dataset
+from spade3d.volumes.likeness import ALIKE, BITS, LIKE
+from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.prepare import prepare
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.split import Split
+from spade3d.volumes.store import StoredCase
 from spade3d.volumes.volume import write_volume
 
 SPLIT = Split((0, 1), (2, 3), "by hand")  # b and b2 are two scans of one subject
@@ -62,10 +67,129 @@ def test_in_another_dataset_a_name_means_nobody_and_voxels_tell(store, tmp_path)
 
 
 def test_strict_refuses_what_was_seen(store):
-    with pytest.raises(DataFault, match=r"2 validation subjects were in the pretraining \(B, C\)"):
+    said = (
+        r"2 validation subjects were in the pretraining \(B, C\): B by subject, path, exact voxels \(b was seen as b\)"
+    )
+    with pytest.raises(DataFault, match=said):
         found(store, pretraining(store, 0, 2, 3), strict=True)
 
 
 def test_a_split_that_leaks_is_said(store):
     said = find_leakage(store, Split((0, 2), (1, 3), "badly"), None, strict=False)
     assert said["validation_in_training"] == ["A"]
+
+
+def test_the_same_voxels_under_another_subject_are_in_training(tmp_path):
+    """`copy` is scan a again, said to be of somebody else: the split by subject cannot know."""
+    store = stored(tmp_path / "data", "livers", {"a": "A", "b": "B", "c": "C"})
+    folder = tmp_path / "data"
+    twice = [
+        Case(name, who, folder / f"{of}.nii.gz", None, "CT") for name, who, of in (("a", "A", "a"), ("z", "Z", "a"))
+    ]
+    store = prepare(Dataset("livers", "folder of scans", folder, tuple(twice)), tmp_path / "twice", Preprocessing())
+    said = find_leakage(store, Split((0,), (1,), "by subject"), None, strict=False)
+    assert said["validation_in_training"] == ["Z"]
+
+
+def evidence(store, cases: list[dict], name: str = "others", strict: bool = False) -> tuple:
+    """What is found, suspected, and by what, for a pretraining on `cases` of another data set."""
+    plain = {"name": "x", "subject": "nobody", "source": "", "fingerprint": "", "likeness": ""}
+    provenance = {"dataset": {"name": name}, "cases": [plain | case for case in cases]}
+    said = find_leakage(store, SPLIT, json.loads(json.dumps(provenance)), strict=strict)
+    json.dumps(said, allow_nan=False)
+    by = {who: sorted(one["by"] for one in of) for who, of in said["evidence"].items()}
+    return said["validation_in_pretraining"], said["suspected_in_pretraining"], by
+
+
+def flipped(likeness: str, share: float) -> str:
+    """Another likeness, `share` of whose bits differ in each view."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(likeness), np.uint8)).reshape(2, BITS)
+    bits[:, : round(share * BITS)] ^= 1
+    return np.packbits(bits).tobytes().hex()
+
+
+def test_similar_voxels_are_found_suspected_or_strangers(store):
+    """A pretraining without one name in common: the share of differing bits decides, and is told."""
+    mine = store.cases[3].likeness
+    assert evidence(store, [{"likeness": flipped(mine, LIKE - 0.01)}]) == (["C"], [], {"C": ["similar voxels"]})
+    assert evidence(store, [{"likeness": flipped(mine, LIKE + 0.01)}]) == ([], ["C"], {"C": ["similar voxels"]})
+    assert evidence(store, [{"likeness": flipped(mine, ALIKE + 0.01)}]) == ([], [], {})
+    said = find_leakage(
+        store,
+        SPLIT,
+        {"dataset": {"name": "x"}, "cases": [{"name": "y", "subject": "?", "fingerprint": "", "likeness": mine}]},
+        strict=False,
+    )
+    assert said["evidence"]["C"] == [
+        {"case": "c", "seen_as": "y", "by": "similar voxels", "sure": True, "unlikeness": 0.0}
+    ]
+    assert reasons(said["evidence"]["C"]) == "similar voxels, 0% of the bits differ (c was seen as y)"
+    assert said["compared_by_voxels"] == [1, 1]
+
+
+def test_what_is_only_suspected_is_never_an_error(store):
+    with pytest.raises(DataFault, match=r"1 validation subjects were in the pretraining \(C\): C by similar voxels"):
+        evidence(store, [{"likeness": store.cases[3].likeness}], strict=True)
+    suspected = [{"likeness": flipped(store.cases[3].likeness, LIKE + 0.01)}]
+    assert evidence(store, suspected, strict=True)[:2] == ([], ["C"])
+
+
+def test_paths_are_evidence_unless_the_voxels_are_strangers(store, tmp_path):
+    source = store.cases[3].source
+    assert evidence(store, [{"source": source}]) == (["C"], [], {"C": ["path"]})
+    linked = tmp_path / "link"
+    linked.symlink_to(source)
+    assert evidence(store, [{"source": str(linked)}]) == (["C"], [], {"C": ["path"]})
+    parts = source.split("/")
+    moved, elsewhere = "/" + "/".join(["mnt", *parts[-3:]]), "/mnt/other/" + parts[-1]
+    assert evidence(store, [{"source": moved}]) == ([], ["C"], {"C": ["path ending"]})
+    assert evidence(store, [{"source": "/".join(parts[-2:])}]) == ([], ["C"], {"C": ["path ending"]})
+    assert evidence(store, [{"source": elsewhere}]) == ([], [], {})
+    assert evidence(store, [{"source": parts[-1]}]) == ([], [], {})
+    stranger = {"likeness": flipped(store.cases[3].likeness, 0.5)}
+    assert evidence(store, [{"source": source} | stranger]) == ([], ["C"], {"C": ["path"]})
+    assert evidence(store, [{"source": moved} | stranger]) == ([], [], {})
+
+
+def test_a_provenance_without_likeness_is_still_read(store):
+    """Older than likeness, and older than paths: names and exact voxels are compared, and the rest is said."""
+    old = pretraining(store, 0, 3)
+    for case in old["cases"]:
+        del case["likeness"], case["source"]
+    old["dataset"]["name"] = "hearts"
+    said = find_leakage(store, SPLIT, old, strict=False)
+    assert said["validation_in_pretraining"] == ["C"] and said["compared_by_voxels"] == [0, 2]
+    assert said["evidence"]["C"] == [
+        {"case": "c", "seen_as": "c", "by": "exact voxels", "sure": True, "unlikeness": None}
+    ]
+
+
+def test_a_store_older_than_likeness_is_still_read(store):
+    values = store.cases[0].to_dict()
+    del values["likeness"]
+    assert StoredCase.from_dict(values).likeness == "" and len(store.cases[0].likeness) == 2 * BITS // 4
+
+
+def test_a_scan_that_was_resampled_renamed_and_made_8_bit_is_found(tmp_path):
+    """The road itself: a pretraining on every second slice, in 8 bit, of patients who judge under other names."""
+
+    def write(folder, name, seeds, changed):
+        (folder / "scans").mkdir(parents=True)
+        cases = []
+        for n, seed in enumerate(seeds):
+            drawn = phantom("heart-mr", seed, shape=(32, 32, 32), spacing=(6.0, 6.0, 6.0))
+            voxels, affine = drawn.voxels, drawn.affine
+            if changed:
+                voxels = np.clip(voxels[:, :, ::2] / voxels.max() * 255, 0, 255).astype(np.uint8)
+                affine = affine @ np.diag([1.0, 1.0, 2.0, 1.0])
+            path = folder / "scans" / f"{name}{n}.nii.gz"
+            write_volume(path, voxels, affine)
+            cases.append(Case(f"{name}{n}", f"{name}{n}", path, None, "MR"))
+        return prepare(Dataset(name, "folder of scans", folder, tuple(cases)), folder / "store", Preprocessing())
+
+    seen = write(tmp_path / "seen", "public", (0, 1, 2), changed=True)
+    judged = write(tmp_path / "judged", "private", (2, 7), changed=False)
+    said = find_leakage(judged, Split((), (0, 1), "all"), pretraining(seen, 0, 1, 2), strict=False)
+    assert said["validation_in_pretraining"] == ["private0"]
+    assert said["suspected_in_pretraining"] == [] and said["compared_by_voxels"] == [3, 3]
+    assert [one["seen_as"] for one in said["evidence"]["private0"]] == ["public2"]

@@ -1,19 +1,26 @@
-"""Dice, HD95 and NSD: worked out by hand, by brute force, and by MONAI; and what an empty set is worth."""
+"""Dice, HD95, NSD, ASD, volumes: by hand, by brute force, by MONAI and by DeepMind; and what an empty set is worth."""
 
 import math
 
 import numpy as np
 import pytest
+import surface_distance
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import (
+    DiceMetric,
+    HausdorffDistanceMetric,
+    compute_average_surface_distance,
+    compute_hausdorff_distance,
+    compute_surface_dice,
+)
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
 
 from dagman.evaluation import surfaces
-from dagman.evaluation.metrics import case_metrics, dice, hd95_mm, nsd
-from spade3d.faults import DataFault
+from dagman.evaluation.metrics import METRICS, asd_mm, case_metrics, dice, hd95_mm, nsd, tolerances_of
+from spade3d.faults import DataFault, UsageFault
 
 
 def blobs(seed: int, shape: tuple[int, int, int], classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +40,7 @@ def ball(
     return away <= radius**2
 
 
-def slow_twin(truth: np.ndarray, prediction: np.ndarray, spacing, tolerance_mm: float) -> tuple[float, float, float]:
+def slow_twin(truth: np.ndarray, prediction: np.ndarray, spacing, tolerance_mm: float) -> tuple[float, ...]:
     """The definitions again: every surface voxel against every other."""
     of_truth, of_prediction = (
         np.argwhere(mask & ~binary_erosion(mask)) * np.array(spacing) for mask in (truth, prediction)
@@ -45,6 +52,8 @@ def slow_twin(truth: np.ndarray, prediction: np.ndarray, spacing, tolerance_mm: 
         2 * (truth & prediction).sum() / (truth.sum() + prediction.sum()),
         max(np.quantile(missed, 0.95), np.quantile(invented, 0.95)),
         within / (len(missed) + len(invented)),
+        np.concatenate([missed, invented]).mean(),
+        (prediction.sum() - truth.sum()) * np.prod(spacing) / 1000,
     )
 
 
@@ -61,10 +70,40 @@ def test_equals_monai_on_blobs(seed, spacing):
     hd95 = compute_hausdorff_distance(of_prediction, of_truth, percentile=95, spacing=spacing, **everything)[0]
     surface = compute_surface_dice(of_prediction, of_truth, [2.0] * 3, spacing=spacing, **everything)[0]
     overlap = DiceMetric(reduction="none", **everything)(of_prediction, of_truth)[0]
+    average = compute_average_surface_distance(of_prediction, of_truth, symmetric=True, spacing=spacing, **everything)
     assert [row["class"] for row in rows] == [1, 2, 3]
     assert [row["hd95_mm"] for row in rows] == pytest.approx(hd95.tolist(), abs=1e-4)
     assert [row["nsd"] for row in rows] == pytest.approx(surface.tolist(), abs=1e-4)
     assert [row["dice"] for row in rows] == pytest.approx(overlap.tolist(), abs=1e-4)
+    assert [row["asd_mm"] for row in rows] == pytest.approx(average[0].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.5, 3.3)])
+def test_stays_within_half_a_voxel_of_deepminds_surface_distance(seed, spacing):
+    """DeepMind's surface runs between the voxels, half a voxel out, so two of them lie as far apart as two of ours to
+    within one diagonal; its averages are weighted by area, which the same diagonal bounds on smooth shapes."""
+    truth, prediction = (labels == 1 for labels in blobs(seed, (40, 33, 27)))
+    (row,) = case_metrics(truth, prediction, spacing, (1,), 2.0)
+    theirs = surface_distance.compute_surface_distances(truth, prediction, spacing)
+    voxel_mm = math.hypot(*spacing)
+    assert row["hd95_mm"] == pytest.approx(surface_distance.compute_robust_hausdorff(theirs, 95), abs=voxel_mm)
+    averages = surface_distance.compute_average_surface_distance(theirs)
+    assert row["asd_mm"] == pytest.approx(sum(averages) / 2, abs=voxel_mm / 2)
+    # Whoever forgives a voxel more or less finds at least, or at most, what DeepMind finds.
+    strict, lenient = (nsd(truth, prediction, spacing, max(0.0, 2.0 + way * voxel_mm)) for way in (-1, 1))
+    assert strict - 0.05 <= surface_distance.compute_surface_dice_at_tolerance(theirs, 2.0) <= lenient + 0.05
+    assert row["dice"] == pytest.approx(surface_distance.compute_dice_coefficient(truth, prediction))
+
+
+def test_equals_deepmind_where_the_definitions_meet():
+    """Two boxes, one shifted along an axis by whole voxels: the largest distance is the shift, for both."""
+    truth, prediction = np.zeros((2, 24, 24, 24), bool)
+    truth[4:14, 5:15, 6:16] = prediction[4:14, 5:15, 10:20] = True
+    theirs = surface_distance.compute_surface_distances(truth, prediction, (1.0, 1.0, 2.0))
+    ours = case_metrics(truth, prediction, (1.0, 1.0, 2.0), (1,), 2.0)[0]
+    assert ours["hd95_mm"] == surface_distance.compute_robust_hausdorff(theirs, 95) == 8.0
+    assert ours["dice"] == surface_distance.compute_dice_coefficient(truth, prediction)
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +118,7 @@ def test_equals_the_slow_twin(seed, shape, spacing, filled):
     truth, prediction = rng.random(shape) < filled, rng.random(shape) < filled
     truth.flat[rng.integers(truth.size)] = prediction.flat[rng.integers(truth.size)] = True
     (row,) = case_metrics(truth, prediction, spacing, (1,), 2.5)
-    assert (row["dice"], row["hd95_mm"], row["nsd"]) == pytest.approx(slow_twin(truth, prediction, spacing, 2.5))
+    assert [row[metric] for metric in METRICS] == pytest.approx(slow_twin(truth, prediction, spacing, 2.5))
     assert (row["voxels_true"], row["voxels_predicted"]) == (truth.sum(), prediction.sum())
 
 
@@ -108,7 +147,7 @@ def test_far_apart_surfaces_are_swept_and_right():
     truth[:3, :3, :3] = True
     prediction = np.random.default_rng(0).random(truth.shape) < 0.5
     (row,) = case_metrics(truth, prediction, (1.0, 2.0, 3.0), (1,))
-    assert (row["dice"], row["hd95_mm"], row["nsd"]) == pytest.approx(slow_twin(truth, prediction, (1, 2, 3), 2.0))
+    assert [row[metric] for metric in METRICS] == pytest.approx(slow_twin(truth, prediction, (1, 2, 3), 2.0))
 
 
 def test_a_shifted_box_by_hand():
@@ -130,6 +169,9 @@ def test_concentric_balls_lie_their_radii_apart():
     truth, prediction = (ball((50, 50, 50), (24.5, 24.5, 24.5), radius) for radius in (12, 18))
     assert hd95_mm(truth, prediction, (1.0, 1.0, 1.0)) == pytest.approx(6.0, abs=0.5)
     assert hd95_mm(truth, prediction, (0.5, 0.5, 0.5)) == pytest.approx(3.0, abs=0.25)
+    assert asd_mm(truth, prediction, (0.5, 0.5, 0.5)) == pytest.approx(3.0, abs=0.25)
+    (row,) = case_metrics(truth, prediction, (0.5, 0.5, 0.5), (1,))
+    assert row["volume_difference_ml"] == pytest.approx(4 / 3 * math.pi * (9**3 - 6**3) / 1000, rel=0.01)
     assert dice(truth, prediction) == pytest.approx(2 * 12**3 / (12**3 + 18**3), abs=0.01)
     assert nsd(truth, prediction, (1.0, 1.0, 1.0), 5.0) == 0.0
     assert nsd(truth, prediction, (1.0, 1.0, 1.0), 7.0) == 1.0
@@ -150,17 +192,48 @@ def test_empty_structures_follow_the_rule():
     prediction[0, 6:, 6:] = 3
     diagonal_mm = math.hypot(6 * 1.0, 8 * 1.5, 10 * 2.0)
     found, missed, invented, absent = case_metrics(truth, prediction, (1.0, 1.5, 2.0), (1, 2, 3, 4))
-    assert found == {"class": 1, "dice": 1, "hd95_mm": 0, "nsd": 1, "voxels_true": 8, "voxels_predicted": 8}
+    scores = {"dice": 1, "hd95_mm": 0, "nsd": 1, "asd_mm": 0, "volume_difference_ml": 0}
+    assert found == {"class": 1, **scores, "voxels_true": 8, "voxels_predicted": 8}
     for row in (missed, invented):
         assert (row["dice"], row["nsd"]) == (0.0, 0.0)
-        assert row["hd95_mm"] == pytest.approx(diagonal_mm)
+        assert row["hd95_mm"] == row["asd_mm"] == pytest.approx(diagonal_mm)
+    assert missed["volume_difference_ml"] == pytest.approx(-2 * 4 * 6 * 3.0 / 1000)
+    assert invented["volume_difference_ml"] == pytest.approx(2 * 4 * 3.0 / 1000)
     assert (missed["voxels_true"], missed["voxels_predicted"]) == (2 * 4 * 6, 0)
     assert (invented["voxels_true"], invented["voxels_predicted"]) == (0, 2 * 4)
-    assert all(math.isnan(absent[metric]) for metric in ("dice", "hd95_mm", "nsd"))
+    assert all(math.isnan(absent[metric]) for metric in METRICS)
     empty, full = np.zeros((3, 4, 12), bool), np.ones((3, 4, 12), bool)
     assert math.isnan(dice(empty, empty)) and math.isnan(hd95_mm(empty, empty, (1, 1, 1)))
     assert math.isnan(nsd(empty, empty, (1, 1, 1)))
     assert (dice(full, empty), hd95_mm(empty, full, (1, 1, 1)), nsd(full, empty, (1, 1, 1))) == (0.0, 13.0, 0.0)
+
+
+def test_a_missed_organ_is_the_worst_score_here_and_the_best_in_monai():
+    """MONAI calls the HD95 of a missed organ NaN, and its mean over the cases 0.0, as if every surface had been met."""
+    truth, prediction = np.zeros((2, 10, 10, 10), bool)
+    truth[2:6, 2:6, 2:6] = True
+    of_truth, of_prediction = (torch.from_numpy(mask)[None, None].float() for mask in (truth, prediction))
+    theirs = HausdorffDistanceMetric(include_background=True, percentile=95, reduction="mean")
+    single = theirs(of_prediction, of_truth)
+    assert not torch.isfinite(single).any() and theirs.aggregate().item() == 0.0
+    (row,) = case_metrics(truth, prediction, (1.0, 1.0, 1.0), (1,))
+    assert row["hd95_mm"] == row["asd_mm"] == pytest.approx(math.sqrt(300)) and row["dice"] == row["nsd"] == 0.0
+
+
+def test_each_class_may_have_its_own_tolerance():
+    truth, prediction = np.zeros((2, 12, 12, 12), np.uint8)
+    for value, at in ((1, 1), (2, 7)):
+        truth[1:5, 1:5, at : at + 3] = prediction[2:6, 1:5, at : at + 3] = value
+    names = ["liver", "spleen"]
+    tolerances = tolerances_of(names, 0.5, {"spleen": 1.0})
+    assert tolerances == [0.5, 1.0]
+    liver, spleen = case_metrics(truth, prediction, (1.0, 1.0, 1.0), (1, 2), tolerances)
+    assert liver["nsd"] < 1.0 == spleen["nsd"]
+    assert [row["nsd"] for row in case_metrics(truth, prediction, (1.0, 1.0, 1.0), (1, 2), 1.0)] == [1.0, 1.0]
+    with pytest.raises(UsageFault, match="a tolerance for lung; the classes are liver, spleen"):
+        tolerances_of(names, 2.0, {"lung": 1.0})
+    with pytest.raises(ValueError, match="one for each"):
+        case_metrics(truth, prediction, (1.0, 1.0, 1.0), (1, 2), [1.0])
 
 
 def test_a_surface_a_rounding_error_beyond_the_tolerance_counts():

@@ -23,7 +23,8 @@ def rows(subjects: int, gain: float = 0.0, seed: int = 0) -> list[dict]:
     for case in range(2 * subjects):
         for label, name in NAMES.items():
             row = {"case": f"case_{case}", "subject": f"s{case // 2}", "class": label, "name": name}
-            row |= {"dice": float(rng.uniform(0.6, 0.8)) + gain, "hd95_mm": 4.0, "nsd": 0.9}
+            row |= {"dice": float(rng.uniform(0.6, 0.8)) + gain, "hd95_mm": 4.0, "nsd": 0.9, "asd_mm": 1.25}
+            row["volume_difference_ml"] = -1.5
             table.append(row | {"voxels_true": 100, "voxels_predicted": 90})
     table[0] |= {"dice": math.nan, "hd95_mm": math.nan, "nsd": math.nan, "voxels_true": 0, "voxels_predicted": 0}
     table[3] |= {"dice": 0.0, "hd95_mm": 173.2, "nsd": 0.0, "voxels_predicted": 0}
@@ -71,6 +72,7 @@ def test_the_headline_the_undefined_and_the_missed(tmp_path):
     assert "Validation Dice while training" in html and "spleen &lt;b&gt;" in html
     liver = html[html.index("<tbody>") :].split("</tr>")[0]
     spleen = html[html.index("<tbody>") :].split("</tr>")[1]
+    assert ">1.25<" in liver and ">-1.5<" in liver.replace("\u2212", "-")
     assert [cell.split("<")[0] for cell in liver.split('class="right">')[-4:]] == ["7", "1", "0", "0"]
     assert [cell.split("<")[0] for cell in spleen.split('class="right">')[-4:]] == ["8", "0", "1", "0"]
 
@@ -84,6 +86,11 @@ def test_the_headline_the_undefined_and_the_missed(tmp_path):
             "2 validation subjects had been in the pretraining",
             "pretrained on.",
         ),
+        (
+            {"suspected_in_pretraining": ["s1"]},
+            "1 validation subject may have been in the pretraining",
+            "pretrained on.",
+        ),
         ({"pretraining": "unknown"}, "does not say what it was pretrained on", "pretrained on."),
     ],
 )
@@ -91,6 +98,20 @@ def test_leakage_is_said_beside_the_headline_and_nothing_reassures(tmp_path, lea
     html = text(finetuning_report(make_run(tmp_path / "run", rows(2), leakage=leakage)))
     assert warning in html[: html.index("<nav")]
     assert not any(reassured in part.split("</p>")[0] for part in html.split('class="callout good"')[1:])
+
+
+def test_it_is_said_by_what_a_seen_subject_is_known(tmp_path):
+    one = {"case": "c1", "seen_as": "<old> scan", "by": "similar voxels", "sure": True, "unlikeness": 0.031}
+    leakage = {"validation_in_pretraining": ["s1"], "evidence": {"s1": [one]}}
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(2), leakage=leakage)))
+    assert (
+        "s1: by similar voxels, 3% of the bits differ (c1 was seen as &lt;old&gt; scan)" in html[: html.index("<nav")]
+    )
+
+
+def test_what_could_not_be_compared_by_voxels_is_said(tmp_path):
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(2), leakage={"compared_by_voxels": [3, 40]})))
+    assert "Only 3 of 40 scans of the pretraining could be compared by what they show" in html
 
 
 def test_a_case_on_both_sides_of_the_split_is_found_even_if_the_run_did_not(tmp_path):
@@ -157,6 +178,7 @@ def test_a_gain_in_every_subject_is_shown(tmp_path):
     html, found = compared(tmp_path, 8, 0.05)
     assert "pretrained &lt;x&gt; had a better mean Dice than scratch: mean difference +0.04" in html
     assert html.count("<td>better</td>") == 3
+    assert html.count('class="pair"') == 8 and "Mean Dice of each subject" in html
     assert html.count('class="dot"') == 2 * (16 + 15 + 16)  # two seeds; the mean, liver (one undefined) and spleen
     assert all(one.low > 0 for one in found)
 

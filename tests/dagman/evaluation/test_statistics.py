@@ -11,6 +11,8 @@ from scipy import stats
 
 from dagman.evaluation.statistics import (
     COLUMNS,
+    LATER,
+    adjusted_over_sides,
     holm,
     mean_with_interval,
     paired_comparison,
@@ -141,10 +143,46 @@ def test_comparison_by_hand():
     assert (turned.difference, turned.wins) == (pytest.approx(-liver.difference), 1)
 
 
-def test_smaller_is_better_for_distances():
-    a, b = [row(f"p{i}", 0.5) for i in range(6)], [row(f"p{i}", 0.6 + i / 50) for i in range(6)]
-    liver = paired_comparison(a, b, metric="hd95_mm")[1]
-    assert liver.difference < 0 and (liver.wins, liver.losses) == (6, 0)
+@pytest.mark.parametrize("metric", ["hd95_mm", "asd_mm"])
+def test_smaller_is_better_for_distances(metric):
+    a, b = ([row(f"p{i}", 0.5 + gain * (1 + i), asd_mm=5 - gain * i) for i in range(6)] for gain in (0.0, 0.02))
+    liver = paired_comparison(a, b, metric=metric)[1]
+    assert liver.difference < 0 and (liver.wins, liver.losses) == (6 - (metric == "asd_mm"), 0)
+
+
+def test_a_metric_that_has_no_better_or_that_a_table_lacks_is_refused():
+    a = [row(f"p{i}", 0.5) for i in range(3)]
+    with pytest.raises(DataFault, match="the second run was judged before there was asd_mm"):
+        paired_comparison([one | {"asd_mm": 1.0} for one in a], a, metric="asd_mm")
+    with pytest.raises(ValueError, match="volume_difference_ml; one of dice, hd95_mm, nsd, asd_mm"):
+        paired_comparison(a, a, metric="volume_difference_ml")
+
+
+def test_several_sides_are_adjusted_for_all_that_is_looked_at():
+    """Two sides, two structures: the means are a family of two, the structures one of four."""
+    reference = [row(f"p{i}", 0.5, value=value) for i in range(8) for value in (1, 2)]
+    rng = np.random.default_rng(0)
+    sides = {
+        name: [one | {"dice": one["dice"] + gain + 0.1 * rng.random()} for one in reference]
+        for name, gain in (("good", 0.0), ("mixed", -0.05))
+    }
+    alone = {name: paired_comparison(reference, rows) for name, rows in sides.items()}
+    together = adjusted_over_sides(alone)
+    assert [of[0].p_holm for of in together.values()] == holm([of[0].p for of in alone.values()])
+    structures = [one.p_holm for of in together.values() for one in of[1:]]
+    assert structures == holm([one.p for of in alone.values() for one in of[1:]])
+    assert together["good"][1].p_holm == pytest.approx(4 * 2 / 2**8)
+    assert together["good"][1].p_holm > alone["good"][1].p_holm
+    assert adjusted_over_sides({"good": alone["good"]})["good"] == alone["good"], "one side is as it was"
+
+
+def test_a_family_too_large_for_so_few_subjects_says_so():
+    """With 6 subjects the smallest p is 0.03125: of two structures none can be shown, however large the gain."""
+    a = [row(f"p{i}", 0.5, value=value) for i in range(6) for value in (1, 2)]
+    b = [one | {"dice": 0.6} for one in a]
+    mean, liver, _ = adjusted_over_sides({"b": paired_comparison(a, b)})["b"]
+    assert mean.note == "" and mean.p_holm == 2**-5
+    assert "over 2 structures and sides the smallest possible p of 6 subjects is 0.0625" in liver.note
 
 
 def test_too_few_subjects_say_so():
@@ -162,6 +200,18 @@ def test_seeds_are_paired_and_averaged_within_a_subject():
     mean, liver = paired_comparison(a, b)
     assert (liver.subjects, liver.pairs, liver.wins, liver.ties) == (2, 4, 1, 1)
     assert mean.difference == pytest.approx((0.1 + 0 - 0.1 + 0.1) / 4)
+
+
+def test_pairs_are_told_by_seed_and_draw():
+    """Two draws of one seed are two pairs; without `pair` the seed tells, and a pair that one side lacks is named."""
+    a = [row("p", 0.5, seed=0, pair=f"seed 0, draw {draw}") for draw in (0, 1)]
+    b = [one | {"dice": 0.6 + draw / 10} for draw, one in enumerate(a)]
+    (mean, *_) = paired_comparison(a, b[::-1])
+    assert (mean.pairs, mean.subjects, mean.difference) == (2, 1, pytest.approx(0.15))
+    with pytest.raises(DataFault, match=r"only the first run has p \(class 1, seed 0, draw 1\)"):
+        paired_comparison(a, b[:1])
+    with pytest.raises(DataFault, match="p: class 1 comes twice"):
+        paired_comparison([{**one, "pair": "seed 0"} for one in a], b)
 
 
 def test_what_has_no_value_is_counted_not_lost():
@@ -200,6 +250,13 @@ def test_cases_csv_there_and_back(tmp_path):
     assert there == rows[0] and isinstance(there["voxels_true"], int)
     assert math.isnan(empty["dice"]) and math.isnan(empty["hd95_mm"]) and empty["voxels_predicted"] == 90
     assert [file.name for file in tmp_path.iterdir()] == ["cases.csv"]
+    # Later columns come after the frozen ones, and an older table has none of them, not even empty.
+    assert "asd_mm" not in there
+    newer = tmp_path / "newer.csv"
+    write_cases(newer, [one | {"asd_mm": 1.5, "volume_difference_ml": NAN} for one in rows])
+    assert newer.read_text(encoding="utf-8").splitlines()[0] == ",".join((*COLUMNS, *LATER))
+    again = read_cases(newer)[0]
+    assert again["asd_mm"] == 1.5 and math.isnan(again["volume_difference_ml"]) and again["dice"] == there["dice"]
     # A failure half-way leaves the old table whole.
     with pytest.raises(KeyError):
         write_cases(path, [rows[0], {"case": "broken"}])
@@ -212,6 +269,9 @@ def test_cases_csv_there_and_back(tmp_path):
         (None, "not a readable cases.csv"),
         ("", "the columns are nothing"),
         ("case,dice\n", "the columns are case,dice"),
+        (",".join(COLUMNS) + ",hausdorff\n", "after them at most asd_mm,volume_difference_ml"),
+        (",".join(COLUMNS) + ",volume_difference_ml\n", "after them at most asd_mm,volume_difference_ml"),
+        (",".join(COLUMNS) + ",asd_mm\np,p,1,liver,1,1,1,5,5,far\n", r"row 2 \(p\).*'far'"),
         (",".join(COLUMNS) + "\np,p,1,liver,0.5\n", "row 2 has 5 cells; 9 are needed"),
         (",".join(COLUMNS) + "\np,p,1,liver,high,1,1,5,5\n", r"row 2 \(p\).*'high'"),
         (",".join(COLUMNS) + "\np,p,1.5,liver,1,1,1,5,5\n", r"row 2 \(p\).*'1.5'"),

@@ -28,7 +28,9 @@ STORE = SimpleNamespace(
 def row(case: str, subject: str, value: int, dice: float, true: int = 10, predicted: int = 10) -> dict:
     distance = math.nan if math.isnan(dice) else 3.0
     who = {"case": case, "subject": subject, "class": value, "name": {1: "liver", 2: "spleen"}[value]}
-    return who | {"dice": dice, "hd95_mm": distance, "nsd": dice, "voxels_true": true, "voxels_predicted": predicted}
+    scores = {"dice": dice, "hd95_mm": distance, "nsd": dice, "asd_mm": distance / 2}
+    scores["volume_difference_ml"] = (predicted - true) / 10 if true or predicted else math.nan
+    return who | scores | {"voxels_true": true, "voxels_predicted": predicted}
 
 
 ROWS = [
@@ -46,14 +48,23 @@ def summary(rows=ROWS) -> dict:
 def test_means_by_hand():
     said = summary()
     assert said["mean_dice"] == pytest.approx(((0.8 + 0.0) / 2 + 0.6) / 2)
-    assert said["mean_nsd"] == pytest.approx(0.5) and said["mean_hd95_mm"] == 3.0
+    assert said["mean_nsd"] == pytest.approx(0.5) and (said["mean_hd95_mm"], said["mean_asd_mm"]) == (3.0, 1.5)
     by_hand = mean_with_interval({"C": [0.4], "D": [0.6]})
     assert said["mean_dice_interval"] == pytest.approx([by_hand.low, by_hand.high])
     assert (said["cases"], said["subjects"]) == (2, 2)
     liver, spleen = said["per_class"]["liver"], said["per_class"]["spleen"]
     assert liver["dice"] == pytest.approx(0.7) and spleen["dice"] == 0.0
     assert [spleen[key] for key in ("cases", "undefined", "missed", "invented")] == [2, 1, 1, 0]
+    assert (liver["asd_mm"], liver["volume_difference_ml"], spleen["volume_difference_ml"]) == (1.5, 0.0, -1.0)
     assert spleen["dice_interval"] == [None, None]  # one subject says nothing of the next
+
+
+def test_every_metric_is_defined_where_it_is_written():
+    said = summary()["protocol"]
+    assert {"dice", "hd95_mm", "nsd", "asd_mm", "volume_difference_ml", "empty", "grid"} <= said["definitions"].keys()
+    assert said["tolerance_mm"] == 2.0 and "tolerances_mm" not in said
+    own = with_values(SETTINGS, {"scoring.tolerances_mm": {"spleen": 1.0}})
+    assert summarise(ROWS, own, STORE, SPLIT, (0,), None, NOBODY)["protocol"]["tolerances_mm"] == {"spleen": 1.0}
 
 
 def test_who_learned_and_who_judged_are_subjects():
