@@ -17,10 +17,15 @@ from torch import Tensor
 from spade3d.crops.correspondences import voxels_at
 from spade3d.crops.crop import Box, Crop, Triple, body_bounds, box_to_mm, cut, draw_box
 from spade3d.crops.pairs import as_images
+from spade3d.faults import DataFault
 from spade3d.networks.features import read_at
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]  # images (b, 1, i, j, k) -> feature maps (b, c, p, q, r), fine to coarse
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # measure -> subject -> its values
+
+
+class NothingToAsk(DataFault):
+    """The scans, or their labels, are too few for one question; others may still be asked."""
 
 
 @dataclass(frozen=True)

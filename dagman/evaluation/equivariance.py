@@ -7,6 +7,7 @@ import numpy as np
 
 from dagman.evaluation.crop_features import (
     Encoder,
+    NothingToAsk,
     Probing,
     Scores,
     best_of,
@@ -27,7 +28,6 @@ from spade3d.crops.crop import (
     rotation,
     scan_bounds,
 )
-from spade3d.faults import DataFault
 
 MEASURES = ("agreement", "features", "position", "chance")
 Change = Literal["moved", "flipped", "turned", "scaled"]
@@ -47,7 +47,7 @@ def twin_agreement(encoder: Encoder, store, cases: Sequence[int], how: Probing) 
     features   share of points whose nearest vector in the twin, by cosine, lies within `how.near_mm` of the truth
     position   the same for the point that lies most alike in its crop: what an encoder that knows only that would find
     chance     the same for a point of the twin that was drawn at random
-    Raises DataFault where no twin is left.
+    Raises NothingToAsk where no twin is left.
     """
     found: dict[str, list[tuple[str, dict[str, float]]]] = {change: [] for change in CHANGES}
     missed = 0
@@ -69,7 +69,7 @@ def twin_agreement(encoder: Encoder, store, cases: Sequence[int], how: Probing) 
                 inside = [voxels_at(one, places) * how.spacing for one in (crop, twin)]
                 found[change].append((store.cases[case].subject, agreement(cosines, places, *inside, how.near_mm)))
     if not all(found.values()):
-        raise DataFault(
+        raise NothingToAsk(
             f"{len(cases)} scans hold no crop of {how.size_mm} mm and a twin that share points; take smaller crops"
         )
     return {

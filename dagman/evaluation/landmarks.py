@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dagman.evaluation.crop_features import (
     Encoder,
+    NothingToAsk,
     Probing,
     Scores,
     grouped,
@@ -24,7 +25,6 @@ from dagman.evaluation.crop_features import (
     vectors_over_scan,
 )
 from spade3d.crops.crop import Box, body_bounds, keep_inside, scan_to_world
-from spade3d.faults import DataFault
 
 CENTROID = "centroid"
 SIDES = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
@@ -50,8 +50,8 @@ def landmark_errors(encoder: Encoder, store, cases: Sequence[int], how: Probing)
     position  the same relative place in the body's box, which needs no network
     random    anywhere in the body's box
     floor     the nearest of the places, so what no features could go below
-    An organ that touches the edge of a scan may be cut off, so it has no landmarks there. Raises DataFault where no two
-    subjects share a landmark.
+    An organ that touches the edge of a scan may be cut off, so it has no landmarks there. Raises NothingToAsk where no
+    two subjects share a landmark.
     """
     cut_off, marked, rows = 0, {}, []
     for case in cases:
@@ -71,7 +71,7 @@ def landmark_errors(encoder: Encoder, store, cases: Sequence[int], how: Probing)
             kinds = [CENTROID if side == CENTROID else "surface" for _, (_, side) in asked]
             rows += zip(kinds, [store.cases[other].subject for other, _ in asked], errors, strict=True)
     if not rows:
-        raise DataFault(
+        raise NothingToAsk(
             f"{len(cases)} scans to find landmarks in, but no two subjects share an organ that is shown whole; "
             "give more labelled scans"
         )

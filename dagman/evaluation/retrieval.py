@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dagman.evaluation.crop_features import (
     Encoder,
+    NothingToAsk,
     Probing,
     Scores,
     best_of,
@@ -19,7 +20,6 @@ from dagman.evaluation.crop_features import (
     stages_of,
 )
 from spade3d.crops.crop import Crop, body_bounds, cut_labels, draw_box
-from spade3d.faults import DataFault
 
 BATCH = 8  # crops through the encoder at once
 
@@ -34,7 +34,7 @@ def retrieve(encoder: Encoder, store, cases: Sequence[int], how: Probing) -> tup
     position  the same where the neighbour is the nearest in the body's box, which needs no network
     chance    the mean overlap over all crops that could have been chosen
     ceiling   the largest
-    Crops without any organ voxel are left out: nothing could be right about them. Raises DataFault where fewer than
+    Crops without any organ voxel are left out: nothing could be right about them. Raises NothingToAsk where fewer than
     two subjects remain.
     """
     drawn = [crop for case in cases for crop in draw_crops(store, case, how)]
@@ -43,7 +43,7 @@ def retrieve(encoder: Encoder, store, cases: Sequence[int], how: Probing) -> tup
     crops, overlap = [crop for crop, some in zip(drawn, shows) if some], organ_overlap(counts[shows])
     subjects = np.array([store.cases[crop.case].subject for crop in crops])
     if len(np.unique(subjects)) < 2:
-        raise DataFault(
+        raise NothingToAsk(
             f"{len(cases)} scans to retrieve from, of which {len(np.unique(subjects))} subjects show an organ; "
             "2 subjects are needed: give more labelled scans"
         )

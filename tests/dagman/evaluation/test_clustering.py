@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dagman.evaluation.clustering import cluster_scores, organ_clusters
+from dagman.evaluation.clustering import cluster_scores, kmeans_agreement, organ_clusters
 from dagman.evaluation.crop_features import Probing, standardised
 from spade3d.faults import DataFault
 from spade3d.volumes.preprocessing import Normalisation
@@ -72,3 +72,17 @@ def test_an_encoder_that_has_collapsed_tells_nothing_apart(patients):
 def test_one_subject_alone_is_refused(patients):
     with pytest.raises(DataFault, match="1 subjects with 2 organs shown whole"):
         organ_clusters(lambda images: [images], patients, [0], HOW)
+
+
+def test_k_means_finds_what_lies_apart_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    organs = np.tile(np.repeat([2, 5, 7], 8), 6)
+    subjects = np.repeat([f"patient {n}" for n in range(6)], 24)
+    apart = 9.0 * (organs[:, None] == np.array([2, 5, 7])) + rng.standard_normal((len(organs), 3))
+    found = kmeans_agreement(apart, organs, subjects, 0)
+    assert all((one.mean, one.low, one.high, one.subjects) == (1, 1, 1, 6) for one in found.values())
+    noise = kmeans_agreement(rng.standard_normal((len(organs), 3)), organs, subjects, 0)
+    for one in noise.values():
+        assert one.mean == pytest.approx(0, abs=0.1) and one.low < one.mean < one.high
+    with pytest.raises(DataFault, match="6 subjects with 1 organs"):
+        kmeans_agreement(apart, np.ones_like(organs), subjects, 0)
