@@ -4,77 +4,123 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from dagman.downstream.labelled import Classes, classes_of
-from dagman.downstream.model import SegmentationModel
+from dagman.downstream.model import Decoder, SegmentationModel, with_decoder
+from dagman.downstream.protocols import deviations
 from dagman.downstream.segmentation import Segmentation
-from dagman.evaluation.case_pictures import CasePicture
 from dagman.evaluation.leakage import find_leakage
-from dagman.evaluation.metrics import case_metrics
 from dagman.evaluation.report import finetuning_report
 from dagman.evaluation.scores import telling_cases
 from dagman.evaluation.statistics import write_cases
 from dagman.evaluation.summary import summarise
-from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose
+from dagman.judging import judge, look, scored_classes, show
+from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, protocol_of, regime_of
 from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
-from spade3d.training.loop import Optimiser, Task, train
+from spade3d.training.interruption import preempted_at_once
+from spade3d.training.loop import Optimiser, train
 from spade3d.training.precision import autocast_for
-from spade3d.volumes.geometry import canonical_flips, spacing_of
-from spade3d.volumes.split import Split, draw_labelled, split_cases
+from spade3d.training.prefetch import prefetched
+from spade3d.volumes.split import Split, draw_labelled
 from spade3d.volumes.store import VolumeStore, is_store
-from spade3d.volumes.volume import Grid, write_on_grid
+
+Chosen = TypeVar("Chosen", bound=FinetuneSettings)
 
 
 def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, strict: bool) -> dict:
-    """What `dagman-finetune` does; returns what it prints."""
-    data = Path(settings.data.path)
+    """One run, from settings to report; returns what `dagman-finetune` prints of it."""
     if resume:
-        store = VolumeStore.open(out / STORE if is_store(out / STORE) else data)
-        split = split_cases(store.cases, settings.folds, settings.fold)
-        taught = draw_labelled(store.cases, split.train, settings.labels, settings.seed)
+        store, split = reopened(settings, out)
+        taught = taught_by(settings, store, split)
     else:
-        place = find_device(settings.device)
-        autocast_for(settings.precision, torch.device(place))  # refused here, while nothing is done yet
         with console.fresh_folder(out, CONFIG):
-            if settings.init is not None:
-                describe_encoder(Path(settings.init))  # refused before hours of preparing, if it cannot be read
-            store = open_scans(
-                data, out / STORE, settings.data, workers=settings.workers, strict=strict, labelled_only=True
-            )
-            report_rejected(store)
-            split = split_cases(store.cases, settings.folds, settings.fold)
-            check_split(store, split)
-            taught = draw_labelled(store.cases, split.train, settings.labels, settings.seed)
-            # From all who may teach, not from those drawn: runs of other --labels and --seed share crop and steps.
-            settings = choose(settings, store, draw_labelled(store.cases, split.train, None, settings.seed), place)
-            # A checkpoint that does not fit, or has seen the judges, is refused while there is nothing to take back.
-            fresh_network(settings, classes_of(store))
-            find_leakage(store, split, pretraining_of(settings), strict=strict)
+            settings, store, split = opened(settings, out, strict=strict)
+            taught = taught_by(settings, store, split)
             write_json(out / PROVENANCE, describe(store, taught, split))
             write_text(out / CONFIG, to_yaml(settings))
+    with preempted_at_once():
+        return trained_and_judged(settings, out, store, split, taught, resume=resume, strict=strict)
+
+
+def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, VolumeStore, Split]:
+    """Scans, their split, and settings that leave nothing open. Whatever cannot be run is refused here, while there is
+    nothing to take back."""
+    place = find_device(settings.device)
+    autocast_for(settings.precision, torch.device(place))
+    if settings.init is not None:
+        describe_encoder(Path(settings.init))  # before hours of preparing, if it cannot be read
+    store = open_labelled(settings, out, strict=strict)
+    report_rejected(store)
+    split = protocol_of(settings).split(store.cases, settings.folds, settings.fold)
+    check_split(store, split)
+    scored_classes(settings, classes_of(store))
+    # From all who may teach, not from those drawn: runs of other --labels and --draw share crop and steps.
+    settings = choose(settings, store, draw_labelled(store.cases, split.train, None, 0), place)
+    fresh_network(settings, classes_of(store))
+    find_leakage(store, split, pretraining_of(settings), strict=strict)
+    return settings, store, split
+
+
+def reopened(settings: FinetuneSettings, out: Path) -> tuple[VolumeStore, Split]:
+    """Scans and split of a run that was begun in `out`."""
+    store = VolumeStore.open(out / STORE if is_store(out / STORE) else Path(settings.data.path))
+    return store, protocol_of(settings).split(store.cases, settings.folds, settings.fold)
+
+
+def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> VolumeStore:
+    """The store that DATA is, or one made of its labelled scans in `out`."""
+    data, workers = Path(settings.data.path), settings.workers
+    try:
+        return open_scans(data, out / STORE, settings.data, workers=workers, strict=strict, labelled_only=True)
+    except UsageFault as fault:
+        if any(key.startswith("data.") for key in protocol_of(settings).settings):
+            raise UsageFault(
+                f"{fault} (what is not said otherwise is as --protocol {settings.protocol} has it)"
+            ) from None
+        raise
+
+
+def taught_by(settings: FinetuneSettings, store: VolumeStore, split: Split) -> tuple[int, ...]:
+    """The labelled cases that a run learns from."""
+    return draw_labelled(store.cases, split.train, settings.labels, settings.draw)
+
+
+def trained_and_judged(
+    settings: FinetuneSettings, out: Path, store, split: Split, taught: Sequence[int], *, resume: bool, strict: bool
+) -> dict:
+    """Train, predict, measure, report."""
     classes, device = classes_of(store), torch.device(settings.device)
     network, coverage = fresh_network(settings, classes)
     leakage = find_leakage(store, split, pretraining_of(settings), strict=strict)
     announce(settings, store, split, taught, classes, coverage)
 
     model = SegmentationModel(
-        network, settings.network, classes, store.preprocessing, settings.crop.shape, settings.scoring.overlap
+        network,
+        settings.network,
+        classes,
+        store.preprocessing,
+        settings.crop.shape,
+        settings.scoring.overlap,
+        decoder=decoder_of(settings),
+        modalities=tuple(sorted({store.cases[i].modality for i in taught})),
+        taught=settings.crop.flip,
     )
     looks = settings.scoring.looks
     train(
-        Segmentation(network),
-        build_stream(settings, store, taught, classes),
+        Segmentation(network, regime_of(settings)),
+        prefetched(build_stream(settings, store, taught, classes), settings.loaders, device),
         steps=settings.steps,
         out=out,
         optimiser=Optimiser(**settings.optim.model_dump()),
@@ -94,7 +140,8 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
     rows = judge(model, store, split, out / "predictions", settings, device)
     write_cases(out / "cases.csv", rows)
     summary = summarise(rows, settings, store, split, taught, loading_of(settings, coverage), leakage)
-    write_json(out / "summary.json", summary)
+    summary["protocol"] |= protocol_said(settings)
+    write_json(out / "summary.json", summary | what_differs(settings))
     shown = [show(model, store, case, why, device) for case, why in telling_cases(rows)]
     report = finetuning_report(out, shown)
     low, high = summary["mean_dice_interval"]
@@ -105,6 +152,29 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
         "subjects": summary["subjects"],
         "report": str(report),
         "predictions": str(out / "predictions"),
+    }
+
+
+def protocol_said(settings: FinetuneSettings) -> dict[str, Any]:
+    """What runs must share to be compared, besides what `summarise` says: the protocol as it is stated, where the run
+    leaves it, and how the network was tuned."""
+    protocol = protocol_of(settings)
+    return {
+        "stated": protocol.describe(),
+        "deviations": deviations(settings, protocol),
+        "tuning": settings.tuning.model_dump(),
+    }
+
+
+def what_differs(settings: FinetuneSettings) -> dict[str, Any]:
+    """What tells apart the runs of a comparison: which pair of twins a run belongs to, and what of `tuning` acted."""
+    regime = asdict(regime_of(settings))
+    acted = regime == settings.tuning.model_dump()
+    told = "as asked" if acted else "layer decay and encoder warm-up act on an encoder that was loaded, and learns"
+    return {
+        "draw": settings.draw,
+        "pair": f"seed {settings.seed}, draw {settings.draw}",
+        "tuning": regime | {"told": told},
     }
 
 
@@ -127,7 +197,11 @@ def fresh_network(settings: FinetuneSettings, classes: Classes):
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=len(classes))
     coverage: Coverage | None = None if settings.init is None else load_encoder(network, Path(settings.init))
-    return network, coverage
+    return with_decoder(network, decoder_of(settings), len(classes)), coverage
+
+
+def decoder_of(settings: FinetuneSettings) -> Decoder:
+    return "linear" if settings.tuning.encoder == "linear" else "swin-unetr"
 
 
 def loading_of(settings: FinetuneSettings, coverage: Coverage | None) -> dict | None:
@@ -145,85 +219,35 @@ def pretraining_of(settings: FinetuneSettings) -> dict | None:
     return describe_encoder(Path(settings.init)).get("provenance", {})
 
 
-def look(task: Task, model: SegmentationModel, store, split: Split, settings, device) -> dict[str, float]:
-    """A quick look while training: mean Dice of a few validation cases. It chooses nothing that is reported."""
-    few = split.validation[: settings.scoring.look_cases]
-    dice = []
-    for i in few:
-        case = store.cases[i]
-        found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
-        truth = store.truth(i)
-        for value in model.classes.values:
-            both = int(((found == value) & (truth == value)).sum())
-            either = int((found == value).sum() + (truth == value).sum())
-            if either:
-                dice.append(2 * both / either)
-    return {"mean_dice": float(np.mean(dice)) if dice else 0.0}
-
-
-def intensities(store: VolumeStore, i: int) -> np.ndarray:
-    return store.cases[i].normalisation.intensity(store.image(i))
-
-
-def judge(model: SegmentationModel, store, split: Split, folder: Path, settings, device) -> list[dict]:
-    """Predict every validation case, write it on the input's own grid, and measure it there."""
-    folder.mkdir(exist_ok=True)
-    rows = []
-    with console.progress_of("judging") as progress:
-        for done, i in enumerate(split.validation):
-            case = store.cases[i]
-            progress(done, len(split.validation), case.name)
-            found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
-            write_on_grid(folder / f"{safe_name(case.name)}.nii.gz", found, case.source_grid)
-            spacing = canonical_spacing(case)
-            measured = case_metrics(
-                store.truth(i), found, spacing, model.classes.values, tolerance_mm=settings.scoring.tolerance_mm
-            )
-            names = dict(zip(model.classes.values, model.classes.names, strict=True))
-            who = {"case": case.name, "subject": case.subject}
-            rows += [who | {"name": names[row["class"]]} | row for row in measured]
-        progress(len(split.validation), len(split.validation), case.name)
-    return rows
-
-
-def canonical_spacing(case) -> tuple[float, float, float]:
-    """The spacing of a case's source along R, A, S, in mm."""
-    grid = case.source_grid
-    return spacing_of(canonical_flips(grid.affine, grid.shape).affine(grid.affine))
-
-
-def safe_name(name: str) -> str:
-    """A case's name as one file name."""
-    return name.replace("/", "_")
-
-
-def show(model: SegmentationModel, store, name: str, why: str, device: torch.device) -> CasePicture:
-    """A case for the report, on the prepared grid of the store."""
-    i = store.index_of(name)
-    case, image = store.cases[i], intensities(store, store.index_of(name))
-    found = model.segment_prepared(image, case.affine, Grid(case.shape, case.affine), device)
-    norm = case.normalisation
-    grey = (image - norm.low) / (norm.high - norm.low)
-    return CasePicture(name, grey, store.labels(i).astype(np.int64), found.astype(np.int64), case.spacing, why)
-
-
 def announce(settings, store, split: Split, taught: Sequence[int], classes: Classes, coverage) -> None:
-    """What was chosen, before the first step."""
+    """The protocol, and what was chosen, before the first step."""
+    protocol, spacing = protocol_of(settings), settings.data.spacing
+    said = {key.replace("_", " "): in_words(value) for key, value in protocol.describe().items() if value}
+    left = in_words(deviations(settings, protocol))
+    console.print_choice(f"protocol {protocol.name}", said | {"left in": left or "nothing"})
     subjects = {store.cases[i].subject for i in taught}
+    drawn = "" if settings.labels is None else f", draw {settings.draw}"
     begin = (
         "from scratch" if coverage is None else f"{coverage.loaded} of {coverage.total} tensors from {coverage.source}"
     )
+    regime = regime_of(settings)
     console.print_choice(
         "dagman-finetune, segmentation",
         {
-            "learns from": f"{len(taught)} labelled scans of {len(subjects)} subjects ({store.layout})",
+            "learns from": f"{len(taught)} labelled scans of {len(subjects)} subjects ({store.layout}){drawn}",
             "judged on": f"{len(split.validation)} scans; {split.rule}",
             "structures": ", ".join(classes.names),
             "encoder": begin,
-            "spacing": " x ".join(f"{mm:g}" for mm in settings.data.spacing) + " mm",
+            "tuning": f"encoder {regime.encoder}, layer decay {regime.layer_decay:g}, "
+            f"encoder still for {regime.encoder_warmup:.0%} of the steps",
+            "spacing": spacing if isinstance(spacing, str) else " x ".join(f"{mm:g}" for mm in spacing) + " mm",
             "crop": " x ".join(map(str, settings.crop.shape)) + " voxels",
             "width": settings.network.feature_size,
             "steps": settings.steps,
             "device": settings.device,
         },
     )
+
+
+def in_words(value: object) -> str:
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

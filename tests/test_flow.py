@@ -143,7 +143,9 @@ def test_nobody_who_judges_was_seen_before(road):
         assert not judges & {case["subject"] for case in pretrained["cases"]}
         assert {case["subject"] for case in json.loads((folder / "provenance.json").read_text())["cases"]} == taught
         checked = {"finetuned": "checked", "scratch": "none"}[name]
+        compared = {"finetuned": [len(pretrained["cases"])] * 2, "scratch": [0, 0]}[name]
         nobody = {"validation_in_training": [], "validation_in_pretraining": []}
+        nobody |= {"suspected_in_pretraining": [], "evidence": {}, "compared_by_voxels": compared}
         assert summary["leakage"] == {"pretraining": checked, **nobody}
         assert "no validation subject entered training" in (folder / "report.html").read_text().replace("\u00a0", " ")
 
@@ -153,7 +155,7 @@ def test_the_summary_and_the_cases_say_the_same(road):
         summary = json.loads((road / name / "summary.json").read_text())
         with open(road / name / "cases.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert ",".join(rows[0]) == "case,subject,class,name,dice,hd95_mm,nsd,voxels_true,voxels_predicted"
+        assert ",".join(rows[0]).startswith("case,subject,class,name,dice,hd95_mm,nsd,voxels_true,voxels_predicted,")
         cases = sorted({row["case"] for row in rows})
         assert len(rows) == 7 * len(cases) == 7 * summary["cases"]
         by_case = [[float(row["dice"]) for row in rows if row["case"] == case and row["dice"]] for case in cases]
@@ -297,7 +299,7 @@ def test_predictions_of_the_run_and_of_the_command_are_the_same(road, tmp_path):
     written = sorted((road / "finetuned" / "predictions").iterdir())[0]
     scan = road / "scans" / "ct_train" / written.name.replace(".nii.gz", "_image.nii.gz")
     run(dagman.commands.predict, road / "finetuned" / "model.safetensors", scan, "--out", tmp_path, "--device", "cpu")
-    (found,) = tmp_path.iterdir()
+    (found,) = tmp_path.glob("*.nii.gz")
     assert np.array_equal(read_labels(found).voxels, read_labels(written).voxels)
 
 

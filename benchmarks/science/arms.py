@@ -17,7 +17,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -84,11 +84,8 @@ class Study:
 
 def run_study(study: Study) -> None:
     """What each script of a study does."""
-    asked, extra = options(sys.argv[1:], study)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    keep_to_what_was_begun(asked, extra)
-    if not (asked.out / "store" / "index.json").exists():
-        command(asked.out / "prepare.log", "spade-prepare", asked.data, "--out", asked.out / "store")
+    asked, extra = options(sys.argv[1:], study, labels_and_scans)
+    begin(asked, extra, {"labels": asked.labels})
     runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
         list(pool.map(lambda run: train(run, asked, extra), runs))
@@ -96,14 +93,7 @@ def run_study(study: Study) -> None:
     torch.set_num_threads(asked.jobs)
     scores = {run: probed(run, asked, store, cases, how) for run in runs}
     result = {
-        "name": asked.name,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"platform": platform.platform(), "python": platform.python_version(), "torch": version("torch")},
-        "steps": dict(zip(("pretraining", "fine-tuning"), asked.steps, strict=True)),
-        "words": {arm: asked.study.arms[arm] for arm in asked.arms},
-        "extra_words": dict(zip(("both", "pretraining", "fine-tuning"), extra, strict=True)),
-        "seeds": asked.seeds,
-        "control": asked.control,
+        **origin(asked, extra),
         "probing": asdict(how) | {"scans": len(cases), "subjects": len({store.cases[i].subject for i in cases})},
         "pretraining_seconds": {arm: seconds_of(asked, arm) for arm in asked.arms if arm != UNTRAINED},
         "probes": of_probes(asked, scores),
@@ -114,7 +104,14 @@ def run_study(study: Study) -> None:
     show(result, study.headlines)
 
 
-def options(words: list[str], study: Study) -> tuple[argparse.Namespace, Extra]:
+def labels_and_scans(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", default="8")
+    parser.add_argument("--scans", type=int, default=24, help="held-out scans that are probed, at most")
+
+
+def options(
+    words: list[str], study: Study, add_own: Callable[[argparse.ArgumentParser], None]
+) -> tuple[argparse.Namespace, Extra]:
     """Ours, and what follows `--`: words for both commands, for the first, and for the second."""
     cuts = [n for n, word in enumerate(words) if word == "--"]
     parts = [words[a + 1 : b] for a, b in zip([-1, *cuts], [*cuts, len(words)], strict=True)]
@@ -124,11 +121,10 @@ def options(words: list[str], study: Study) -> tuple[argparse.Namespace, Extra]:
     parser.add_argument("--name", required=True)
     parser.add_argument("--steps", type=int, nargs=2, metavar=("PRE", "FINE"), required=True, help="FINE 0: no Dice")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--labels", default="8")
     parser.add_argument("--arms", nargs="+", choices=study.arms, default=list(study.usual))
     parser.add_argument("--control", choices=study.arms, default=study.control, help="what every arm is compared with")
-    parser.add_argument("--scans", type=int, default=24, help="held-out scans that are probed, at most")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    add_own(parser)
     asked = parser.parse_args(parts[0])
     asked.study = study
     if len(parts) > 4:
@@ -138,10 +134,18 @@ def options(words: list[str], study: Study) -> tuple[argparse.Namespace, Extra]:
     return asked, tuple(parts[1:] + [[]] * (4 - len(parts)))
 
 
-def keep_to_what_was_begun(asked: argparse.Namespace, extra: Extra) -> None:
-    """Runs in WORK are taken for what is asked for, so WORK remembers it; arms, seeds and scans may be added."""
+def begin(asked: argparse.Namespace, extra: Extra, fixed: Mapping[str, Any]) -> None:
+    """WORK and its store. Runs in WORK are taken for what is asked for, so WORK remembers it: data, steps, words and
+    what is `fixed`; arms and seeds may be added."""
+    asked.out.mkdir(parents=True, exist_ok=True)
+    keep_to_what_was_begun(asked, extra, fixed)
+    if not (asked.out / "store" / "index.json").exists():
+        command(asked.out / "prepare.log", "spade-prepare", asked.data, "--out", asked.out / "store")
+
+
+def keep_to_what_was_begun(asked: argparse.Namespace, extra: Extra, fixed: Mapping[str, Any]) -> None:
     path = asked.out / "asked.json"
-    now = {"data": str(asked.data), "steps": asked.steps, "labels": asked.labels, "extra": list(extra), "arms": {}}
+    now = {"data": str(asked.data), "steps": asked.steps, **fixed, "extra": list(extra), "arms": {}}
     begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     arms = {arm: list(asked.study.arms[arm]) for arm in asked.arms}
     other = [key for key in now if key != "arms" and begun[key] != now[key]]
@@ -149,6 +153,20 @@ def keep_to_what_was_begun(asked: argparse.Namespace, extra: Extra) -> None:
     if other:
         sys.exit(f"{asked.out}: was begun with other settings ({', '.join(other)}); give another --out")
     write_json(path, now | {"arms": begun["arms"] | arms})
+
+
+def origin(asked: argparse.Namespace, extra: Extra) -> dict[str, Any]:
+    """What every result says of where it comes from."""
+    return {
+        "name": asked.name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"platform": platform.platform(), "python": platform.python_version(), "torch": version("torch")},
+        "steps": dict(zip(("pretraining", "fine-tuning"), asked.steps, strict=True)),
+        "words": {arm: asked.study.arms[arm] for arm in asked.arms},
+        "extra_words": dict(zip(("both", "pretraining", "fine-tuning"), extra, strict=True)),
+        "seeds": asked.seeds,
+        "control": asked.control,
+    }
 
 
 def pretrained(asked: argparse.Namespace, run: Run) -> Path:
@@ -161,16 +179,26 @@ def tuned(asked: argparse.Namespace, run: Run) -> Path:
 
 def train(run: Run, asked: argparse.Namespace, extra: Extra) -> None:
     """Pretrain and fine-tune one arm with one seed, as far as that is not done yet."""
-    (arm, seed), (pre, fine) = run, asked.steps
-    store, first, second = asked.out / "store", pretrained(asked, run), tuned(asked, run)
-    if arm != UNTRAINED and not (first / "report.html").exists():
-        continued(
-            "spade-pretrain", store, first, asked.study.arms[arm], "--seed", seed, "--steps", pre, *extra[0], *extra[1]
-        )
-    if fine and not (second / "summary.json").exists():
-        init = () if arm == UNTRAINED else ("--init", first / "encoder.safetensors")
-        few = ("--labels", asked.labels, "--seed", seed, "--steps", fine)
-        continued("dagman-finetune", store, second, init, *few, *extra[0], *extra[2])
+    pretrain(run, asked, extra)
+    if asked.steps[1]:
+        fine_tune(run, tuned(asked, run), asked, extra, "--labels", asked.labels)
+
+
+def pretrain(run: Run, asked: argparse.Namespace, extra: Extra) -> None:
+    """As far as it is not done yet; the arm without pretraining has nothing to do."""
+    (arm, seed), out = run, pretrained(asked, run)
+    if arm != UNTRAINED and not (out / "report.html").exists():
+        words = ("--seed", seed, "--steps", asked.steps[0], *extra[0], *extra[1])
+        continued("spade-pretrain", asked.out / "store", out, asked.study.arms[arm], *words)
+
+
+def fine_tune(run: Run, out: Path, asked: argparse.Namespace, extra: Extra, *few: object) -> None:
+    """As far as it is not done yet; `few`: words that say which labelled subjects."""
+    arm, seed = run
+    if not (out / "summary.json").exists():
+        init = () if arm == UNTRAINED else ("--init", pretrained(asked, run) / "encoder.safetensors")
+        words = (*few, "--seed", seed, "--steps", asked.steps[1], *extra[0], *extra[2])
+        continued("dagman-finetune", asked.out / "store", out, init, *words)
 
 
 def continued(name: str, store: Path, out: Path, own: Sequence[object], *words: object) -> None:

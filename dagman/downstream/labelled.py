@@ -69,16 +69,23 @@ class LabelledBatch:
         images, classes = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.classes))
         return LabelledBatch(images, classes, self.scans)
 
+    def pin_memory(self) -> LabelledBatch:
+        """In memory from which a GPU copies while it computes."""
+        return LabelledBatch(self.images.pin_memory(), self.classes.pin_memory(), self.scans)
+
     def __len__(self) -> int:
         return len(self.images)
 
 
 @dataclass(frozen=True)
 class LabelledSampling:
-    """Crop in voxels and mm; a share `foreground` of the crops is centred on a structure, each class equally often."""
+    """Crop in voxels and mm; a share `foreground` of the crops is centred on a structure, each class equally often.
+
+    `spacing` None is that of the scan that a crop is cut from, where scans were prepared with their own.
+    """
 
     shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float] | None
     crops: int = 2
     foreground: float = 0.67
     views: Views = Views()
@@ -120,8 +127,8 @@ class LabelledStream:
     def draw(self, rng: np.random.Generator) -> Crop:
         """A view somewhere in a scan; near a voxel of a class drawn evenly among those present, in a share of cases."""
         sampling = self.sampling
-        size = np.asarray(sampling.shape) * sampling.spacing
         case = self.cases[rng.integers(len(self.cases))]
+        size = np.asarray(sampling.shape) * (sampling.spacing or self.store.cases[case].spacing)
         spots, bounds = self.spots[case], scan_bounds(self.store.cases[case])
         box = draw_box(rng, tuple(size), bounds)
         if spots and rng.random() < sampling.foreground:

@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from dagman.downstream.flips import exchange_of, mean_over_flips
+from dagman.downstream.inference import predict_classes
 from dagman.downstream.labelled import Classes
-from dagman.downstream.segmentation import predict_classes
+from dagman.downstream.linear_decoder import LinearDecoder, with_linear_decoder
 from spade3d.configuration import Network
 from spade3d.faults import DataFault
+from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
 from spade3d.volumes.volume import Grid, Volume
 from spade3d.whole_file import whole_file
 
-if TYPE_CHECKING:
-    from spade3d.networks.swin_unetr import SwinUNETR
-
+Decoder = Literal["swin-unetr", "linear"]
 FORMAT = "dagman-segmentation-1"
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentationModel:
-    """A network with what it was trained for. `window` in voxels of the prepared scan."""
+    """A network with what it was trained for.
 
-    network: SwinUNETR
+    window      voxels of the prepared scan
+    modalities  "CT", "MR", "PT" of the scans that it learned from; () where that is not known
+    taught      the axes (R, A, S) along which the crops of training were flipped
+    """
+
+    network: SwinUNETR | LinearDecoder
     settings: Network
     classes: Classes
     preprocessing: Preprocessing
     window: tuple[int, int, int]
     overlap: float
+    decoder: Decoder = "swin-unetr"
+    modalities: tuple[str, ...] = ()
+    taught: tuple[bool, bool, bool] = (False, False, False)
 
     def segment(self, volume: Volume, device: torch.device) -> np.ndarray:
         """Values of the label table, on the volume's own grid but in canonical axis order."""
@@ -42,12 +53,23 @@ class SegmentationModel:
         return self.segment_prepared(intensities, ready.affine, ready.source_grid, device)
 
     def segment_prepared(
-        self, intensities: np.ndarray, affine: np.ndarray, source: Grid, device: torch.device
+        self,
+        intensities: np.ndarray,
+        affine: np.ndarray,
+        source: Grid,
+        device: torch.device,
+        *,
+        batch: int | None = None,
+        flips: Sequence[int] = (),
     ) -> np.ndarray:
-        """The same for a scan that a store has already prepared."""
+        """The same for a scan that a store has already prepared.
+
+        batch: windows at once; None: as many as suit the device. flips: axes (0, 1, 2 for R, A, S) over which the
+        answers are averaged; UsageFault where that cannot be.
+        """
         self.network.to(device).eval()
         found = predict_classes(
-            lambda images: self.network.logits(self.network(images)),
+            mean_over_flips(self.logits, flips, exchange_of(self.classes, self.taught, flips)),
             intensities,
             affine,
             source,
@@ -55,8 +77,13 @@ class SegmentationModel:
             window=self.window,
             overlap=self.overlap,
             device=device,
+            batch=batch,
         )
         return self.classes.written(found)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Crops (b, 1, i, j, k) -> (b, classes, i, j, k)."""
+        return self.network.logits(self.network(images))
 
     def save(self, path: Path) -> None:
         """safetensors with everything else as metadata; whole or not at all."""
@@ -68,10 +95,18 @@ class SegmentationModel:
             "preprocessing": self.preprocessing.to_dict(),
             "window": self.window,
             "overlap": self.overlap,
+            "decoder": self.decoder,
+            "modalities": self.modalities,
+            "taught": self.taught,
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         with whole_file(path) as file:
             file.write(save(weights, {"format": FORMAT, "model": json.dumps(said)}))
+
+
+def with_decoder(network: SwinUNETR, decoder: Decoder, classes: int) -> SwinUNETR | LinearDecoder:
+    """A Swin-UNETR as it is, or its encoder under a linear decoder, drawn from torch's generator."""
+    return with_linear_decoder(network, classes) if decoder == "linear" else network
 
 
 def load_model(path: Path) -> SegmentationModel:
@@ -94,7 +129,18 @@ def load_model(path: Path) -> SegmentationModel:
     said = json.loads(metadata["model"])
     settings = Network(**said["network"])
     classes = Classes(tuple(said["classes"]["names"]), tuple(said["classes"]["values"]))
-    network = build_network(settings, out_channels=len(classes))
+    decoder = said.get("decoder", "swin-unetr")
+    network = with_decoder(build_network(settings, out_channels=len(classes)), decoder, len(classes))
     network.load_state_dict(weights)
     how = Preprocessing.from_dict(said["preprocessing"])
-    return SegmentationModel(network, settings, classes, how, tuple(said["window"]), said["overlap"])
+    return SegmentationModel(
+        network,
+        settings,
+        classes,
+        how,
+        tuple(said["window"]),
+        said["overlap"],
+        decoder,
+        tuple(said.get("modalities", ())),  # files of before say neither this nor the next
+        tuple(said.get("taught", (False, False, False))),
+    )

@@ -1,16 +1,20 @@
-"""Recipes of fine-tuning: settings, how open ones follow the data, and everything built for one run."""
+"""Recipes of fine-tuning: settings, how open ones follow protocol and data, and everything built for one run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from dagman.downstream.protocols import PROTOCOLS, Protocol
 from spade3d.configuration import (
+    NATIVE,
     Common,
+    Count,
     Network,
     Optim,
     Positive,
@@ -19,16 +23,23 @@ from spade3d.configuration import (
     Settings,
     Share,
     Voxels,
+    from_environment,
+    merge,
+    read_yaml,
+    resolve,
     with_values,
 )
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, steps_for
 
 if TYPE_CHECKING:
     from dagman.downstream.labelled import Classes, LabelledStream
+    from dagman.downstream.regimes import Regime
     from spade3d.volumes.store import VolumeStore
 
 FINETUNING_BUDGET_S = 480.0
+RATE, LINEAR_RATE = 5e-4, 1e-2  # of learning; a linear decoder at 2e-3 knew next to nothing after 120 steps
+PRETRAINED, SCRATCH = "pretrained", "scratch"  # how the names of several runs begin
 
 
 class LabelledCrops(Settings):
@@ -48,36 +59,129 @@ class LabelledCrops(Settings):
     noise: Annotated[float, Field(ge=0)] = 0.03
 
 
+class FinetuneOptim(Optim):
+    """AdamW; the rate follows what learns."""
+
+    lr: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+
+
+class Tuning(Settings):
+    """How much of the network learns, and how fast (downstream/regimes.py).
+
+    Layer decay and warm-up keep what a checkpoint holds: a run from scratch has nothing to keep, and goes without them.
+    """
+
+    encoder: Literal["full", "frozen", "linear"] = "full"
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    encoder_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class Scoring(Settings):
-    """How predictions are made and judged: on the input's own grid, background left out."""
+    """How predictions are made and judged: on the input's own grid or on the prepared one, background left out of the
+    means or counted as one more structure. `tolerances_mm` gives structures, by name, a tolerance of their own."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    grid: Literal["input", "prepared"] = "input"
+    background: bool = False
     tolerance_mm: Positive = 2.0
+    tolerances_mm: dict[str, Positive] = {}
     looks: Annotated[int, Field(ge=0)] = 4
     look_cases: Annotated[int, Field(ge=1)] = 6
 
 
 class FinetuneSettings(Common):
-    """Everything that a fine-tuning run can be told."""
+    """Everything that a fine-tuning run can be told. `draw` chooses the `labels` subjects; left open it is the seed."""
 
     task: Literal["segmentation"] = "segmentation"
-    protocol: Literal["holdout"] = "holdout"
+    protocol: Literal[tuple(PROTOCOLS)] = "holdout"
     init: str | None = None
     labels: Annotated[float, Field(gt=0)] | None = None
+    draw: Annotated[int, Field(ge=0)] | None = None
     crop: LabelledCrops = LabelledCrops()
-    optim: Optim = Optim(lr=5e-4, weight_decay=0.01)
+    tuning: Tuning = Tuning()
+    optim: FinetuneOptim = FinetuneOptim()
     scoring: Scoring = Scoring()
+
+
+class FinetuneCommand(FinetuneSettings):
+    """What `dagman-finetune` can be told: a run, or several that differ in seed, labelled subjects and beginning.
+
+    draws              of labelled subjects: --draw (else 0) and those after it; one alone is, unless --draw says which,
+                       each seed's own
+    seeds              --seed and those after it, each with every draw
+    from_scratch_twin  each run gets a twin with the same subjects and seed, whose encoder is drawn and not loaded
+    """
+
+    draws: Count = 1
+    seeds: Count = 1
+    from_scratch_twin: bool = False
+
+    def runs(self) -> dict[str, FinetuneSettings]:
+        """Every run by the name of its folder: seeds, in each the draws, in each the run and its twin."""
+        shared = {name: value for name, value in self if name in FinetuneSettings.model_fields}
+        found = {}
+        for seed in range(self.seed, self.seed + self.seeds):
+            first = (seed if self.draws == 1 else 0) if self.draw is None else self.draw
+            for draw in range(first, first + self.draws):
+                for init in [self.init, None] if self.from_scratch_twin else [self.init]:
+                    name = f"{SCRATCH if init is None else PRETRAINED}-seed{seed}-draw{draw}"
+                    found[name] = FinetuneSettings(**shared | {"seed": seed, "draw": draw, "init": init})
+        return found
+
+
+def resolve_finetuning(files: Sequence[Path], flags: Mapping[str, Any], environment=os.environ) -> FinetuneCommand:
+    """Defaults < the protocol < files, left to right < environment < flags. Raises UsageFault by key."""
+    asked: dict[str, Any] = {}
+    for layer in (*map(read_yaml, files), from_environment(environment), flags):
+        merge(asked, layer, "", {})
+    name = asked.get("protocol", FinetuneSettings().protocol)
+    fixed: dict[str, Any] = {}
+    if isinstance(name, str) and name in PROTOCOLS:  # else `resolve` says what is wrong with it
+        for dotted, value in PROTOCOLS[name].settings.items():
+            *parents, key = dotted.split(".")
+            place = fixed
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[key] = value
+    command = resolve(FinetuneCommand, files, flags, environment, (f"protocol {name}", fixed))
+    if command.draws > 1 and command.labels is None:
+        raise UsageFault(f"--draws {command.draws} of all labelled subjects are the same; say how many: --labels N")
+    if command.from_scratch_twin and command.init is None:
+        raise UsageFault("--from-scratch-twin: the twin of a run that is from scratch, too; give that run an --init")
+    return command
+
+
+def protocol_of(settings: FinetuneSettings) -> Protocol:
+    return PROTOCOLS[settings.protocol]
+
+
+def regime_of(settings: FinetuneSettings) -> Regime:
+    """What of `tuning` acts: layer decay and warm-up where an encoder was loaded, and learns."""
+    from dagman.downstream.regimes import Regime
+
+    how = settings.tuning
+    if how.encoder != "full" or settings.init is None:
+        return Regime(how.encoder)
+    return Regime(how.encoder, how.layer_decay, how.encoder_warmup)
 
 
 def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int], device: str) -> FinetuneSettings:
     """Fill what was left open; the same with and without a checkpoint, so that the two can be compared.
 
     Crop: within the median scan, as many voxels as a cube of 96 (64 on a CPU). Network: the checkpoint's, else as
-    pretraining would choose. Steps: 20,000 on a GPU; on a CPU what fits into about eight minutes.
+    pretraining would choose. Steps: 20,000 on a GPU; on a CPU what fits into about eight minutes. Learning rate: higher
+    where the decoder is linear.
     """
     from spade3d.scans import typical_grid
 
     shape, spacing = typical_grid(store, cases)
+    own = store.preprocessing.spacing is None  # each scan has its own, and so have its crops
+    if own and settings.data.spacing not in (None, NATIVE):
+        raise UsageFault(
+            f"data.spacing {settings.data.spacing} asked for, but the store keeps each scan's own, and predictions are "
+            "made on it; leave it out, or prepare another store"
+        )
     crop = settings.crop.shape or crop_within(shape, spacing, side=64 if device == "cpu" else 96)
     network = settings.network
     if settings.init is not None:
@@ -93,7 +197,11 @@ def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int],
             "network": network.model_dump() | {"feature_size": width},
             "steps": steps,
             "save_every": settings.save_every or max(1, steps // 5),
-            "data.spacing": spacing,
+            "optim.lr": settings.optim.lr or (LINEAR_RATE if settings.tuning.encoder == "linear" else RATE),
+            "data.spacing": NATIVE if own else spacing,
+            "data.window_hu": store.preprocessing.window_hu,
+            "data.mr": store.preprocessing.mr,
+            "draw": settings.seed if settings.draw is None else settings.draw,
             "device": device,
         },
     )
@@ -124,7 +232,7 @@ def build_stream(
     crop = settings.crop
     sampling = LabelledSampling(
         shape=crop.shape,
-        spacing=settings.data.spacing,
+        spacing=None if settings.data.spacing == NATIVE else settings.data.spacing,
         crops=crop.crops,
         foreground=crop.foreground,
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),

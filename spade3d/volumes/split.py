@@ -51,10 +51,12 @@ def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
     return Split(train, validation, rule)
 
 
-def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, seed: int) -> tuple[int, ...]:
+def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, draw: int) -> tuple[int, ...]:
     """The labelled training cases of `labels` subjects: a count, a share below 1, or None for all.
 
-    Drawn by subject with a seed and nested: the 4 subjects of a seed are among its 8.
+    Drawn by subject and nested: the 4 subjects of a draw are among its 8. `draw` is the seed of this chance alone, so
+    that runs which begin otherwise can learn from the same subjects. Draws are independent of each other: of very few
+    subjects two may be the same.
     """
     labelled = [i for i in train if cases[i].has_labels]
     subjects = sorted({cases[i].subject for i in labelled})
@@ -67,7 +69,7 @@ def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, s
         raise UsageFault(f"--labels {labels:g}: a whole number of subjects, or a share between 0 and 1, is needed")
     if wanted > len(subjects):
         raise UsageFault(f"--labels {wanted}: only {len(subjects)} labelled subjects may train; ask for fewer")
-    order = np.random.default_rng([seed, 0x5EED]).permutation(len(subjects))
+    order = np.random.default_rng([draw, 0x5EED]).permutation(len(subjects))
     chosen = {subjects[i] for i in order[:wanted]}
     return tuple(i for i in labelled if cases[i].subject in chosen)
 

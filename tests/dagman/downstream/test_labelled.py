@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from dagman.downstream.labelled import REMEMBERED, Classes, LabelledSampling, LabelledStream, classes_of
+from spade3d.configuration import Data
 from spade3d.crops.crop import PLAIN, Views
 from spade3d.faults import DataFault
+from spade3d.scans import open_scans
+from spade3d.volumes.geometry import spacing_of
 from spade3d.volumes.preprocessing import Normalisation
+from spade3d.volumes.volume import write_volume
 
 CLASSES = Classes(("liver", "spleen"), (205, 500))
 STILL = Views(
@@ -160,3 +164,22 @@ def test_the_spots_of_a_class_are_few_and_all_of_it(store):
     assert (store.labelled[0][inside] == 205).all()
     np.testing.assert_array_equal(np.round(voxels).astype(int).min(axis=0)[:1], [4])
     assert np.round(voxels).astype(int).max(axis=0)[0] == 29
+
+
+def test_where_scans_keep_their_own_spacing_crops_have_that_of_their_scan(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "x" / folder).mkdir(parents=True)
+    for number, spacing in enumerate([(1.0, 1.0, 2.0), (2.0, 2.0, 3.0)]):
+        affine = np.diag([*spacing, 1.0])
+        image = rng.integers(0, 900, (20, 20, 14)).astype(np.int16)
+        write_volume(tmp_path / "x" / "images" / f"s{number}.nii.gz", image, affine)
+        labels = rng.integers(0, 2, (20, 20, 14)).astype(np.uint8)
+        write_volume(tmp_path / "x" / "labels" / f"s{number}.nii.gz", labels, affine)
+    store = open_scans(tmp_path / "x", tmp_path / "store", Data(spacing="native"), labelled_only=True)
+    stream = stream_of(store, replace(SAMPLING, spacing=None, views=STILL))
+    rng = np.random.default_rng(1)
+    crops = [stream.draw(rng) for _ in range(20)]
+    assert {crop.case for crop in crops} == {0, 1}
+    for crop in crops:
+        assert spacing_of(crop.to_mm) == pytest.approx(store.cases[crop.case].spacing)

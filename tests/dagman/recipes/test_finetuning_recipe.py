@@ -11,10 +11,18 @@ import yaml
 
 import dagman.commands
 from dagman.downstream.labelled import classes_of
+from dagman.downstream.protocols import PROTOCOLS
 from dagman.finetuning import fresh_network
-from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, network_of
+from dagman.recipes.finetuning import (
+    FinetuneCommand,
+    FinetuneSettings,
+    build_stream,
+    choose,
+    network_of,
+    resolve_finetuning,
+)
 from spade3d.configuration import Network, resolve, to_yaml
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.scans import open_scans, typical_grid
@@ -60,7 +68,7 @@ def test_twins_are_told_the_same_and_nothing_is_left_open(store, encoder, device
     assert (one.pop("init"), other.pop("init")) == (None, str(encoder))
     assert one == other
     parts = [one, *(part for part in one.values() if isinstance(part, dict))]
-    assert {key for part in parts for key, value in part.items() if value is None} == {"path", "labels"}
+    assert {key for part in parts for key, value in part.items() if value is None} == {"path", "labels", "loaders"}
     shape, _ = typical_grid(store, (0, 1))
     assert all(side % 8 == 0 and abs(side - whole) <= 4 for side, whole in zip(begun.crop.shape, shape))
     (tmp_path / "config.yaml").write_text(to_yaml(begun))
@@ -109,3 +117,73 @@ def test_monais_checkpoint_is_fine_tuned(store, monais, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["coverage"]["loaded"] == summary["coverage"]["total"] > 118  # use_v2 has four blocks more
     assert summary["leakage"]["pretraining"] == "unknown" and np.isfinite(summary["mean_dice"])
+
+
+def test_a_protocol_lies_above_the_defaults_and_below_what_is_said(tmp_path):
+    """The same key, from the protocol up: file, environment, flag."""
+    (tmp_path / "mine.yaml").write_text("protocol: btcv-24-6\ncrop: {crops: 3}\n")
+    files, environment = [tmp_path / "mine.yaml"], {"SPADE_SCORING__OVERLAP": "0.1"}
+    plain = resolve_finetuning([], {"protocol": "btcv-24-6"}, {})
+    assert (plain.crop.shape, plain.crop.crops, plain.scoring.overlap) == ((96, 96, 96), 4, 0.5)
+    assert plain.data.spacing == (1.5, 1.5, 2.0) and plain.crop.noise == FinetuneSettings().crop.noise
+    said = resolve_finetuning(files, {"data": {"spacing": (3.0, 3.0, 3.0)}}, environment)
+    assert (said.crop.shape, said.crop.crops, said.scoring.overlap) == ((96, 96, 96), 3, 0.1)
+    assert said.data.spacing == (3.0, 3.0, 3.0) and said.protocol == "btcv-24-6"
+    assert resolve_finetuning(files, {"protocol": "holdout"}, environment).crop.shape is None
+    assert resolve_finetuning([], {}, {"SPADE_PROTOCOL": "mmwhs-mr-lsm"}).data.mr == "zscore"
+    with pytest.raises(UsageFault, match="protocol: 'btcv' given"):
+        resolve_finetuning([], {"protocol": "btcv"}, {})
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_what_a_run_wrote_says_the_same_when_it_is_read_back(name, tmp_path):
+    asked = resolve_finetuning([], {"protocol": name, "scoring": {"overlap": 0.25}}, {})
+    (tmp_path / "config.yaml").write_text(to_yaml(asked))
+    assert resolve_finetuning([tmp_path / "config.yaml"], {}, {}) == asked
+
+
+@pytest.mark.parametrize(
+    ("asked", "pairs"),
+    [
+        ({}, [(0, 0)]),
+        ({"seed": 3}, [(3, 3)]),  # a seed has its own subjects,
+        ({"seed": 3, "draw": 1}, [(3, 1)]),
+        ({"seeds": 2, "seed": 5}, [(5, 5), (6, 6)]),
+        ({"seeds": 2, "draw": 4}, [(0, 4), (1, 4)]),
+        ({"seeds": 2, "draws": 2}, [(0, 0), (0, 1), (1, 0), (1, 1)]),  # but draws are shared by all seeds
+        ({"draws": 2, "draw": 3, "seed": 1}, [(1, 3), (1, 4)]),
+    ],
+)
+def test_runs_are_seeds_by_draws(asked, pairs):
+    runs = FinetuneCommand(labels=2.0, **asked).runs()
+    assert [(run.seed, run.draw) for run in runs.values()] == pairs
+    assert list(runs) == [f"scratch-seed{seed}-draw{draw}" for seed, draw in pairs]
+    twins = FinetuneCommand(labels=2.0, init="e.safetensors", from_scratch_twin=True, **asked).runs()
+    assert [(run.seed, run.draw, run.init) for run in twins.values()] == [
+        (*pair, init) for pair in pairs for init in ("e.safetensors", None)
+    ]
+    for name, run in twins.items():
+        assert type(run) is FinetuneSettings and name.startswith("scratch" if run.init is None else "pretrained")
+        rest = {"seed", "draw", "init"}
+        assert run.model_dump(exclude=rest) == next(iter(runs.values())).model_dump(exclude=rest)
+
+
+def test_several_runs_that_would_be_the_same_are_refused():
+    with pytest.raises(UsageFault, match="--draws 2 of all labelled subjects are the same"):
+        resolve_finetuning([], {"draws": 2}, {})
+    with pytest.raises(UsageFault, match="--from-scratch-twin: .* give that run an --init"):
+        resolve_finetuning([], {"from_scratch_twin": True}, {})
+
+
+def test_a_store_keeps_how_it_was_prepared(store):
+    """What was left to the store is written down as it is, or the configuration would not repeat the run."""
+    chosen = choose(FinetuneSettings(), store, (0, 1), "cpu")
+    made = store.preprocessing
+    assert (chosen.data.spacing, chosen.data.window_hu, chosen.data.mr) == (made.spacing, made.window_hu, made.mr)
+
+
+@pytest.mark.parametrize(("encoder", "asked", "rate"), [("full", None, 5e-4), ("linear", None, 1e-2), ("linear", 1, 1)])
+def test_a_linear_decoder_learns_faster_unless_told_otherwise(store, encoder, asked, rate):
+    settings = FinetuneSettings(tuning={"encoder": encoder}, optim={"lr": asked})
+    chosen = choose(settings, store, (0, 1), "cpu").optim
+    assert chosen.lr == rate and chosen.weight_decay == 0.01

@@ -1,0 +1,100 @@
+"""Several fine-tuning runs from one command: seeds, draws of labelled subjects, and twins from scratch beside them.
+
+OUT holds `config.yaml` (which, fed back, repeats all of it), a folder for each run, whole in itself, `runs.csv`, and,
+where there are twins, `comparison`. What differs within a pair of twins is the encoder alone: they share subjects,
+crops, decoder and steps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dagman.evaluation.comparison import compare_runs
+from dagman.evaluation.scores import read_summary
+from dagman.finetuning import opened, run_finetuning, taught_by
+from dagman.recipes.finetuning import PRETRAINED, SCRATCH, FinetuneCommand
+from spade3d import console
+from spade3d.commands import CONFIG, STORE
+from spade3d.configuration import to_yaml, with_values
+from spade3d.provenance import write_text
+from spade3d.training.interruption import preempted_at_once
+from spade3d.volumes.store import is_store
+
+COMPARISON, TABLE = "comparison", "runs.csv"
+COLUMNS = ("run", "seed", "draw", "labels", "mean_dice", "low", "high", "subjects")
+LAST = "report.html"  # what a run writes last
+
+
+def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, strict: bool) -> dict:
+    """What `dagman-finetune` does: one run in `out` itself, or several below it; returns what it prints.
+
+    Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
+    """
+    runs = settings.runs()
+    if len(runs) == 1:
+        (only,) = runs.values()
+        return run_finetuning(only, out, resume=resume, strict=strict)
+    if not resume:
+        runs = begin(settings, out, strict=strict).runs()
+    folders = {name: out / name for name in runs}
+    store = str(out / STORE) if is_store(out / STORE) else settings.data.path
+    with preempted_at_once():
+        for number, (name, run) in enumerate(runs.items(), start=1):
+            if not (folders[name] / LAST).exists():
+                print(f"run {number} of {len(runs)}: {name}", file=sys.stderr)
+                begun = (folders[name] / CONFIG).exists()
+                run_finetuning(with_values(run, {"data.path": store}), folders[name], resume=begun, strict=strict)
+        return told(folders, out, twins=settings.from_scratch_twin)
+
+
+def begin(settings: FinetuneCommand, out: Path, *, strict: bool) -> FinetuneCommand:
+    """Scans prepared once for all runs, and the settings that all share; what one of them could not do is refused."""
+    with console.fresh_folder(out, CONFIG):
+        chosen, store, split = opened(settings, out, strict=strict)
+        chosen = with_values(chosen, {"draw": settings.draw})  # each run has its own
+        drawn: dict[tuple[int, ...], int] = {}
+        for run in chosen.runs().values():
+            first = drawn.setdefault(taught_by(run, store, split), run.draw)
+            if first != run.draw and run.labels is not None:
+                print(f"note: draw {run.draw} happens to be the subjects of draw {first}", file=sys.stderr)
+        write_text(out / CONFIG, to_yaml(chosen))
+    return chosen
+
+
+def told(folders: Mapping[str, Path], out: Path, *, twins: bool) -> dict:
+    """OUT/runs.csv and, where there are twins, OUT/comparison; what the command prints of them."""
+    summaries = {name: read_summary(folder) for name, folder in folders.items()}
+    write_text(out / TABLE, table_of(summaries))
+    result = {"mean_dice": {name: said["mean_dice"] for name, said in summaries.items()}, "table": str(out / TABLE)}
+    if not twins:
+        return result
+    compared = compare_runs(list(folders.values()), out / COMPARISON)
+    return result | {"pretrained minus scratch": gains(summaries)} | compared
+
+
+def gains(summaries: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """Mean Dice of each run minus that of its twin; None where one of them has none."""
+    sides = {
+        begun: {said["pair"]: said["mean_dice"] for name, said in summaries.items() if name.startswith(begun)}
+        for begun in (PRETRAINED, SCRATCH)
+    }
+    return {
+        pair: None if None in (dice, sides[SCRATCH][pair]) else round(dice - sides[SCRATCH][pair], 6)
+        for pair, dice in sides[PRETRAINED].items()
+    }
+
+
+def table_of(summaries: Mapping[str, Mapping]) -> str:
+    """One line a run, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, said in summaries.items():
+        subjects = " ".join(said["split"]["train"])
+        row = [name, said["seed"], said["draw"], said["labels"], said["mean_dice"], *said["mean_dice_interval"]]
+        writer.writerow([*row, subjects])
+    return text.getvalue()

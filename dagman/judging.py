@@ -1,0 +1,98 @@
+"""Judging: a model predicts the cases that it did not learn from; they are written, measured and shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dagman.downstream.labelled import Classes
+from dagman.downstream.model import SegmentationModel
+from dagman.evaluation.case_pictures import CasePicture
+from dagman.evaluation.metrics import case_metrics, tolerances_of
+from dagman.recipes.finetuning import FinetuneSettings
+from spade3d import console
+from spade3d.training.loop import Task
+from spade3d.volumes.geometry import canonical_flips, spacing_of
+from spade3d.volumes.split import Split
+from spade3d.volumes.store import VolumeStore
+from spade3d.volumes.volume import Grid, write_on_grid
+
+
+def look(task: Task, model: SegmentationModel, store, split: Split, settings, device) -> dict[str, float]:
+    """A quick look while training: mean Dice of a few validation cases. It chooses nothing that is reported."""
+    few = split.validation[: settings.scoring.look_cases]
+    dice = []
+    for i in few:
+        case = store.cases[i]
+        found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
+        truth = store.truth(i)
+        for value in model.classes.values:
+            both = int(((found == value) & (truth == value)).sum())
+            either = int((found == value).sum() + (truth == value).sum())
+            if either:
+                dice.append(2 * both / either)
+    return {"mean_dice": float(np.mean(dice)) if dice else 0.0}
+
+
+def intensities(store: VolumeStore, i: int) -> np.ndarray:
+    return store.cases[i].normalisation.intensity(store.image(i))
+
+
+def judge(model: SegmentationModel, store, split: Split, folder: Path, settings, device) -> list[dict]:
+    """Predict every validation case, write it on the input's own grid, and measure it on the grid of `scoring`."""
+    folder.mkdir(exist_ok=True)
+    names, tolerances = scored_classes(settings, model.classes)
+    rows = []
+    with console.progress_of("judging") as progress:
+        for done, i in enumerate(split.validation):
+            case = store.cases[i]
+            progress(done, len(split.validation), case.name)
+            found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
+            write_on_grid(folder / f"{safe_name(case.name)}.nii.gz", found, case.source_grid)
+            truth, spacing = store.truth(i), canonical_spacing(case)
+            if settings.scoring.grid == "prepared":
+                found = segment_as_prepared(model, store, i, device)
+                truth, spacing = store.labels(i), case.spacing
+            measured = case_metrics(truth, found, spacing, tuple(names), tolerances)
+            who = {"case": case.name, "subject": case.subject}
+            rows += [who | {"name": names[row["class"]]} | row for row in measured]
+        progress(len(split.validation), len(split.validation), case.name)
+    return rows
+
+
+def scored_classes(settings: FinetuneSettings, classes: Classes) -> tuple[dict[int, str], list[float]]:
+    """What is scored, label value -> name, and with which tolerances in mm; UsageFault for a tolerance of no class."""
+    names = dict(zip(classes.values, classes.names, strict=True))
+    if settings.scoring.background:
+        names = {0: "background"} | names
+    scoring = settings.scoring
+    return names, tolerances_of([*names.values()], scoring.tolerance_mm, scoring.tolerances_mm)
+
+
+def segment_as_prepared(model: SegmentationModel, store, i: int, device: torch.device) -> np.ndarray:
+    """Values of the label table on the prepared grid of the store."""
+    case = store.cases[i]
+    return model.segment_prepared(intensities(store, i), case.affine, Grid(case.shape, case.affine), device)
+
+
+def canonical_spacing(case) -> tuple[float, float, float]:
+    """The spacing of a case's source along R, A, S, in mm."""
+    grid = case.source_grid
+    return spacing_of(canonical_flips(grid.affine, grid.shape).affine(grid.affine))
+
+
+def safe_name(name: str) -> str:
+    """A case's name as one file name."""
+    return name.replace("/", "_")
+
+
+def show(model: SegmentationModel, store, name: str, why: str, device: torch.device) -> CasePicture:
+    """A case for the report, on the prepared grid of the store."""
+    i = store.index_of(name)
+    case, image = store.cases[i], intensities(store, i)
+    found = segment_as_prepared(model, store, i, device)
+    norm = case.normalisation
+    grey = (image - norm.low) / (norm.high - norm.low)
+    return CasePicture(name, grey, store.labels(i).astype(np.int64), found.astype(np.int64), case.spacing, why)

@@ -1,0 +1,150 @@
+"""Every protocol runs from the folder as it is downloaded with one command, on phantoms as small as they can be."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import dagman.commands
+import spade3d.commands
+from dagman.downstream.protocols import PROTOCOLS
+from spade3d.volumes.phantom_layouts import LAYOUTS
+from spade3d.volumes.phantoms import phantom
+from spade3d.volumes.store import VolumeStore
+from spade3d.volumes.volume import write_volume
+
+SHAPE, MM = (12, 12, 10), 30.0
+TINY = ["--data.spacing", MM, MM, MM, "--crop.shape", 16, 16, 16, "--crop.crops", 1, "--network.feature-size", 12]
+TINY += ["--network.window", 2, "--scoring.looks", 0, "--scoring.overlap", 0, "--device", "cpu"]
+ABDOMENS, HEARTS = ("btcv", "abdomen-ct", 30), ("mmwhs", "heart-ct", 20)
+# layout, kind and number of labelled scans; more words; who learns, who judges; how their names begin
+RUNS = {
+    "holdout": (("msd", "heart-ct", 5), [], 4, 1),
+    "few-shot": (("msd", "heart-ct", 5), ["--labels", 2], 2, 1),
+    "btcv-24-6": (ABDOMENS, [], 24, [f"img{n:04d}" for n in range(35, 41)]),
+    "btcv-5fold": (ABDOMENS, ["--fold", 4], 24, 6),
+    "amos-ct": (("amos", "abdomen-ct", 300), ["--crop.foreground", 0.5], 200, 100),
+    "mmwhs-ct-lsm": (HEARTS, [], 16, [f"ct_train_{n}" for n in range(1001, 1005)]),
+    "mmwhs-mr-lsm": (("mmwhs", "heart-mr", 20), [], 15, [f"mr_train_{n}" for n in range(1016, 1021)]),
+    "mmwhs-5fold": (HEARTS, ["--fold", 1], 16, 4),
+    "msd": (("msd", "heart-mr", 5), [], 4, 1),
+}
+
+
+def run(*tokens) -> dict:
+    """Call dagman-finetune as a shell would, expect success, and return what it prints with --json."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as end:
+        dagman.commands.finetune([*map(str, tokens), "--json"])
+    assert end.value.code == 0
+    return json.loads(printed.getvalue())
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Callable[[str, str, int], Path]:
+    """A dataset as it is downloaded, made once: three phantoms take turns under all of its numbers."""
+    made: dict[tuple, Path] = {}
+
+    def lay_out(layout: str, kind: str, patients: int) -> Path:
+        key = (layout, kind, patients)
+        if key not in made:
+            root, laid_out = tmp_path_factory.mktemp(layout), LAYOUTS[layout]
+            drawn = [phantom(kind, seed, shape=SHAPE, spacing=(MM, MM, MM)) for seed in range(3)]
+            cases = {}
+            for number, one in zip(range(patients), itertools.cycle(drawn)):
+                image, labels = (root / path for path in laid_out.place(kind, number, True))
+                for path, voxels in ((image, one.voxels), (labels, laid_out.values(kind, one.labels))):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_volume(path, voxels, one.affine)
+                cases[image] = labels
+            laid_out.write_description(root, kind, cases)
+            made[key] = root
+        return made[key]
+
+    return lay_out
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_runs_from_the_untouched_folder(name, folders, tmp_path, capsys):
+    dataset, more, learn, judge = RUNS[name]
+    data = folders(*dataset)
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    words = [word for word in TINY if name != "mmwhs-mr-lsm" or word not in ("--data.spacing", MM)]  # its is native
+    run(data, "--protocol", name, "--out", tmp_path, "--steps", 1, *words, *more)
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+    said, protocol = summary_of(tmp_path), PROTOCOLS[name]
+    assert len(said["split"]["train"]) == learn
+    judges = said["split"]["validation"]
+    assert judges == judge if isinstance(judge, list) else len(judges) == judge
+    assert not set(judges) & set(said["split"]["train"])
+    stated = said["protocol"]
+    assert stated["name"] == name and stated["stated"] == json.loads(json.dumps(protocol.describe()))
+    left = {line.split()[0] for line in stated["deviations"]}
+    given = {str(word).removeprefix("--").replace("-", "_") for word in [*words, *more] if str(word).startswith("--")}
+    assert left <= given  # nothing is left but what was said otherwise
+    assert {key for key in protocol.settings if key == "crop.shape"} <= left
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["data"]["window_hu"] == list(protocol.settings.get("data.window_hu", (-175.0, 250.0)))
+    assert config["crop"]["foreground"] == (0.5 if more[:1] == ["--crop.foreground"] else
+                                            protocol.settings.get("crop.foreground", 0.67))  # fmt: skip
+    told = capsys.readouterr().err
+    assert told.index(f"protocol {name}") < told.index("dagman-finetune, segmentation") < told.index("fine-tuning 1/1")
+    report = (tmp_path / "report.html").read_text()
+    assert name in report and all(line.split()[0] in report for line in stated["deviations"])
+
+
+@pytest.mark.parametrize(("background", "grid"), [(True, "input"), (False, "prepared")])
+def test_what_counts_and_on_which_grid_is_a_setting(background, grid, folders, tmp_path):
+    data = folders("msd", "heart-ct", 5)
+    words = [word if word != MM else 40.0 for word in TINY]  # coarser than the scans
+    more = ["--scoring.grid", grid, *(["--scoring.background"] if background else [])]
+    run(data, "--out", tmp_path, "--steps", 1, *words, *more)
+    said = summary_of(tmp_path)
+    assert said["protocol"]["deviations"] == [
+        line for line in ("scoring.grid prepared instead of input" if grid == "prepared" else "",
+                          "scoring.background True instead of False" if background else "") if line
+    ]  # fmt: skip
+    assert ("background" in said["per_class"]) == background
+    with open(tmp_path / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    dice = [float(row["dice"]) for row in rows if row["dice"]]
+    assert said["mean_dice"] == pytest.approx(sum(dice) / len(dice), abs=1e-5)  # one case
+    voxels = sum(int(row["voxels_true"]) for row in rows)
+    if background:
+        assert voxels == SHAPE[0] * SHAPE[1] * SHAPE[2]  # of the scan's own grid
+    else:
+        store = VolumeStore.open(tmp_path / "store")
+        assert voxels == (store.labels(store.index_of(rows[0]["case"])) > 0).sum()
+
+
+def test_a_store_prepared_otherwise_is_refused_in_the_name_of_the_protocol(folders, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        spade3d.commands.prepare([str(folders(*HEARTS)), "--out", str(tmp_path / "store"), "--spacing", *["30"] * 3])
+    assert end.value.code == 0
+    words = [tmp_path / "store", "--out", tmp_path / "out", "--protocol", "mmwhs-ct-lsm"]
+    with pytest.raises(SystemExit) as end:
+        dagman.commands.finetune([*map(str, words)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "data.spacing (1.5, 1.5, 1.5) asked for" in said
+    assert "what is not said otherwise is as --protocol mmwhs-ct-lsm has it" in said
+    assert not (tmp_path / "out").exists()
