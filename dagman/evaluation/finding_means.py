@@ -1,0 +1,111 @@
+"""Means over findings with intervals over subjects, and what one method's rows have more than another's.
+
+A row is one annotated box: subject, finding, box (its number), some measures by name and, of several runs, `seed`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from dagman.evaluation.statistics import FEW_SUBJECTS, RESAMPLES, MeanInterval, signed_rank_p
+from spade3d.faults import DataFault
+
+Row = dict[str, Any]
+
+
+def summary(rows: Sequence[Row], measures: Sequence[str], *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """measure -> its mean over boxes, then over findings, with the 95 % interval over subjects."""
+    return {
+        name: macro({(*_who(row), n): row[name] for n, row in enumerate(rows)}, seed=seed)._asdict()
+        for name in measures
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What method b has more than a (b - a) in one measure, over the boxes for which both have a value.
+
+    p is Wilcoxon's, two-sided and exact, on the subjects' means; wins are subjects for which b is better, which for
+    the distances in mm is less.
+    """
+
+    measure: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    wins: int
+    ties: int
+    losses: int
+    subjects: int
+    boxes: int
+    note: str = ""
+
+
+def difference(a: Sequence[Row], b: Sequence[Row], measure: str, *, seed: int = 0) -> Difference:
+    """b against a, paired by subject, finding, box and, where rows have one, `seed`. DataFault where they judged other
+    boxes."""
+    first, second = _keyed(a), _keyed(b)
+    if lone := sorted(first.keys() ^ second.keys(), key=str):
+        said = ", ".join(" ".join(map(str, key)) for key in lone[:4])
+        raise DataFault(f"{len(lone)} boxes were judged by one method alone ({said}); judge both on the same")
+    changes = {key: second[key][measure] - first[key][measure] for key in first}
+    changes = {key: change for key, change in changes.items() if not math.isnan(change)}
+    of_subject: dict[str, list[float]] = defaultdict(list)
+    for (subject, *_), change in changes.items():
+        of_subject[subject].append(change)
+    means = [round(math.fsum(one) / len(one), 9) for one in of_subject.values()]
+    better = [-mean if measure.endswith("_mm") else mean for mean in means]
+    found = macro(changes, seed=seed)
+    counts = (sum(x > 0 for x in better), sum(x == 0 for x in better), sum(x < 0 for x in better))
+    p = signed_rank_p(means) if means else math.nan
+    return Difference(measure, found.mean, found.low, found.high, p, *counts, len(means), len(changes), found.note)
+
+
+def macro(values: Mapping[tuple, float], *, seed: int = 0, resamples: int = RESAMPLES) -> MeanInterval:
+    """Of (subject, finding, ...) -> value: the mean over values of each finding, then over findings, and its 95 %
+    percentile-bootstrap interval, which draws subjects with all that they have.
+
+    NaN is left out, and so is, of a drawn set of subjects, a finding that none of them has. One subject: no interval.
+    """
+    kept = {key: value for key, value in values.items() if not math.isnan(value)}
+    subjects, findings = (sorted({key[n] for key in kept}) for n in (0, 1))
+    if not kept:
+        return MeanInterval(math.nan, math.nan, math.nan, 0, "no subject has a value")
+    sums, counts = np.zeros((2, len(subjects), len(findings)))
+    for (subject, finding, *_), value in kept.items():
+        place = subjects.index(subject), findings.index(finding)
+        sums[place] += value
+        counts[place] += 1
+    mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
+    if len(subjects) == 1:
+        return MeanInterval(mean, math.nan, math.nan, 1, "1 subject: no interval")
+    drawn = _drawn(len(subjects), seed, resamples)
+    with np.errstate(invalid="ignore"):
+        means = np.nanmean((drawn @ sums) / (drawn @ counts), axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    few = len(subjects) < FEW_SUBJECTS
+    note = f"only {len(subjects)} subjects: the interval is too narrow to trust" if few else ""
+    return MeanInterval(mean, float(low), float(high), len(subjects), note)
+
+
+@lru_cache(maxsize=2)  # all measures of the same subjects draw the same
+def _drawn(subjects: int, seed: int, resamples: int) -> np.ndarray:
+    """How often each subject is in each drawn set of as many."""
+    counts = np.random.default_rng(seed).multinomial(subjects, np.full(subjects, 1 / subjects), resamples)
+    return counts.astype(np.float64)
+
+
+def _who(row: Row) -> tuple[str, str, int]:
+    return row["subject"], row["finding"], row["box"]
+
+
+def _keyed(rows: Sequence[Row]) -> dict[tuple, Row]:
+    return {(*_who(row), row.get("seed")): row for row in rows}

@@ -1,0 +1,190 @@
+"""The report of a run of classification or localisation: what was found, and no more than was found."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dagman.evaluation.assurances import assurances, coverage, warnings
+from dagman.evaluation.case_pictures import CasePicture, case_pictures
+from dagman.evaluation.classification import Row, read_predictions
+from spade3d.faults import DataFault
+from spade3d.training.charts import Estimate, interval_chart, line_chart
+from spade3d.training.page import (
+    Column,
+    Html,
+    Section,
+    callout,
+    counted,
+    facts,
+    figures,
+    folded,
+    number,
+    page,
+    table,
+    tag,
+    write_page,
+)
+from spade3d.training.report import curves, duration, names_list, open_run, origin, series, settings
+
+_FOOTER = "One file: nothing is loaded, nothing is sent. Written by dagman. Not for diagnosis."
+RULE = (
+    "AUROC is the chance that a study with the finding scores higher than one without it; 0.5 is chance. Chance of AP "
+    "is the prevalence. A finding that all judged studies have, or none, has neither: it is left out of the mean."
+)
+MAPS_RULE = (
+    "Judged on annotated findings alone. The threshold that makes a box of a map was chosen on the other half of the "
+    "subjects. In 3-D an IoU of 0.5 is closer than it sounds: a cube whose sides are a fifth too short has 0.51."
+)
+LOOK = (
+    "What is called truth is the annotated box or mask; what is called prediction are the voxels of the map above the "
+    "share of its maximum that the other half of the subjects chose."
+)
+_MEASURES = {
+    "t_iou_0.1": "T(IoU) 0.1",
+    "t_iou_0.3": "T(IoU) 0.3",
+    "t_iou_0.5": "T(IoU) 0.5",
+    "iou": "IoU",
+    "pointing": "Pointing",
+    "pointing_near": "Pointing, near",
+    "voxel_ap": "Voxel AP",
+}
+
+
+def study_report(run: Path, pictures: Sequence[CasePicture] = ()) -> Path:
+    """Write RUN/report.html and return its path.
+
+    Reads config.yaml, log.jsonl, provenance.json, predictions.csv and summary.json. `pictures`: findings and their maps
+    (truth and prediction are 0 or 1).
+    """
+    opened, summary, rows = open_run(run), _summary(run), read_predictions(run / "predictions.csv")
+    defined = len(summary["per_finding"]) - len(summary["undefined"])
+    over = f"{counted(defined, 'finding')}, {counted(summary['cases'], 'study', 'studies')} of " + counted(
+        summary["subjects"], "subject"
+    )
+    found = _between(summary["macro_auroc_interval"])
+    verdict = f"Mean AUROC {number(summary['macro_auroc'], 3)} ({found}) over {over}."
+    top = figures(
+        ("Mean AUROC", number(summary["macro_auroc"], 3), found),
+        ("Mean AP", number(summary["macro_ap"], 3), _between(summary["macro_ap_interval"])),
+        ("Findings", number(defined), f"{len(summary['undefined'])} undefined"),
+        ("Validation", counted(summary["cases"], "study", "studies"), counted(summary["subjects"], "subject")),
+    )
+    sections = [Section("Findings", tuple(_findings(summary)), RULE)]
+    if summary["localisation"] is not None:
+        sections.append(Section("Where", tuple(_where(summary["localisation"], pictures)), MAPS_RULE))
+    sections += [
+        Section("Studies", (folded("Every study", _studies(rows)),)),
+        Section("Split and protocol", tuple(_split(summary))),
+        Section("Checkpoint", tuple(coverage(summary["coverage"]))),
+        Section("Training", (*_looks(opened.validations), *curves(opened.log)), f"It took {duration(opened.log)}."),
+        settings(opened),
+        origin(opened),
+    ]
+    notes = (callout("note", note) for note in summary["notes"])
+    lead = (tag("p", verdict, class_="verdict"), top, *warnings(summary), *notes)
+    title = f"{summary['task'].capitalize()} report"
+    return write_page(run / "report.html", page(title, run.resolve().name, lead, sections, footer=_FOOTER))
+
+
+def _summary(run: Path) -> dict:
+    path = run / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as broken:
+        raise DataFault(f"{path}: cannot be read ({broken}); judge the run again") from broken
+    if not isinstance(summary, dict) or "macro_auroc" not in summary:
+        raise DataFault(f"{path}: no macro_auroc; a run of classification or localisation is needed")
+    return summary
+
+
+def _findings(summary: Mapping) -> Iterator[Html]:
+    of = summary["per_finding"]
+    defined = {name: one for name, one in of.items() if one["auroc"] is not None}
+    if defined:
+        estimates = [
+            Estimate(name, (), one["auroc"], *(math.nan if end is None else end for end in one["auroc_interval"]))
+            for name, one in defined.items()
+        ]
+        title = "AUROC of each finding, with its 95 % interval over subjects"
+        yield interval_chart(estimates, title, axis="AUROC", domain=(0.0, 1.0))
+    columns = [Column("Finding"), Column("AUROC", 3, bar=True), Column("95 % interval"), Column("AP", 3)]
+    columns += [Column("95 % interval"), Column("Present"), Column("Absent"), Column("Remark")]
+    lines = [
+        (
+            name,
+            one["auroc"],
+            _between(one["auroc_interval"], ""),
+            one["ap"],
+            _between(one["ap_interval"], ""),
+            one["present"],
+            one["absent"],
+            one["note"],
+        )
+        for name, one in of.items()
+    ]
+    yield table(columns, lines, "Present and absent: validation studies in which the finding is said to be so.")
+
+
+def _where(found: Mapping, pictures: Sequence[CasePicture]) -> Iterator[Html]:
+    columns = [Column("Finding"), *(Column(title, 3) for title in _MEASURES.values())]
+    groups = {"All findings": found["measures"], **found["by_finding"]}
+    lines = [(name, *(of[measure]["mean"] for measure in _MEASURES)) for name, of in groups.items()]
+    yield table(
+        columns, lines, f"{counted(found['boxes'], 'box', 'boxes')} of {counted(found['subjects'], 'subject')}."
+    )
+    if found["by_size"]:
+        lines = [
+            (size, of["boxes"], *(of[measure]["mean"] for measure in _MEASURES))
+            for size, of in found["by_size"].items()
+        ]
+        sizes = [Column("Size"), Column("Boxes"), *(Column(title, 3) for title in _MEASURES.values())]
+        yield table(sizes, lines, "The same by the size of what is annotated.")
+    if pictures:
+        yield tag("p", LOOK, class_="lead")
+        yield from case_pictures(pictures, {1: "the finding"})
+
+
+def _studies(rows: Sequence[Row]) -> Html:
+    findings = list(dict.fromkeys(row["finding"] for row in rows))
+    told: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        sign = {1.0: " (present)", 0.0: ""}.get(row["label"], " (not said)")
+        told.setdefault((row["case"], row["subject"]), {})[row["finding"]] = number(row["probability"], 3) + sign
+    lines = [(case, subject, *(of[name] for name in findings)) for (case, subject), of in told.items()]
+    return table([Column("Study"), Column("Subject"), *map(Column, findings)], lines, "Probability of each finding.")
+
+
+def _split(summary: Mapping) -> Iterator[Html]:
+    shown = {"Subjects that taught": summary["labels"], "Studies that taught": summary["labelled_scans"]}
+    shown |= {"Seed": summary["seed"]}
+    shown |= {key.replace("_", " ").capitalize(): _said(value) for key, value in summary["protocol"].items()}
+    yield facts(shown)
+    columns = [Column("Finding"), Column("Present"), Column("Absent"), Column("Not said")]
+    lines = [(name, of["present"], of["absent"], of["unknown"]) for name, of in summary["taught"].items()]
+    yield table(columns, lines, "In the studies that taught.")
+    yield from assurances(summary)
+    for side in ("train", "validation"):
+        yield folded({"train": "Training", "validation": "Validation"}[side], names_list(summary["split"][side]))
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(number(one) for one in value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_said(one)}" for key, one in value.items())
+    return "not set" if value is None else number(value)
+
+
+def _looks(rows: Sequence[Mapping]) -> Iterator[Html]:
+    if rows:
+        shown = series("mean AUROC", rows, lambda row: row["validation"].get("macro_auroc"))
+        yield line_chart([shown], "Mean AUROC of the validation studies while training (it chooses nothing)")
+
+
+def _between(ends: Sequence[float | None], name: str = "95 % interval ") -> str:
+    if any(end is None for end in ends):
+        return "no interval" if name else "–"
+    return f"{name}{number(ends[0], 3)}\u00a0to\u00a0{number(ends[1], 3)}"

@@ -1,0 +1,207 @@
+"""Recipes of studies: settings of classification and localisation, how open ones follow the data, and what is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from dagman.recipes.clarity_settings import ClaritySettings, chosen_teacher
+from dagman.recipes.finetuning import FINETUNING_BUDGET_S, network_of
+from spade3d.configuration import (
+    Common,
+    Count,
+    Optim,
+    Positive,
+    PositiveRange,
+    Range,
+    Settings,
+    Share,
+    Voxels,
+    read_yaml,
+    with_values,
+)
+from spade3d.faults import UsageFault
+from spade3d.recipes.choosing import crop_within, steps_for
+
+if TYPE_CHECKING:
+    from dagman.downstream.token_grids import Windows
+    from spade3d.volumes.store import VolumeStore
+
+ALIGNED = 16  # voxels: sides of what the encoder sees are multiples of it (`downstream/token_grids.py`)
+EPOCHS = 60  # of a head on cached tokens, where --steps is open
+FEWEST_STEPS, MOST_STEPS = 200, 5000
+
+
+class StudyCrops(Settings):
+    """What the encoder sees at once: a window (cached), a crop of a bag, or the whole body at low resolution.
+
+    shape in voxels, multiples of 16; `crops` of a bag. The rest changes crops of a bag, and whole bodies, from step to
+    step; cached tokens are of the scan as it is.
+    """
+
+    shape: Voxels | None = None
+    crops: Annotated[int, Field(ge=1, le=64)] = 4
+    flip: tuple[bool, bool, bool] = (False, False, False)
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    zoom: PositiveRange = (0.85, 1.18)
+    gamma: PositiveRange = (0.8, 1.25)
+    contrast: PositiveRange = (0.9, 1.1)
+    brightness: Annotated[float, Field(ge=0)] = 0.05
+    blur: Range = (0.0, 0.7)
+    blur_chance: Share = 0.1
+    noise: Annotated[float, Field(ge=0)] = 0.03
+
+
+class AttentionSettings(Settings):
+    """Of the head `attention`: its width, and whether it knows where in the body a cell lies."""
+
+    dim: Annotated[int, Field(ge=8, le=2048)] = 128
+    places: bool = True
+
+
+class StudyScoring(Settings):
+    """How studies are judged: the overlap of windows, looks while training, and how near to a finding the peak of a map
+    must lie to count as pointing at it."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    looks: Annotated[int, Field(ge=0)] = 4
+    tolerance_mm: Positive = 10.0
+
+
+class StudySettings(Common):
+    """Everything that a run of classification or localisation can be told.
+
+    findings     the CSV: subject (or case), then a column for each finding
+    boxes        CSV of boxes (subject, finding, x0 ... z1, RAS mm) that maps are judged by; left out, the labels of the
+                 store whose names are findings
+    arrangement  cached: the frozen encoder runs once over each scan; bag: crops; whole: the body at low resolution
+    head         left open: attention, and clarity for localisation
+    tuning       whether the encoder learns, too, at `encoder_lr` times the head's rate
+    studies      of a batch
+    tokens       folder of cached tokens; left out, RUN/tokens. Runs with one encoder and one store can share it
+    low_mm       voxels of `whole`
+    """
+
+    task: Literal["classification", "localisation"] = "classification"
+    findings: str | None = None
+    boxes: str | None = None
+    init: str | None = None
+    labels: Annotated[float, Field(gt=0)] | None = None
+    arrangement: Literal["cached", "bag", "whole"] = "cached"
+    head: Literal["linear", "attention", "clarity"] | None = None
+    tuning: Literal["frozen", "full"] = "frozen"
+    encoder_lr: Positive = 0.1
+    studies: Count | None = None
+    tokens: str | None = None
+    low_mm: Positive | None = None
+    crop: StudyCrops = StudyCrops()
+    attention: AttentionSettings = AttentionSettings()
+    clarity: ClaritySettings = ClaritySettings()
+    optim: Optim = Optim(lr=1e-3, weight_decay=0.05)
+    scoring: StudyScoring = StudyScoring()
+
+    @model_validator(mode="after")
+    def parts_go_together(self) -> StudySettings:
+        """Refused here, before anything is prepared."""
+        if self.tuning == "full" and self.arrangement == "cached":
+            raise ValueError("cached tokens are of an encoder that stays; --arrangement bag or whole tunes it")
+        if self.task == "localisation" and self.head == "linear":
+            raise ValueError("a linear probe of the mean token has no map; --head attention or clarity localises")
+        if self.low_mm is not None and self.arrangement != "whole":
+            raise ValueError("low_mm is the voxel of --arrangement whole")
+        if self.boxes is not None and self.task != "localisation":
+            raise ValueError("boxes judge maps; --task localisation makes them")
+        if any(side % ALIGNED for side in self.crop.shape or ()):
+            raise ValueError(f"crop.shape {self.crop.shape}: each side is a multiple of {ALIGNED} voxels")
+        if self.loaders and self.clarity.prior.source != "none":
+            raise ValueError("places where findings may be are found in the training process; leave loaders out")
+        if self.data.spacing == "native":
+            raise ValueError("cells are as large in every study; give data.spacing in mm, or leave it to the data")
+        return self
+
+
+def choose(settings: StudySettings, store: VolumeStore, taught: Sequence[int], device: str) -> StudySettings:
+    """Fill what was left open; the same with and without a checkpoint where crop and spacing are given.
+
+    Window: the crop that the encoder was trained with, else within the median scan as many voxels as a cube of 96 (64
+    on a CPU); of `whole`: the largest body of those that teach in as many voxels. Network: the checkpoint's. Steps: on
+    cached tokens 60 times through the studies (200 to 5,000); else 10,000 on a GPU, on a CPU what fits into about eight
+    minutes.
+    """
+    from spade3d.crops.crop import body_bounds
+    from spade3d.scans import typical_grid
+
+    if store.preprocessing.spacing is None:
+        raise UsageFault(
+            "the store keeps each scan's own spacing, and cells are as large in every study; prepare another"
+        )
+    shape, spacing = typical_grid(store, taught)
+    on_cpu, cached = device == "cpu", settings.arrangement == "cached"
+    side = 64 if on_cpu else 96
+    mm = settings.low_mm
+    if settings.arrangement == "whole":
+        body = np.max([np.diff(body_bounds(store.cases[i]), axis=0)[0] for i in taught], axis=0)
+        mm = mm or round(max(float(body.prod() ** (1 / 3)) / side, *spacing), 3)
+        crop = settings.crop.shape or tuple(int(n) * ALIGNED for n in np.ceil(body / mm / ALIGNED - 1e-6))
+    else:
+        crop = settings.crop.shape or trained_crop(settings.init) or crop_within(shape, spacing, side, ALIGNED)
+    network = settings.network if settings.init is None else network_of(Path(settings.init), settings.network)
+    width = network.feature_size or (24 if on_cpu else 48)
+    studies = settings.studies or (8 if cached else 2)
+    crops = settings.crop.crops if settings.arrangement == "bag" else 1
+    if cached:
+        steps = int(np.clip(math.ceil(EPOCHS * len(taught) / studies), FEWEST_STEPS, MOST_STEPS))
+    else:
+        steps = steps_for(studies * crops * math.prod(crop), width, device, FINETUNING_BUDGET_S, on_gpu=10_000)
+    steps = settings.steps or steps
+    head = settings.head or ("clarity" if settings.task == "localisation" else "attention")
+    return with_values(
+        settings,
+        {
+            "crop.shape": crop,
+            "low_mm": mm,
+            "network": network.model_dump() | {"feature_size": width},
+            "head": head,
+            "studies": studies,
+            "steps": steps,
+            "save_every": settings.save_every or max(1, steps // 5),
+            "clarity.teacher": chosen_teacher(settings.clarity.teacher, store, taught, device).model_dump(),
+            "data.spacing": spacing,
+            "device": device,
+        },
+    )
+
+
+def trained_crop(init: str | None) -> tuple[int, int, int] | None:
+    """The crop of the run that an encoder lies in, to the nearest multiples of 16; None where that is not said."""
+    beside = None if init is None else Path(init).with_name("config.yaml")
+    shape = (read_yaml(beside).get("crop") or {}).get("shape") if beside and beside.is_file() else None
+    if shape is None:
+        return None
+    i, j, k = (max(1, round(side / ALIGNED)) * ALIGNED for side in shape)
+    return i, j, k
+
+
+def windows_of(settings: StudySettings) -> Windows:
+    """How scans are shown to the encoder where all of the body is."""
+    from dagman.downstream.token_grids import Windows
+
+    low = settings.arrangement == "whole"
+    spacing = (settings.low_mm,) * 3 if low else settings.data.spacing
+    return Windows(settings.crop.shape, spacing, settings.scoring.overlap)
+
+
+def head_settings(settings: StudySettings, names: Sequence[str], *, judging: bool) -> dict[str, Any]:
+    """What the head is built with, besides channels and findings. Cells that are judged are one grid; a bag's are
+    several crops, one behind the other."""
+    if settings.head == "linear":
+        return {}
+    if settings.head == "attention":
+        return settings.attention.model_dump()
+    crops = settings.crop.crops if settings.arrangement == "bag" and not judging else 1
+    return settings.clarity.head(names) | {"crops": crops}

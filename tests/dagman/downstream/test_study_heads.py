@@ -1,0 +1,99 @@
+"""Heads: each is its formula, maps add up to the logit, and what is not valid is not seen."""
+
+import math
+
+import pytest
+import torch
+
+from dagman.downstream.study_heads import AttentionPooling, LinearProbe, begin_at_prevalence, mean_token, place_codes
+
+
+@pytest.fixture
+def given():
+    rng = torch.Generator().manual_seed(0)
+    tokens, places = torch.randn(2, 5, 3, 2, 2, generator=rng), torch.rand(2, 3, 3, 2, 2, generator=rng)
+    valid = torch.rand(2, 3, 2, 2, generator=rng) > 0.3
+    valid[:, 0, 0, 0] = True
+    return tokens, places, valid
+
+
+def test_a_linear_probe_reads_the_standardised_mean_of_the_valid_cells(given):
+    tokens, places, valid = given
+    torch.manual_seed(0)
+    head = LinearProbe(5, 2)
+    torch.nn.init.normal_(head.linear.weight)
+    head.standardise(torch.full((5,), 0.5), torch.tensor([1.0, 2.0, 4.0, 1.0, 0.0]))
+    for b in range(2):
+        cells = [tokens[b, :, i, j, k] for i, j, k in valid[b].nonzero().tolist()]
+        mean = sum(cells) / len(cells)
+        x = (mean - 0.5) / torch.tensor([1.0, 2.0, 4.0, 1.0, 1e-6])
+        expected = head.linear.weight @ x + head.linear.bias
+        output = head(tokens, places, valid)
+        torch.testing.assert_close(output.logits[b], expected)
+    assert output.maps is None
+
+
+def test_attention_pooling_is_its_formula_cell_by_cell(given):
+    tokens, places, valid = given
+    torch.manual_seed(1)
+    head = AttentionPooling(5, 2, dim=8).requires_grad_(False)
+    head.standardise(torch.randn(5), torch.rand(5) + 0.5)
+    output = head(tokens, places, valid)
+    for b in range(2):
+        cells = valid[b].nonzero().tolist()
+        h = []
+        for i, j, k in cells:
+            x = head.embed((tokens[b, :, i, j, k] - head.mean) / head.spread)
+            h.append(torch.nn.functional.gelu(x + head.place(place_codes(places[b, :, i, j, k]))))
+        for f in range(2):
+            scores = [head.look.weight[f] @ (head.gate(one).tanh() * head.show(one).sigmoid()) for one in h]
+            total = sum(math.exp(s) for s in scores)
+            evidence = [float(head.speak.weight[f] @ one) for one in h]
+            looks = [math.exp(s) / total for s in scores]
+            logit = sum(a * e for a, e in zip(looks, evidence, strict=True)) + float(head.bias[f])
+            assert output.logits[b, f].item() == pytest.approx(logit, abs=1e-5)
+            for (i, j, k), a, e in zip(cells, looks, evidence, strict=True):
+                assert output.maps[b, f, i, j, k].item() == pytest.approx(a * max(e, 0.0), abs=1e-6)
+    assert (output.maps * ~valid[:, None]).abs().max() == 0
+
+
+@pytest.mark.parametrize("make", [LinearProbe, AttentionPooling])
+def test_padding_and_what_it_holds_change_nothing(make, given):
+    tokens, places, valid = given
+    torch.manual_seed(0)
+    head = make(5, 2)
+    before = head(tokens, places, valid).logits
+    grown = [torch.nn.functional.pad(x, (0, 2, 0, 1, 0, 3), value=9.0) for x in (tokens, places)]
+    after = head(*grown, torch.nn.functional.pad(valid, (0, 2, 0, 1, 0, 3)))
+    torch.testing.assert_close(after.logits, before)
+    assert after.maps is None or after.maps.shape[2:] == (6, 3, 4)
+
+
+def test_an_order_of_cells_is_not_seen(given):
+    """A bag: crops may come in any order."""
+    tokens, places, valid = given
+    torch.manual_seed(0)
+    head = AttentionPooling(5, 2)
+    turned = [x.flip(-3) for x in given]
+    torch.testing.assert_close(head(*turned).logits, head(*given).logits)
+
+
+def test_heads_begin_at_the_prevalence(given):
+    nan = float("nan")
+    labels = torch.tensor([[1.0, nan], [0.0, nan], [0.0, 1.0], [nan, 1.0]])
+    bias = torch.zeros(2)
+    begin_at_prevalence(bias, labels)
+    assert bias.tolist() == pytest.approx([math.log(2 / 3), math.log(3 / 1)])
+
+
+def test_the_mean_of_a_study_without_valid_cells_is_no_nan(given):
+    tokens, _, valid = given
+    assert mean_token(tokens, torch.zeros_like(valid)).abs().max() == 0
+
+
+def test_codes_tell_places_apart_and_mirror_images_too():
+    places = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 5)] * 3, indexing="ij"), dim=-1).view(-1, 3)
+    codes = place_codes(places)
+    assert codes.shape == (125, 36)
+    apart = torch.cdist(codes, codes) + 9 * torch.eye(125)
+    assert apart.min() > 0.5

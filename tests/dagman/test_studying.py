@@ -1,0 +1,265 @@
+"""Classification and localisation from the command line: phantoms and a CSV in, probabilities, maps and reports out."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dagman.commands
+from dagman.downstream.study_model import load_study_model
+from spade3d.commands import prepare
+from spade3d.networks.foreign import save_encoder
+from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.training.journal import read_log
+from spade3d.volumes.phantoms import write_dataset
+from spade3d.volumes.volume import read_grid, read_volume
+
+SMALL = ["--network.feature-size", 12, "--network.window", 4, "--device", "cpu", "--scoring.overlap", 0.25]
+HEAD = [*SMALL, "--crop.shape", 32, 32, 32, "--steps", 6, "--save-every", 2, "--studies", 3, "--scoring.looks", 1]
+TASK = ["--task", "classification"]
+LUMPS = (2, 3, 6, 7)  # who has one; 3 and 5 judge
+ENDED = ["config.yaml", "log.jsonl", "model.safetensors", "predictions.csv", "provenance.json", "report.html"]
+
+
+def end(*tokens) -> tuple[int, str]:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        dagman.commands.finetune([*map(str, tokens), "--json"])
+    return ended.value.code, printed.getvalue()
+
+
+def run(*tokens) -> dict:
+    code, printed = end(*tokens)
+    assert code == 0
+    return json.loads(printed)
+
+
+def refused(capsys, *tokens) -> tuple[int, str]:
+    code, printed = end(*tokens)
+    assert printed == ""
+    return code, capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Eight phantoms, a store of them, findings of all and boxes of some; and a finished run from scratch."""
+    place = tmp_path_factory.mktemp("studies")
+    size = {"shape": (40, 40, 32), "spacing": (8.0, 8.0, 8.0)}
+    write_dataset("abdomen-ct", place / "scans", patients=8, seed=1, **size)
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        prepare([str(place / "scans"), "--out", str(place / "store"), "--spacing", "8", "8", "8"])
+    lines = [f"img{n:04},{int(n in LUMPS)},{'' if n == 3 else int(n > 4)},0" for n in range(1, 9)]
+    (place / "findings.csv").write_text("subject,lump,cyst,never\n" + "\n".join(lines) + "\n")
+    boxes = [f"img{n:04},lump,-60,-40,-40,0,20,20" for n in LUMPS]
+    (place / "boxes.csv").write_text("subject,finding,x0,y0,z0,x1,y1,z1\n" + "\n".join(boxes) + "\n")
+    run(place / "store", *TASK, "--findings", place / "findings.csv", "--out", place / "run", *HEAD)
+    return place
+
+
+def losses(folder: Path) -> list[dict]:
+    return [row["losses"] for row in read_log(folder / "log.jsonl")]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_what_it_promises(place):
+    folder = place / "run"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {*ENDED, "summary.json", "checkpoints", "tensorboard", "tokens"}
+    summary = json.loads((folder / "summary.json").read_text())
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    judges = set(summary["split"]["validation"])
+    assert {row["subject"] for row in rows} == judges and not judges & set(summary["split"]["train"])
+    assert len(rows) == 3 * summary["cases"] and all(0 < float(row["probability"]) < 1 for row in rows)
+    truth = {line.split(",")[0]: line.split(",")[1:] for line in (place / "findings.csv").read_text().split()[1:]}
+    for row in rows:
+        assert row["label"] == truth[row["subject"]][("lump", "cyst", "never").index(row["finding"])]
+    assert (
+        summary["undefined"] == ["cyst", "never"] and summary["macro_auroc"] == summary["per_finding"]["lump"]["auroc"]
+    )
+    assert (
+        summary["per_finding"]["never"]["note"] == "undefined: none of 2 has it"
+        and summary["per_finding"]["never"]["auroc"] is None
+    )
+    assert any("random weights. This is the control" in note for note in summary["notes"])
+    assert any("never is never present" in note for note in summary["notes"])
+    assert summary["leakage"]["pretraining"] == "none" and summary["coverage"] is None
+    html = unescape((folder / "report.html").read_text())
+    assert "Mean AUROC" in html and "This is the control" in html and "default-src 'none'" in html
+    assert len(list((folder / "tokens").iterdir())) == 8
+
+
+def test_the_saved_model_says_of_a_scan_what_the_run_said(place):
+    model = load_study_model(place / "run")
+    assert model.findings == ("lump", "cyst", "never")
+    with open(place / "run" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    name = rows[0]["case"]
+    found = model.volume(
+        read_volume(place / "scans" / "RawData" / "Training" / "img" / f"{name}.nii.gz"), torch.device("cpu")
+    )
+    said = [float(row["probability"]) for row in rows[:3]]
+    np.testing.assert_allclose(found.probabilities, said, atol=2e-3)  # tokens on disk are float16
+
+
+def test_the_same_settings_give_the_same_run_and_tokens_are_reused(place, tmp_path, capsys):
+    again = [place / "store", *TASK, "--findings", place / "findings.csv", *HEAD]
+    before = {path.name: path.stat().st_mtime_ns for path in (place / "run" / "tokens").iterdir()}
+    run(*again, "--out", tmp_path / "again", "--tokens", place / "run" / "tokens")
+    assert "encoding" not in capsys.readouterr().err and not (tmp_path / "again" / "tokens").exists()
+    assert before == {path.name: path.stat().st_mtime_ns for path in (place / "run" / "tokens").iterdir()}
+    assert losses(tmp_path / "again") == losses(place / "run") and same_weights(tmp_path / "again", place / "run")
+    run(*again, "--out", tmp_path / "other", "--seed", 1)
+    assert losses(tmp_path / "other") != losses(place / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_ends_with_the_same_bits(number, place, tmp_path):
+    begun = [place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", *HEAD]
+    script = "from dagman.commands import finetune as command; command()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, begun)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log, patience = tmp_path / "run" / "log.jsonl", time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < patience:
+        if log.exists() and log.read_bytes().count(b"\n") >= 1:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    assert process.wait(timeout=60) in (75, -number)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    run("--out", tmp_path / "run", "--resume")  # the task is that of the run
+    assert losses(tmp_path / "run") == losses(place / "run") and same_weights(tmp_path / "run", place / "run")
+    assert (tmp_path / "run" / "predictions.csv").read_bytes() == (place / "run" / "predictions.csv").read_bytes()
+
+
+def test_a_run_does_not_resume_under_other_labels(place, tmp_path, capsys):
+    table = tmp_path / "findings.csv"
+    table.write_text((place / "findings.csv").read_text())
+    begun = [place / "store", *TASK, "--findings", table, "--out", tmp_path / "run", *HEAD]
+    run(*begun)
+    table.write_text(table.read_text().replace("img0002,1", "img0002,0"))
+    code, said = refused(capsys, *begun, "--resume")
+    assert code == 3 and "config" in said
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--arrangement", "bag", "--tuning", "full", "--crop.crops", 2, "--crop.shape", 16, 16, 16],
+        ["--arrangement", "bag", "--head", "clarity", "--crop.crops", 2, "--crop.shape", 16, 16, 16],
+        ["--arrangement", "whole", "--tuning", "full", "--head", "linear", "--low-mm", 12],
+    ],
+)
+def test_every_arrangement_trains_and_judges_whole_studies(how, place, tmp_path):
+    begun = [place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", *SMALL]
+    begun += ["--steps", 2, "--studies", 2, "--scoring.looks", 0, "--clarity.dim", 24, "--clarity.heads", 2, *how]
+    said = run(*begun)
+    assert said["studies"] == len(json.loads((tmp_path / "run" / "summary.json").read_text())["split"]["validation"])
+    assert not (tmp_path / "run" / "tokens").exists()
+    before = load_file(place / "run" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    moved = any(not torch.equal(before[name], after[name]) for name in before if name.startswith("encoder."))
+    assert moved == ("full" in how)  # the same seed drew both encoders
+
+
+@pytest.mark.parametrize("head", ["attention", "clarity"])
+def test_localisation_writes_maps_on_the_grid_of_the_scan_and_judges_them(head, place, tmp_path):
+    more = ["--clarity.dim", 24, "--clarity.heads", 2] if head == "clarity" else []
+    said = run(
+        *(place / "store", "--task", "localisation", "--findings", place / "findings.csv", "--out", tmp_path / "run"),
+        *("--boxes", place / "boxes.csv", "--head", head, "--tokens", place / "run" / "tokens", *HEAD, *more),
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    lumps = [name for name in summary["split"]["validation"] if int(name[3:]) in LUMPS]
+    for name in lumps:
+        written, scan = tmp_path / "run" / "maps" / f"{name}_lump.nii.gz", f"{name}.nii.gz"
+        grid, theirs = read_grid(written), read_grid(place / "scans" / "RawData" / "Training" / "img" / scan)
+        assert grid.shape == theirs.shape
+        np.testing.assert_allclose(grid.affine, theirs.affine, atol=1e-4)
+        assert read_volume(written).voxels.min() >= 0
+    assert summary["localisation"]["boxes"] == len(lumps) > 0
+    assert said["pointing"] == summary["localisation"]["measures"]["pointing"]["mean"]
+    assert len(json.loads((tmp_path / "run" / "localisation.json").read_text())["rows"]) == len(lumps)
+    assert "T(IoU) 0.3" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_an_encoder_brings_its_window_and_its_past(place, tmp_path):
+    """The crop that it was trained with is the window; what it has seen is checked; it stays as it is."""
+    (tmp_path / "pre").mkdir()
+    torch.manual_seed(9)
+    network = SwinUNETR(1, 1, feature_size=12, window=4)
+    store = {"name": "scans", "layout": "BTCV"}
+    seen = [{"name": f"img{n:04}", "subject": f"img{n:04}", "fingerprint": "0"} for n in range(1, 9)]
+    past = {"preprocessing": {"spacing": [4.0, 4.0, 4.0], "window_hu": [-175.0, 250.0], "mr": "percentile"}}
+    save_encoder(
+        tmp_path / "pre" / "encoder.safetensors", network, past | {"provenance": {"dataset": store, "cases": seen}}
+    )
+    (tmp_path / "pre" / "config.yaml").write_text("crop: {shape: [40, 33, 24]}\n")
+    tokens = [place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", "--steps", 2]
+    tokens += ["--init", tmp_path / "pre" / "encoder.safetensors", "--device", "cpu", "--head", "linear"]
+    run(*tokens)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["protocol"]["window"] == [32, 32, 32]  # the nearest multiples of 16: 40 is as near to 48
+    assert summary["coverage"]["loaded"] == summary["coverage"]["total"]
+    assert summary["leakage"]["validation_in_pretraining"] == summary["split"]["validation"]
+    assert any("prepared otherwise than for the pretraining: spacing" in note for note in summary["notes"])
+    assert not any("random weights" in note for note in summary["notes"])
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(kept[f"encoder.{name}"], tensor) for name, tensor in network.swinViT.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "code", "message"),
+    [
+        ("--findings CSV --tuning full", 2, "cached tokens are of an encoder that stays; --arrangement bag or whole"),
+        ("--findings CSV --task localisation --head linear", 2, "a linear probe of the mean token has no map"),
+        ("--findings CSV --boxes CSV", 2, "boxes judge maps; --task localisation makes them"),
+        ("--findings CSV --low-mm 4", 2, "low_mm is the voxel of --arrangement whole"),
+        ("--findings CSV --crop.shape 20 16 16", 2, "each side is a multiple of 16 voxels"),
+        ("", 2, "no findings given; --findings names a CSV"),
+        ("--findings NONE", 3, "no such file or folder; a CSV of findings is needed"),
+        ("--findings CSV --labels 99", 2, "--labels 99: only"),
+        ("--findings CSV --fold 8 --folds 9", 2, "fold 8 of 8 asked for"),
+        ("--findings ALONE", 3, "findings of 1 subjects (img0001) among 8 scans; at least 2 are needed"),
+        ("--findings CSV --task localisation --boxes CSV", 3, "the columns are subject,lump,cyst,never; the columns"),
+        ("--findings CSV --task localisation --boxes AWAY", 3, "no box is of a study that judges and of a finding"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(tokens, code, message, place, tmp_path, capsys):
+    places = {"CSV": place / "findings.csv", "NONE": place / "none.csv"}
+    places |= {"ALONE": tmp_path / "alone.csv", "AWAY": tmp_path / "away.csv"}
+    places["ALONE"].write_text("subject,lump\nimg0001,1\n")
+    places["AWAY"].write_text("subject,finding,x0,y0,z0,x1,y1,z1\nnobody,lump,0,0,0,1,1,1\n")
+    given = [places.get(token, token) for token in tokens.split()]
+    task = [] if "--task" in given else TASK
+    ended, said = refused(capsys, place / "store", "--out", tmp_path / "run", "--steps", 2, *SMALL, *task, *given)
+    assert ended == code and message in said
+    assert not (tmp_path / "run").exists()
