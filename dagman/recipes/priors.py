@@ -61,10 +61,18 @@ class PriorSettings(Settings):
         return self.source in ("mean_image", "atlas", "one_label")
 
 
-def build_priors(settings: PriorSettings, store: VolumeStore, cases: Sequence[int], frames: Frames) -> Priors | None:
+def build_priors(
+    settings: PriorSettings,
+    store: VolumeStore,
+    cases: Sequence[int],
+    frames: Frames,
+    *,
+    says: str = "heads are guided by",
+    option: str = "--prior.source",
+) -> Priors | None:
     """The priors of some settings, from the cases of a run alone: no held-out label is looked at.
 
-    DataFault where no case has the labels that are needed. What they were made from is said.
+    DataFault where no case has the labels that are needed (`option` asked for them). What they were made from is said.
     """
     from dagman.attention import prior_sources
     from dagman.attention.spatial_prior import wrong_atlas
@@ -79,7 +87,7 @@ def build_priors(settings: PriorSettings, store: VolumeStore, cases: Sequence[in
         labelled = [i for i in cases if store.cases[i].has_labels]
         if not labelled:
             raise DataFault(
-                f"{store.path}: none of the {len(cases)} scans of this run has labels, which --prior.source "
+                f"{store.path}: none of the {len(cases)} scans of this run has labels, which {option} "
                 f"{settings.source} needs; use bands or mean_image, or add a labelled scan"
             )
         how = {"regions": settings.regions, "likelihood": settings.likelihood, "sigma_mm": settings.sigma_mm}
@@ -89,7 +97,7 @@ def build_priors(settings: PriorSettings, store: VolumeStore, cases: Sequence[in
             placed = [i for i in labelled if frames[i] is not None]
             priors = prior_sources.one_label(store, (placed or labelled)[0], frames, **how)
     priors = priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
-    print(f"note: heads are guided by {priors.source}", file=sys.stderr)
+    print(f"note: {says} {priors.source}", file=sys.stderr)
     return priors
 
 

@@ -1,0 +1,327 @@
+"""Settings of CLARiTy's class tokens, and the head, losses, priors and teacher that are built from them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dagman.recipes.priors import OF_LABELS, PriorSettings, build_priors
+from spade3d.configuration import Count, Positive, Settings, Share, Voxels, with_values
+from spade3d.faults import DataFault, UsageFault
+
+if TYPE_CHECKING:
+    import torch
+
+    from dagman.attention.spatial_prior import Priors
+    from dagman.downstream.allowed import Where
+    from dagman.downstream.clarity_losses import ClarityWeights
+    from dagman.downstream.studies import Findings
+    from dagman.downstream.study_streams import Prior, Teacher
+    from spade3d.volumes.store import VolumeStore
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class InOrgans(Settings):
+    """Where a finding may be: in which organs (a name without a side is both), and how many mm from them."""
+
+    organs: tuple[str, ...]
+    margin_mm: Weight = 0.0
+
+
+class FindingPrior(Settings):
+    """Where findings may be; `source` none says nothing.
+
+    source   `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled training scans, `one_label`
+             of them, or `files` that somebody else made
+    table    finding -> its organs, by the names that the source has; a finding that is not named may be anywhere
+    least    share of a prior's highest value from which on a cell belongs to the organ
+    frame    how places of two scans compare, for mean_image, atlas and one_label
+    labelled scans that make the atlas
+    folder   of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
+    wrong    a control: priors of the same make at the wrong place
+    """
+
+    source: Literal["none", "bands", "mean_image", "atlas", "one_label", "files"] = "none"
+    table: dict[str, InOrgans] = {}
+    least: Annotated[float, Field(gt=0, le=1)] = 0.1
+    frame: Literal["box", "affine", "learned"] = "affine"
+    labelled: Count = 4
+    likelihood: Literal["location", "intensity", "both"] = "location"
+    sigma_mm: Positive | None = None
+    folder: str | None = None
+    wrong: Literal["no", "permuted", "shifted"] = "no"
+
+    @model_validator(mode="after")
+    def source_and_table_belong_together(self) -> FindingPrior:
+        """Either without the other says nowhere."""
+        if (self.source == "none") != (not self.table):
+            raise ValueError("a prior needs a source and a table of findings and organs; give both, or neither")
+        if (self.source == "files") != (self.folder is not None):
+            raise ValueError("folder is where the files of source files are; give both, or neither")
+        return self
+
+
+class TeacherSettings(Settings):
+    """The 3D CNN that class tokens learn from, and the `shape` voxels of `mm` around the middle of each body that it
+    sees; left open, they hold the largest body in about as many voxels as a cube of 96 (48 on a CPU).
+
+    folds  teachers, each asked about subjects that it has not seen; 1: one that is asked about what it has seen
+    growth of the DenseNet121; left open, the original's 32 (8 on a CPU), and 2,000 steps (200 on a CPU)
+    """
+
+    folds: Count = 3
+    steps: Count | None = None
+    batch: Count = 4
+    growth: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    lr: Positive = 3e-4
+    shape: Voxels | None = None
+    mm: Positive | None = None
+    temperature: Positive = 1.0
+
+
+class ClaritySettings(Settings):
+    """Class tokens; every piece can be left out.
+
+    dim, blocks, heads   of the tokens and their attention; `joint`: cells attend as well, at a cost that grows with the
+                         square of their number; `registers`: further tokens that stand for no finding
+    attention_pooling    a second logit, from what each token's attention gathers
+    segment_cam          class maps, and with a prior a foreground by convolutions of `width` channels, beyond which
+                         tokens look less; a third logit from the class maps, the r-th highest cell with weight
+                         rank_decay^r. `convolved`: class maps, too, are read from the convolutions
+    orthogonal_weight    of the term that parts class tokens, by `cosine` or MCTformer+'s `contrast`
+    foreground_weight    of the foreground's likeness to the prior
+    outside_weight       of class maps outside the prior, and anywhere for findings that are absent
+    teacher_weight       of a 3D CNN's opinion, which is trained first where this is above 0; 0.5 is a neutral start
+    """
+
+    dim: Count = 192
+    blocks: Count = 2
+    heads: Count = 6
+    registers: Annotated[int, Field(ge=0)] = 1
+    joint: bool = False
+    attention_pooling: bool = True
+    segment_cam: bool = True
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    convolved: bool = False
+    rank_decay: Share = 0.8
+    orthogonal_weight: Weight = 0.1
+    orthogonal_by: Literal["cosine", "contrast"] = "cosine"
+    foreground_weight: Weight = 1.0
+    outside_weight: Weight = 1.0
+    teacher_weight: Weight = 0.0
+    prior: FindingPrior = FindingPrior()
+    teacher: TeacherSettings = TeacherSettings()
+
+    @model_validator(mode="after")
+    def heads_share_the_width(self) -> ClaritySettings:
+        """Each head has as many channels."""
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share {self.dim} channels evenly")
+        return self
+
+    def head(self, findings: Sequence[str]) -> dict[str, Any]:
+        """What ClassTokens is built with besides channels, findings and the crops of a bag."""
+        from dagman.downstream.allowed import groups_of
+
+        pieces = {"dim", "blocks", "heads", "registers", "joint", "attention_pooling", "segment_cam", "width"}
+        pieces |= {"convolved", "rank_decay"}
+        # Where no term teaches the foreground there is none, rather than one that suppresses at random.
+        told = self.segment_cam and self.prior.source != "none" and self.foreground_weight > 0
+        groups = groups_of(where_of(self.prior, findings)) if told else ()
+        return self.model_dump(include=pieces) | {"groups": groups}
+
+    def weights(self) -> ClarityWeights:
+        """The weights of the losses."""
+        from dagman.downstream.clarity_losses import ClarityWeights
+
+        return ClarityWeights(
+            orthogonal=self.orthogonal_weight,
+            orthogonal_by=self.orthogonal_by,
+            foreground=self.foreground_weight,
+            outside=self.outside_weight,
+            teacher=self.teacher_weight,
+            temperature=self.teacher.temperature,
+        )
+
+
+def where_of(settings: FindingPrior, findings: Sequence[str]) -> list[Where]:
+    """The table in the order of the findings; UsageFault for a finding in it that there is not."""
+    from dagman.downstream.allowed import Where
+
+    if strangers := sorted(settings.table.keys() - set(findings)):
+        raise UsageFault(
+            f"clarity.prior.table: {', '.join(strangers)}: no such finding; there are {', '.join(findings)}"
+        )
+    named = {name: Where(place.organs, place.margin_mm) for name, place in settings.table.items()}
+    return [named.get(finding, Where()) for finding in findings]
+
+
+def finding_prior(
+    settings: FindingPrior,
+    store: VolumeStore,
+    findings: Sequence[str],
+    taught: Sequence[int],
+    cases: Sequence[int],
+    *,
+    seed: int = 0,
+) -> Prior | None:
+    """Where each finding may be, on any grid of cells of any of `cases`; None without a prior.
+
+    taught  the cases that teach: no other's labels are looked at
+    The same settings, store, cases and seed give the same prior. UsageFault for an organ that the source does not have.
+    """
+    if settings.source == "none":
+        return None
+    from dagman.downstream.allowed import allowed_in
+
+    where = where_of(settings, findings)
+    organs = list(dict.fromkeys(organ for place in where for organ in place.organs))
+    priors = _priors(settings, store, organs, taught, cases, seed)
+    anywhere = [name for name, place in zip(findings, where, strict=True) if not place.organs]
+    if anywhere:
+        print(f"note: may be anywhere, for the prior does not name them: {', '.join(anywhere)}", file=sys.stderr)
+    return allowed_in(priors, where, least=settings.least)
+
+
+def _priors(settings: FindingPrior, store, organs: Sequence[str], taught, cases, seed: int) -> Priors:
+    from dagman.attention.spatial_prior import wrong_atlas
+
+    if settings.source == "files":
+        priors = _of_files(settings, store, organs, cases)
+        return priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
+    chosen = {"source", "labelled", "likelihood", "sigma_mm", "wrong"}
+    asked = PriorSettings(**settings.model_dump(include=chosen))
+    of_labels = settings.source in OF_LABELS
+    wanted = _structures(store, organs) if of_labels else {}  # refused here, before scans are placed
+    frames = _frames(asked, settings, store, cases, seed)
+    if of_labels:
+        taught, regions = _labelled(settings, store, wanted, taught, frames)
+        asked = with_values(asked, {"regions": regions})
+    says, option = "findings are sought by", "--clarity.prior.source"
+    return build_priors(asked, store, taught, frames, says=says, option=option)
+
+
+def _structures(store, organs: Sequence[str]) -> dict[int, str]:
+    """The labels that are some organs, value -> name."""
+    from dagman.downstream.allowed import matching
+
+    if not store.label_names:
+        raise DataFault(
+            f"{store.path}: its labels have no names, so that no organ can be told; give the dataset a label table"
+        )
+    table = list(store.label_names.items())
+    return dict(table[n] for organ in organs for n in matching(organ, [name for _, name in table]))
+
+
+def _labelled(
+    settings: FindingPrior, store, wanted: Mapping[int, str], taught: Sequence[int], frames
+) -> tuple[list[int], tuple[str, ...]]:
+    """The cases that make the prior, those that can be placed and hold most of the structures, and which they hold."""
+    held = {i: wanted.keys() & store.cases[i].label_values if store.cases[i].has_labels else set() for i in taught}
+    best = sorted(taught, key=lambda i: (frames.get(i) is None, -len(held[i])))
+    makers = [i for i in best if held[i]][: 1 if settings.source == "one_label" else settings.labelled]
+    there = set().union(*(held[i] for i in makers)) or wanted.keys()
+    return makers or list(taught), tuple(name for value, name in wanted.items() if value in there)
+
+
+def _frames(asked: PriorSettings, settings: FindingPrior, store, cases: Sequence[int], seed: int):
+    if not asked.needs_frames:
+        return {}
+    from spade3d.console import progress_of
+    from spade3d.volumes.body_frame import place_scans
+
+    with progress_of(f"placing scans ({settings.frame} frame)") as progress:
+        found = place_scans(store, cases, settings.frame, seed=seed, progress=progress)
+    lost = [store.cases[i].name for i, frame in found.items() if frame is None]
+    if lost:
+        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        print(
+            f"note: {len(lost)} of {len(found)} scans could not be placed in the body ({some}): no place is forbidden "
+            "in them",
+            file=sys.stderr,
+        )
+    return {i: None if frame is None else frame.to_frame for i, frame in found.items()}
+
+
+def _of_files(settings: FindingPrior, store, organs: Sequence[str], cases: Sequence[int]) -> Priors:
+    """Priors of FOLDER/<case>/<region>.nii.gz, as far as the table names them."""
+    from dagman.attention.prior_sources import from_files
+    from dagman.downstream.allowed import matching
+
+    files: dict[str, dict[str, Path]] = {}
+    for i in cases:
+        name = store.cases[i].name
+        there = {path.name.removesuffix(".nii.gz").replace("_", " "): path for path in _niftis(settings.folder, name)}
+        if there:
+            regions = list(there)
+            wanted = sorted({n for organ in organs for n in matching(organ, regions)})
+            files[name] = {regions[n]: there[regions[n]] for n in wanted}
+    if not files:
+        raise DataFault(
+            f"{settings.folder}: no priors of these scans there; FOLDER/<case>/<region>.nii.gz is needed, such as "
+            f"{settings.folder}/{store.cases[cases[0]].name}/{organs[0].replace(' ', '_')}.nii.gz"
+        )
+    return from_files(store, files)
+
+
+def _niftis(folder: str, case: str) -> list[Path]:
+    return sorted((Path(folder) / case).glob("*.nii.gz"))
+
+
+def taught_by_cnn(
+    settings: ClaritySettings,
+    store: VolumeStore,
+    findings: Findings,
+    cases: Sequence[int],
+    *,
+    out: Path,
+    device: torch.device,
+    seed: int,
+    precision: str = "auto",
+) -> Teacher | None:
+    """The logits of the CNN teachers of some training studies, which are trained first (in OUT, resumed there); None
+    where nothing is to be learned from them."""
+    if settings.teacher_weight == 0:
+        return None
+    from dagman.downstream.cnn_teacher import Teaching, teach
+    from dagman.downstream.coarse_scans import CoarseScans
+    from dagman.downstream.study_streams import Whole
+    from spade3d.crops.crop import Views
+
+    told = chosen_teacher(settings.teacher, store, cases, device.type)
+    scans = CoarseScans(store, told.mm)
+    turned = Views(flip=(False, False, False), rotation_deg=10.0, zoom=(0.9, 1.1))
+    still = Views((False, False, False), 0.0, (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), 0.0, (0.0, 0.0), 0.0, 0.0)
+    out.mkdir(parents=True, exist_ok=True)
+    return teach(
+        Whole(scans, told.shape, told.mm, turned),
+        Whole(scans, told.shape, told.mm, still),
+        findings,
+        cases,
+        Teaching(**told.model_dump(include=set(Teaching.__dataclass_fields__))),
+        out=out,
+        device=device,
+        seed=seed,
+        precision=precision,
+        mark=f"{told.shape} voxels of {told.mm} mm; {store.preprocessing.fingerprint()}",
+    )
+
+
+def chosen_teacher(settings: TeacherSettings, store: VolumeStore, cases: Sequence[int], device: str) -> TeacherSettings:
+    """What was left open, by data and device; a teacher halves its images five times: no side is below 32."""
+    import numpy as np
+
+    from spade3d.crops.crop import body_bounds
+
+    on_cpu = device == "cpu"
+    body = np.max([np.diff(body_bounds(store.cases[i]), axis=0)[0] for i in cases], axis=0)
+    finest = max(min(store.cases[i].spacing) for i in cases)
+    mm = settings.mm or round(max(float(body.prod() ** (1 / 3)) / (48 if on_cpu else 96), finest), 3)
+    shape = settings.shape or tuple(max(32, int(side) * 8) for side in np.ceil(body / mm / 8 - 1e-6))
+    growth, steps = settings.growth or (8 if on_cpu else 32), settings.steps or (200 if on_cpu else 2000)
+    return with_values(settings, {"mm": mm, "shape": shape, "growth": growth, "steps": steps})
