@@ -28,10 +28,11 @@ COMMANDS = {
     "dagman-finetune": dagman.commands.finetune,
     "dagman-predict": dagman.commands.predict,
     "dagman-compare": dagman.commands.compare,
+    "dagman-probe": dagman.commands.probe,
 }
 COMMON = """--config --resume --strict --json --out
     --steps --seed --device --precision --workers --folds --fold --save-every
-    --skip-bad-batches
+    --skip-bad-batches --loaders
     --data.path --data.spacing --data.window-hu --data.mr
     --network.feature-size --network.depths --network.heads --network.window --network.drop-path --network.use-v2
     --network.merging --network.monai-compatible
@@ -44,7 +45,8 @@ FOCUS = """--focus.views --focus.crop-chance --focus.crop-retention --focus.cuto
     --focus.cutout-side --focus.mask-chance --focus.mask-kept --focus.mask-floor --focus.mask-blur --focus.zoom
     --focus.parent --focus.salient-chance --focus.least --focus.mode"""
 CONTRAST = """--contrast.selection --contrast.far-mm --contrast.far-local-mm --contrast.temperature
-    --contrast.global-memory --contrast.local-memory --contrast.global-dim --contrast.local-dim --contrast.local-cell
+    --contrast.global-memory --contrast.local-memory --contrast.global-dim --contrast.global-head
+    --contrast.local-dim --contrast.local-cell
     --contrast.momentum --contrast.global-weight --contrast.local-weight --contrast.restoration-weight
     --contrast.restoration-cell"""
 DISTILL = """--distill.variant --distill.stage --distill.masking --distill.ratio --distill.hint --distill.semantic
@@ -56,6 +58,16 @@ DISTILL = """--distill.variant --distill.stage --distill.masking --distill.ratio
     --distill.global-weight"""
 PRIOR = """--prior.source --prior.attachment --prior.stage --prior.regions --prior.labelled --prior.likelihood
     --prior.sigma-mm --prior.kind --prior.weight --prior.warmup --prior.least --prior.wrong"""
+STUDIES = """--task --findings --boxes --init --labels --arrangement --head --tuning --encoder-lr --studies --tokens
+    --low-mm --crop.crops --attention.dim --attention.places --scoring.overlap --scoring.looks --scoring.tolerance-mm
+    --clarity.dim --clarity.blocks --clarity.heads --clarity.registers --clarity.joint --clarity.attention-pooling
+    --clarity.segment-cam --clarity.width --clarity.convolved --clarity.rank-decay
+    --clarity.orthogonal-weight --clarity.orthogonal-by --clarity.foreground-weight
+    --clarity.outside-weight --clarity.teacher-weight
+    --clarity.prior.source --clarity.prior.table --clarity.prior.least --clarity.prior.frame --clarity.prior.labelled
+    --clarity.prior.likelihood --clarity.prior.sigma-mm --clarity.prior.folder --clarity.prior.wrong
+    --clarity.teacher.folds --clarity.teacher.steps --clarity.teacher.batch --clarity.teacher.growth
+    --clarity.teacher.lr --clarity.teacher.shape --clarity.teacher.mm --clarity.teacher.temperature"""
 OPTIONS = {
     "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
     "spade-pretrain": f"""DATA {COMMON} {PAIRS} {FOCUS} {CONTRAST}""",
@@ -64,10 +76,17 @@ OPTIONS = {
     "spade-pretrain --recipe spade-dagman": f"DATA {COMMON} {PAIRS} {CONTRAST} {DISTILL} {PRIOR}",
     "spade-pretrain --recipe moco": f"""DATA {COMMON} {PAIRS} {FOCUS}
         --contrast.temperature --contrast.memory --contrast.dim --contrast.momentum""",
-    "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --crop.crops --crop.foreground
-        --scoring.overlap --scoring.tolerance-mm --scoring.looks --scoring.look-cases""",
-    "dagman-predict": "MODEL SCANS --out --device --attention --attention-stage --strict --json",
-    "dagman-compare": "RUNS --out --json",
+    "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --draw --draws --seeds --from-scratch-twin
+        --tuning.encoder --tuning.layer-decay --tuning.encoder-warmup
+        --crop.crops --crop.foreground --scoring.grid --scoring.background
+        --scoring.overlap --scoring.tolerance-mm --scoring.tolerances-mm --scoring.looks --scoring.look-cases""",
+    "dagman-finetune --task classification": f"DATA {COMMON} {STUDIES}",
+    "dagman-finetune --task=localisation": f"DATA {COMMON} {STUDIES}",
+    "dagman-predict": """MODEL SCANS --out --device --batch --flips --largest-component --except --format --attention
+        --attention-stage --strict --json""",
+    "dagman-compare": "RUNS --out --metric --json",
+    "dagman-probe": """DATA --encoder --out --strict --json --scans --folds --fold --crop.shape --seed --device
+        --workers""",
 }
 SALIENCY = {
     "gaze": "STORE --fixations --first-slice --sigma-mm --sigma-slices-mm --replace --json",
@@ -128,20 +147,21 @@ def test_help_and_version_answer_without_the_heavy_imports():
 import sys
 from spade3d.commands import prepare, pretrain
 from spade3d.saliency_commands import main as saliency
-from dagman.commands import compare, finetune, predict
-for command in (prepare, saliency, pretrain, finetune, predict, compare):
+from dagman.commands import compare, finetune, predict, probe
+for command in (prepare, saliency, pretrain, finetune, predict, compare, probe):
     for option in ("--help", "--version"):
         try:
             command([option])
         except SystemExit as end:
             assert end.code == 0, end.code
-print(sorted({"torch", "monai", "numba", "SimpleITK", "nibabel", "scipy", "matplotlib"} & sys.modules.keys()))
+heavy = {"torch", "monai", "numba", "SimpleITK", "nibabel", "scipy", "sklearn", "matplotlib"}
+print(sorted(heavy & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "[]"
-    assert done.stdout.splitlines().count(__version__) == 6
-    assert done.stdout.count("Usage: ") == 6 and "a folder of scans, a dataset in any known layout" in done.stdout
+    assert done.stdout.splitlines().count(__version__) == 7
+    assert done.stdout.count("Usage: ") == 7 and "a folder of scans, a dataset in any known layout" in done.stdout
 
 
 # --- scans that cannot be used -------------------------------------------------------------------------------------
@@ -292,8 +312,10 @@ def test_real_specimens(shared_data, tmp_path, capsys):
         ("spade-prepare", "DATA --out OUT --window 250 -175", "the lower end of a range comes first"),
         ("spade-prepare", "DATA --out OUT --mr bright", "'percentile' or 'zscore'"),
         ("spade-prepare", "DATA --out OUT --spacing 0 1 1", "0.0 given; input should be greater than 0"),
+        ("spade-prepare", "DATA --out OUT --spacing own", "unable to convert"),
         ("spade-prepare", "DATA", "--out requires an argument"),
         ("spade-pretrain", "--out OUT", "no DATA given"),
+        ("spade-pretrain", "DATA --data.spacing native --out OUT", "native: crops of pretraining have one"),
         ("spade-pretrain", "DATA DATA --out OUT", "Unused Tokens"),
         ("spade-pretrain", "DATA --out OUT --optim.lrr 1", "Unknown option: --optim.lrr. Did you mean --optim.lr?"),
         ("spade-pretrain", "DATA --out OUT --steps many", "--steps: 'many' given; input should be a valid integer"),
@@ -312,9 +334,16 @@ def test_real_specimens(shared_data, tmp_path, capsys):
         ("dagman-finetune", "DATA --out OUT --fold 3", "fold 3 of 3 asked for"),
         ("dagman-predict", "DATA --out OUT", "no scans given"),
         ("dagman-predict", "DATA DATA --out OUT --device tpu", "--device tpu: one of auto, cpu, cuda"),
+        ("dagman-predict", "DATA DATA --out OUT --batch 0", "--batch 0: at least 1 window at once"),
+        ("dagman-predict", "DATA DATA --out OUT --flips rl", "--flips rl: letters of ras, each once, or all"),
+        ("dagman-predict", "DATA DATA --out OUT --flips aa", "--flips aa: letters of ras, each once, or all"),
+        ("dagman-predict", "DATA DATA --out OUT --except liver", "--except liver without --largest-component"),
+        ("dagman-predict", "DATA DATA --out OUT --format dicom", "--format dicom: one of nifti, same"),
         ("dagman-predict", "DATA DATA --out OUT --attention-stage 2", "--attention-stage 2 without --attention"),
         ("dagman-predict", "DATA DATA --out OUT --attention --attention-stage 5", "an encoder has stages 1 to 4"),
         ("dagman-compare", "DATA --out OUT", "1 runs given; a comparison needs at least two"),
+        ("dagman-probe", "DATA --out OUT", "--encoder requires an argument"),
+        ("dagman-probe", "DATA --encoder YAML --out OUT --scans 0", "--scans: '0' given; input should be greater than"),
     ],
 )
 def test_wrong_options_are_refused_by_name(name, tokens, message, tmp_path, capsys):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from spade3d.contrast.heads import CalibratedHead
+from spade3d.contrast.heads import BatchHead, CalibratedHead
 from spade3d.contrast.memory import Memory, places_of_all
 from spade3d.contrast.objectives import info_nce
 from spade3d.contrast.teacher import Teacher
@@ -40,6 +40,7 @@ class SpadeTerms:
     global_memory: int = 4096
     local_memory: int = 8192
     global_dim: int = 128
+    global_head: str = "calibrated"  # what takes out what all crops have in common: measured once, or in each "batch"
     local_dim: int = 64
     local_cell: int = 4  # voxels of the decoded cells that local features are read from
     spatial_negatives: bool = True  # else, in the controls, all that does not attract repels
@@ -57,7 +58,8 @@ class Branch(nn.Module):
         super().__init__()
         self.network, self.cell = network, terms.local_cell
         bottleneck, decoded = network.bottleneck_channels, network.decoded_channels(terms.local_cell)
-        self.global_head = CalibratedHead(bottleneck, bottleneck, terms.global_dim)
+        head = BatchHead if terms.global_head == "batch" else CalibratedHead
+        self.global_head = head(bottleneck, bottleneck, terms.global_dim)
         self.local_head = CalibratedHead(decoded, 4 * decoded, terms.local_dim)
 
     def forward(
@@ -86,13 +88,15 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[PairBatch], *, places: bool) -> None:
-        """Let the heads measure what all features of some batches have in common; h_l where there are `places`."""
+        """Let the calibrated heads measure what all features of some batches have in common; h_l where there are
+        `places`."""
         of_crops, of_places = [], []
         for batch in batches:
             features = self.network(batch.student, finest=self.cell)
             of_crops.append(features.stages[-1].mean(dim=(2, 3, 4)))
             of_places.append(self.read(features, batch.query_crop, batch.query_voxel, batch.student))
-        self.global_head.calibrate(torch.cat(of_crops))
+        if isinstance(self.global_head, CalibratedHead):
+            self.global_head.calibrate(torch.cat(of_crops))
         if places:
             if sum(map(len, of_places)) < 2:
                 raise UsageFault("crops share no places to learn from; give a larger --crop.overlap or --crop.shape")

@@ -90,8 +90,15 @@ class PairBatch:
     realised: dict[str, float]  # what focus came to, for the log; empty for ordinary views
 
     def to(self, device: torch.device) -> PairBatch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PairBatch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PairBatch:
+        """In memory from which a GPU copies while it computes."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PairBatch(**{name: move(value) if torch.is_tensor(value) else value for name, value in values.items()})
 
     def without_places(self) -> PairBatch:
         """The same crops with no matched places."""

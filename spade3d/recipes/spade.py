@@ -44,6 +44,7 @@ class ContrastSettings(Settings):
     global_memory: Annotated[int, Field(ge=1)] = 4096
     local_memory: Annotated[int, Field(ge=1)] = 8192
     global_dim: Annotated[int, Field(ge=2)] = 128
+    global_head: Literal["calibrated", "batch"] = "calibrated"
     local_dim: Annotated[int, Field(ge=2)] = 64
     local_cell: Literal[1, 2, 4, 8, 16] = 4
     momentum: Share | None = None
