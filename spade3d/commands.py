@@ -38,6 +38,7 @@ def prepare(tokens: list[str] | None = None) -> None:
         window: tuple[float, float] = (-175.0, 250.0),
         mr: str = "percentile",
         workers: int = 0,
+        part: str | None = None,
         strict: bool = False,
         json: bool = False,
     ) -> None:
@@ -57,12 +58,15 @@ def prepare(tokens: list[str] | None = None) -> None:
             intensity of MR, percentile or zscore.
         workers
             processes; 0 follows the machine.
+        part
+            I/N, the I-th of N shares of the scans, for N machines at once; the same command without --part then
+            finishes the store.
         strict
             stop at the first bad scan instead of leaving it out.
         json
             print the result as one JSON object.
         """
-        from spade3d.scans import open_scans
+        from spade3d.scans import open_scans, prepare_share
         from spade3d.volumes.store import is_store
 
         if workers < 0:
@@ -71,6 +75,13 @@ def prepare(tokens: list[str] | None = None) -> None:
             raise DataFault(f"{data}: is a store already; use it as it is, or give the scans it was made from")
         flags = {"spacing": spacing, "window_hu": window, "mr": mr}
         settings = resolve(PrepareSettings, [], {"data": flags}, environment={}).data
+        if part is not None:
+            share = share_of(part)
+            left_out = prepare_share(data, out, settings, *share, workers=workers)
+            for rejection in left_out:
+                print(f"left out {rejection.name}: {rejection.reason}", file=sys.stderr)
+            console.print_result({"store": str(out), "part": part, "left_out": len(left_out), "finished": False}, json)
+            return
         store = open_scans(data, out, settings, workers=workers, strict=strict)
         report_rejected(store)
         labelled = sum(case.has_labels for case in store.cases)
@@ -78,6 +89,14 @@ def prepare(tokens: list[str] | None = None) -> None:
         console.print_result(summary, json)
 
     sys.exit(console.run(app, sys.argv[1:] if tokens is None else tokens))
+
+
+def share_of(part: str) -> tuple[int, int]:
+    """ "3/8" as (3, 8); UsageFault for anything that is no share."""
+    number, _, of = part.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UsageFault(f"--part {part}: I/N is needed, with I from 1 to N, such as 3/8")
+    return int(number), int(of)
 
 
 def pretrain(tokens: list[str] | None = None) -> None:

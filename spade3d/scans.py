@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from spade3d.volumes.layouts import Dataset, read_layout
 from spade3d.volumes.preprocessing import Preprocessing, choose_spacing
 from spade3d.volumes.store import VolumeStore, is_store
 from spade3d.volumes.volume import Grid, read_grid
+
+if TYPE_CHECKING:
+    from spade3d.volumes.prepare import Rejection
 
 
 def open_scans(
@@ -31,13 +35,29 @@ def open_scans(
     if is_store(path):
         return check_settings(VolumeStore.open(path), settings)
     dataset = read_layout(path)
-    native = settings.spacing == NATIVE
-    spacing = None if native else settings.spacing or choose_spacing(list(readable_grids(dataset)))
-    how = Preprocessing(spacing=spacing, window_hu=settings.window_hu, mr=settings.mr)
+    how = preparation(dataset, settings)
     with progress_of(f"preparing {dataset.name}") as progress:
         return prepare(
             dataset, beside, how, workers=workers, strict=strict, labelled_only=labelled_only, progress=progress
         )
+
+
+def prepare_share(path: Path, store: Path, settings: Data, part: int, of: int, *, workers: int = 0) -> list[Rejection]:
+    """Prepare a share of the scans at `path` into `store`, beside other machines (`prepare.prepare_part`)."""
+    from spade3d.volumes.prepare import prepare_part
+
+    dataset = read_layout(existing(path, "a folder of scans or a dataset"))
+    with progress_of(f"preparing part {part} of {of} of {dataset.name}") as progress:
+        return prepare_part(
+            dataset, store, preparation(dataset, settings), part, of, workers=workers, progress=progress
+        )
+
+
+def preparation(dataset: Dataset, settings: Data) -> Preprocessing:
+    """How a dataset's scans are prepared; it depends on all of them, whatever part of them is."""
+    native = settings.spacing == NATIVE
+    spacing = None if native else settings.spacing or choose_spacing(list(readable_grids(dataset)))
+    return Preprocessing(spacing=spacing, window_hu=settings.window_hu, mr=settings.mr)
 
 
 def readable_grids(dataset: Dataset) -> Iterator[Grid]:

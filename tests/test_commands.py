@@ -69,7 +69,7 @@ STUDIES = """--task --findings --boxes --init --labels --arrangement --head --tu
     --clarity.teacher.folds --clarity.teacher.steps --clarity.teacher.batch --clarity.teacher.growth
     --clarity.teacher.lr --clarity.teacher.shape --clarity.teacher.mm --clarity.teacher.temperature"""
 OPTIONS = {
-    "spade-prepare": "DATA --out --spacing --window --mr --workers --strict --json",
+    "spade-prepare": "DATA --out --spacing --window --mr --workers --part --strict --json",
     "spade-pretrain": f"""DATA {COMMON} {PAIRS} {FOCUS} {CONTRAST}""",
     "spade-pretrain --recipe dagman": f"DATA {COMMON} {PAIRS} {DISTILL} {PRIOR}",
     "spade-pretrain --recipe dagman-paper": f"DATA {COMMON} {PAIRS} {DISTILL} {PRIOR}",
@@ -309,6 +309,8 @@ def test_real_specimens(shared_data, tmp_path, capsys):
     ("name", "tokens", "message"),
     [
         ("spade-prepare", "DATA --out OUT --workers -1", "--workers -1: 0 or more"),
+        ("spade-prepare", "DATA --out OUT --part 0/4", "--part 0/4: I/N is needed, with I from 1 to N"),
+        ("spade-prepare", "DATA --out OUT --part 3", "--part 3: I/N is needed"),
         ("spade-prepare", "DATA --out OUT --window 250 -175", "the lower end of a range comes first"),
         ("spade-prepare", "DATA --out OUT --mr bright", "'percentile' or 'zscore'"),
         ("spade-prepare", "DATA --out OUT --spacing 0 1 1", "0.0 given; input should be greater than 0"),

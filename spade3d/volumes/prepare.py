@@ -104,27 +104,11 @@ def prepare(
 
     Raises DataFault where no case can be used, and where `out` holds something else or another preprocessing.
     """
-    cases = tuple(case for case in dataset.cases if case.labels is not None or not labelled_only)
-    if not cases:
-        raise DataFault(
-            f"{dataset.root}: none of {len(dataset.cases)} cases has labels, no labelled scan can be learned from; add "
-            "labels where a known layout has them (images/X and labels/X, X_image and X_label, a dataset.json)"
-        )
-    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
-    if twice:
-        raise DataFault(
-            f"{dataset.root}: several cases are named {', '.join(twice[:5])}; names must differ: rename the files"
-        )
-    label_names = label_table(dataset)
-    jobs = [Job(case, out, preprocessing, label_names, stray_share(dataset)) for case in cases]
+    jobs = _jobs(dataset, out, preprocessing, labelled_only)
     report = progress or (lambda done, total, name: None)
 
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    _check_out(dataset, out, preprocessing)
-    try:
-        (out / CASES).mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise DataFault(f"{out}: cannot be made ({problem.strerror}); choose another --out") from problem
+    _make(dataset, out, preprocessing)
     all_outcomes = _outcomes(jobs, workers)
     with claimed(out, lambda who: report(0, len(jobs), who)) as renew_claim, closing(all_outcomes):
         _check_out(dataset, out, preprocessing)  # another process may have finished it while we waited
@@ -142,7 +126,7 @@ def prepare(
                 done[outcome.name] = outcome
             report(len(done) + len(rejected), len(jobs), outcome.name)
         if done and not (strict and rejected):
-            write_json(out / INDEX, _contents(dataset, preprocessing, label_names, done, rejected).to_dict())
+            write_json(out / INDEX, _contents(dataset, preprocessing, jobs[0].label_names, done, rejected).to_dict())
     if strict and rejected:
         _undo(new)
         raise DataFault(f"case {rejected[0]['name']}: {rejected[0]['reason']}")
@@ -156,6 +140,58 @@ def prepare(
             f"{dataset.root}: none of {len(jobs)} cases can be used ({some}{' ...' if len(rejected) > 3 else ''})"
         )
     return VolumeStore.open(out)
+
+
+def prepare_part(
+    dataset: Dataset,
+    out: Path,
+    preprocessing: Preprocessing,
+    part: int,
+    of: int,
+    *,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> list[Rejection]:
+    """Prepare the `part`-th of `of` shares of a dataset's cases, from 1, and write no index; the cases left out.
+
+    For many machines at once, each with a part of its own, in one folder that all of them see. `prepare` then checks
+    what is there, prepares what is missing, and writes the index. DataFault as `prepare`, but for cases that cannot be
+    used: `prepare` will name them again.
+    """
+    jobs = _jobs(dataset, out, preprocessing, labelled_only=False)[part - 1 :: of]
+    report = progress or (lambda done, total, name: None)
+    _make(dataset, out, preprocessing)
+    rejected = []
+    for done, outcome in enumerate(_outcomes(jobs, workers), start=1):
+        rejected += [outcome] if isinstance(outcome, Rejection) else []
+        report(done, len(jobs), outcome.name)
+    return rejected
+
+
+def _jobs(dataset: Dataset, out: Path, preprocessing: Preprocessing, labelled_only: bool) -> list[Job]:
+    """What is to be prepared, in the order of the dataset; DataFault where that is nothing, or not told apart."""
+    cases = tuple(case for case in dataset.cases if case.labels is not None or not labelled_only)
+    if not cases:
+        raise DataFault(
+            f"{dataset.root}: none of {len(dataset.cases)} cases has labels, no labelled scan can be learned from; add "
+            "labels where a known layout has them (images/X and labels/X, X_image and X_label, a dataset.json)"
+        )
+    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if twice:
+        raise DataFault(
+            f"{dataset.root}: several cases are named {', '.join(twice[:5])}; names must differ: rename the files"
+        )
+    label_names, stray = label_table(dataset), stray_share(dataset)
+    return [Job(case, out, preprocessing, label_names, stray) for case in cases]
+
+
+def _make(dataset: Dataset, out: Path, preprocessing: Preprocessing) -> None:
+    """The folder of a store, if it may be written there."""
+    _check_out(dataset, out, preprocessing)
+    try:
+        (out / CASES).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DataFault(f"{out}: cannot be made ({problem.strerror}); choose another --out") from problem
 
 
 def _undo(made: list[Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from spade3d.commands import prepare
 from spade3d.configuration import Data
 from spade3d.faults import DataFault, UsageFault
-from spade3d.scans import open_scans, typical_grid
+from spade3d.scans import open_scans, prepare_share, typical_grid
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import read_volume, write_volume
 
@@ -117,3 +117,18 @@ def test_a_header_that_cannot_be_read_has_no_say_in_the_spacing(scans, tmp_path)
 def test_a_missing_path_is_named(tmp_path):
     with pytest.raises(DataFault, match="nowhere: no such file or folder; a folder of scans"):
         open_scans(tmp_path / "nowhere", tmp_path / "store", Data())
+
+
+def test_parts_prepared_apart_become_the_store_that_one_machine_makes(scans, store, tmp_path):
+    shares = tmp_path / "shares"
+    assert [prepare_share(scans, shares, Data(), part, 2) for part in (1, 2)] == [[], []]
+    with pytest.raises(DataFault, match="was not finished"):
+        VolumeStore.open(shares)
+    records = {path: path.stat().st_mtime_ns for path in shares.rglob("case.json")}
+    assert len(records) == len(store.cases)
+    finished = open_scans(scans, shares, Data())
+    assert {path: path.stat().st_mtime_ns for path in shares.rglob("case.json")} == records  # nothing was done twice
+    assert finished.preprocessing == store.preprocessing
+    assert [case.fingerprint for case in finished.cases] == [case.fingerprint for case in store.cases]
+    for i in range(len(store.cases)):
+        assert (finished.image(i) == store.image(i)).all()
