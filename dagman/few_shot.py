@@ -21,6 +21,7 @@ from spade3d import console
 from spade3d.commands import CONFIG, STORE
 from spade3d.configuration import to_yaml, with_values
 from spade3d.provenance import write_text
+from spade3d.training import ranks
 from spade3d.training.interruption import preempted_at_once
 from spade3d.volumes.store import is_store
 
@@ -34,6 +35,7 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
+    ranks.alone("dagman-finetune")
     runs = settings.runs()
     if len(runs) == 1:
         (only,) = runs.values()

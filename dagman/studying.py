@@ -38,6 +38,7 @@ from spade3d.networks.swin import SwinTransformer
 from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
+from spade3d.training import ranks
 from spade3d.training.interruption import preempted_at_once
 from spade3d.training.loop import Optimiser, Task, train
 from spade3d.training.precision import autocast_for
@@ -53,6 +54,7 @@ MOMENTS = 32  # batches, at most, that the head is standardised by where the enc
 
 def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool) -> dict:
     """What `dagman-finetune --task classification` and `--task localisation` do; returns what they print."""
+    ranks.alone("dagman-finetune")
     if resume:
         work = reopened(settings, out)
     else:

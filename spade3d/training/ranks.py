@@ -75,6 +75,12 @@ def place_of(environment: Mapping[str, str]) -> Place:
     return Place()
 
 
+def alone(what: str) -> None:
+    """UsageFault where several processes were started for what only one can do."""
+    if (world := place_of(os.environ).world) > 1:
+        raise UsageFault(f"{what} runs in one process, and {world} were started; start it without torchrun or srun -n")
+
+
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Join the other processes of this run, if there are any; gloo between processors, NCCL between GPUs.

@@ -37,6 +37,13 @@ def test_processes_without_a_place_to_meet_are_told_what_is_missing(monkeypatch)
         pass
 
 
+def test_what_runs_in_one_process_is_refused_where_several_were_started(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UsageFault, match="dagman-finetune runs in one process, and 4 were started"):
+        ranks.alone("dagman-finetune")
+
+
 def two_together(rank: int, port: int, answers) -> None:
     """What one of two processes does, and finds."""
     os.environ |= {
