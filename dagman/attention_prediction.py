@@ -19,7 +19,6 @@ from torch import Tensor
 
 from dagman.attention.maps import STAGE, Looker, relative_maps
 from dagman.attention.semantic_file import load_semantic
-from dagman.downstream.inference import sliding_window
 from dagman.downstream.model import FORMAT as SEGMENTATION
 from dagman.downstream.model import SegmentationModel
 from dagman.recipes.distillation import SEMANTIC
@@ -27,6 +26,7 @@ from spade3d.commands import CONFIG, ENCODER
 from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
 from spade3d.networks.foreign import describe_encoder, read_encoder
+from spade3d.networks.sliding import sliding_window
 from spade3d.volumes.geometry import canonical_flips, resample
 from spade3d.volumes.nifti_channels import write_channels
 from spade3d.volumes.preprocessing import Prepared, Preprocessing

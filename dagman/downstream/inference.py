@@ -1,124 +1,166 @@
-"""Predict a whole volume window by window, blended so that no seam shows, in bounded memory.
+"""Which class each voxel of a scan has, on the grid that the scan was given on, without ever holding all its logits.
 
-Every window is weighted by a Gaussian (sigma = 1/8 of the window, floored at 1e-3: what MONAI's
-`sliding_window_inference(mode="gaussian")` does, and the test holds them together to 1e-4). Windows are visited in
-order of i, so the planes before the next window's start are final: they are divided by their weight and handed out.
-Only a slab as thick as one window lies on the device, whatever the length of the scan.
+The logits of a prepared scan come in slabs (`spade3d/networks/sliding.py`, which says what a slab takes). As soon as
+the prepared voxels around a voxel of the source's grid are final, its logits are interpolated between them (trilinear)
+and the highest wins: smoother borders than resampled labels. This is, up to rounding, what carrying the map of each
+class over whole and then comparing them would give. Beside the slab there is in memory
+
+    2 * classes * A * B * 4 bytes   the last plane of the slab before, and the first of this one, A x B voxels
+    5 * ROOM * 4 bytes              logits on their way, on a GPU; a row on a CPU
+    1 byte a voxel of the source    the result
 """
 
-from collections.abc import Callable, Iterator
-from itertools import product
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-Size = tuple[int, int, int]
-Image = Float[Tensor, "i j k"] | Float[np.ndarray, "i j k"]
-Predict = Callable[[Tensor], Tensor]
+from dagman.downstream.decision_kernels import decide
+from spade3d.faults import Fault
+from spade3d.networks.sliding import Predict, Size, slab_axis, slabs
+from spade3d.volumes.geometry import canonical_flips, compose, inverse
+from spade3d.volumes.volume import Grid
 
-SIGMA = 1 / 8  # of the window's side
-FLOOR = 1e-3
+ROOM = 2**24  # logits carried to another grid at a time, where torch does it
+AT_ONCE = {"cpu": 1, "cuda": 4}  # windows: a CPU gains nothing by more, and each takes memory
+HALF = 0.5 + 1e-6  # a voxel reaches half an index beyond its centre; a millionth for rounding
+WHOLE = 1e-4  # an index so near to a whole number is meant to be it: affines lie rounded in files
+ASKEW = 1e-3  # voxels that one grid may turn away from the other over its whole length
 
 
-def sliding_window(
-    predict: Predict,
-    image: Image,
-    window: Size,
-    overlap: float = 0.5,
-    batch: int = 2,
+def predict_classes(
+    logits: Predict,
+    intensities: Float[np.ndarray, "i j k"],
+    affine: Float[np.ndarray, "4 4"],
+    source: Grid,
     *,
     classes: int,
-    device: torch.device | str = "cpu",
-    blend_device: torch.device | str | None = None,
-    fill: float = 0.0,
-) -> Float[Tensor, "classes i j k"]:
-    """The blended logits of a volume: float32 on the CPU, classes * voxels * 4 bytes.
-
-    predict: crops (b, 1, *window) on `device` -> logits (b, classes, *window), called in inference mode.
-    image: normalised intensities; an axis shorter than the window is padded on both sides with `fill`.
-    overlap: the part of a window, from 0 to below 1, that the next one sees again. batch: windows per call.
-    blend_device: where the slab of window_i * J * K * (classes + 1) * 4 bytes lies; None: on `device`.
-    """
-    # numpy asks for huge pages: first touch of this much memory takes half the time of torch.empty's.
-    logits = torch.from_numpy(np.empty((classes, *image.shape), np.float32))
-    for start, slab in _slabs(predict, image, window, overlap, batch, classes, device, blend_device, fill):
-        logits[:, start : start + slab.shape[1]] = slab
-    return logits
-
-
-def window_starts(size: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis: every (1 - overlap) * window voxels, the last one flush with the end."""
-    stride = max(1, int(window * (1 - overlap)))
-    starts = range(0, max(size - window, 0) + stride, stride)
-    return sorted({min(start, max(size - window, 0)) for start in starts})
-
-
-def importance(window: Size) -> Float[Tensor, "i j k"]:
-    """How much a prediction counts by its place in the window: 1 at the centre of an odd window, 1e-3 at least."""
-    weight = torch.ones(())
-    for size in window:
-        place = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-        weight = weight[..., None] * torch.exp(-(place**2) / (2 * (SIGMA * size) ** 2))
-    return weight.clamp_min(max(FLOOR, weight.min().item()))
-
-
-def _slabs(
-    predict: Predict,
-    image: Image,
     window: Size,
     overlap: float,
-    batch: int,
-    classes: int,
-    device: torch.device | str,
-    blend_device: torch.device | str | None,
-    fill: float,
-) -> Iterator[tuple[int, Tensor]]:
-    """Finished slabs (classes, n, J, K) in order of i, each with its first plane; valid until the next is asked for."""
-    if not 0 <= overlap < 1 or batch < 1 or len(window) != 3 or min(window) < 1 or 0 in image.shape:
-        raise ValueError(
-            f"window {window}, overlap {overlap}, batch {batch}, image {tuple(image.shape)}; a window of three "
-            "positive sides, an overlap from 0 to below 1, a batch of at least 1 and a volume with voxels are needed"
-        )
-    window, blend_device = tuple(window), device if blend_device is None else blend_device
-    before = [max(whole - size, 0) // 2 for whole, size in zip(window, image.shape)]
-    after = [max(whole - size, 0) - front for whole, size, front in zip(window, image.shape, before)]
-    padding = [side for pair in zip(reversed(before), reversed(after)) for side in pair]  # last axis first
-    padded = F.pad(torch.as_tensor(image, dtype=torch.float32), padding, value=fill)
-    inside = tuple(slice(front, front + size) for front, size in zip(before, image.shape))
+    device: torch.device,
+    batch: int | None = None,
+) -> UInt8[np.ndarray, "_ _ _"]:
+    """Classes of a prepared scan on its source's grid, canonical axes; 0 where nothing was prepared.
 
-    starts_i, starts_j, starts_k = (window_starts(*axis, overlap) for axis in zip(padded.shape, window))
-    tiles = list(product(starts_j, starts_k))
-    weight = importance(window).to(blend_device)
-    # The tiles of one layer overlap alike in every layer: their weights are summed once.
-    layer_weight = torch.zeros((window[0], *padded.shape[1:]), device=blend_device)
-    for j, k in tiles:
-        layer_weight[:, j : j + window[1], k : k + window[2]] += weight
-
-    # The last channel holds the weights, so that both move on together.
-    total = torch.zeros((classes + 1, *layer_weight.shape), device=blend_device)
-    for i, following in zip(starts_i, [*starts_i[1:], padded.shape[0]]):
-        for some in (tiles[first : first + batch] for first in range(0, len(tiles), batch)):
-            crops = [padded[i : i + window[0], j : j + window[1], k : k + window[2]] for j, k in some]
-            with torch.inference_mode():
-                logits = predict(torch.stack(crops)[:, None].to(device))
-            if logits.shape != (len(some), classes, *window):
-                raise ValueError(f"predict gave {tuple(logits.shape)}; {(len(some), classes, *window)} is needed")
-            for (j, k), tile in zip(some, logits.to(blend_device, torch.float32)):
-                total[:-1, :, j : j + window[1], k : k + window[2]].addcmul_(tile, weight)
-        total[-1] += layer_weight
-        done = following - i
-        finished = total[:-1, :done].div_(total[-1, :done])[:, :, inside[1], inside[2]]
-        # Where i was padded there is one layer, and all of `inside` lies in it.
-        yield i, finished[:, inside[0]] if len(starts_i) == 1 else finished
-        _advance(total, done)
+    logits: crops (b, 1, *window) on `device` -> (b, classes, *window). batch: windows at once; None: as many as suit
+    the device. Fault where the network's answers are no finite numbers.
+    """
+    turn = canonical_flips(source.affine, source.shape)
+    ways = ways_between(affine, intensities.shape, turn.affine(source.affine), turn.canonical_shape)
+    found, axis = np.zeros(turn.canonical_shape, dtype=np.uint8), slab_axis(intensities.shape, window)
+    way, before = ways[axis], None
+    batch = AT_ONCE.get(device.type, 1) if batch is None else batch
+    for start, slab in slabs(logits, intensities, window, overlap, batch, classes, device):
+        along = 1 + axis
+        stop = start + slab.shape[along]
+        if before is not None:  # what lies between the last plane of the slab before and the first of this one
+            between = torch.cat([before, slab.narrow(along, 0, 1)], along)
+            _decide(between, replaced(ways, axis, way.between(start - 1)), found)
+        _decide(slab, replaced(ways, axis, way.among(start, stop)), found)
+        before = slab.narrow(along, stop - start - 1, 1).clone()
+    return found
 
 
-def _advance(slab: Tensor, planes: int) -> None:
-    """Drop the first planes (axis 1), move the others up and clear the room, in place: fresh memory costs more."""
-    for start in range(planes, slab.shape[1], planes):  # no step reads what it writes
-        part = slab[:, start : start + planes]
-        slab[:, start - planes : start - planes + part.shape[1]] = part
-    slab[:, slab.shape[1] - planes :] = 0
+@dataclass(frozen=True, eq=False)
+class Way:
+    """From one axis of a grid to that of another: voxel first + n of the new one lies share[n] of the way from voxel
+    low[n] of the old one to the next, both in order; the other voxels of the new one lie beyond the old one."""
+
+    first: int
+    low: Int[np.ndarray, "n"]
+    share: Float[np.ndarray, "n"]
+
+    def among(self, start: int, stop: int) -> Way:
+        """To what lies among the planes from `start` to before `stop`, counted from `start`."""
+        begin, end = np.searchsorted(self.low, start), np.searchsorted(self.low + (self.share > 0), stop)
+        return self._part(start, int(begin), int(end))
+
+    def between(self, plane: int) -> Way:
+        """To what lies between this plane and the next, on neither of them, counted from `plane`."""
+        begin, end = np.searchsorted(self.low, plane), np.searchsorted(self.low, plane, side="right")
+        return self._part(plane, int(begin + np.count_nonzero(self.share[begin:end] == 0)), int(end))
+
+    def _part(self, base: int, begin: int, end: int) -> Way:
+        return Way(self.first + begin, self.low[begin:end] - base, self.share[begin:end])
+
+
+def replaced(ways: list[Way], axis: int, way: Way) -> list[Way]:
+    """The ways with another one along `axis`."""
+    return [*ways[:axis], way, *ways[axis + 1 :]]
+
+
+def ways_between(
+    affine: Float[np.ndarray, "4 4"], shape: Size, affine_to: Float[np.ndarray, "4 4"], shape_to: Size
+) -> list[Way]:
+    """From a prepared grid to its source's: along R, A, S both, so each axis goes its own way.
+
+    Beyond the outermost voxel centres the edge value holds for half a voxel, as far as a voxel reaches.
+    """
+    to_from = compose(inverse(affine), affine_to)
+    turned = np.abs(to_from[:3, :3] - np.diag(to_from.diagonal()[:3])) @ np.array(shape_to)
+    if turned.max() > ASKEW or (to_from.diagonal() <= 0).any():
+        raise ValueError(f"grids with the affines {affine.tolist()} and {affine_to.tolist()} are not parallel")
+    return [_way(to_from[a, a], to_from[a, 3], shape[a], shape_to[a]) for a in range(3)]
+
+
+def _way(step: float, offset: float, size: int, size_to: int) -> Way:
+    place = offset + step * np.arange(size_to)
+    place = np.where(np.abs(place - np.round(place)) < WHOLE, np.round(place), place)
+    inside = np.flatnonzero((place >= -HALF) & (place <= size - 1 + HALF))
+    place = np.clip(place[inside], 0, size - 1)
+    low = np.floor(place).astype(np.int64)
+    return Way(int(inside[0]) if len(inside) else 0, low, (place - low).astype(np.float32))
+
+
+def _decide(logits: Float[Tensor, "classes i j k"], ways: list[Way], found: UInt8[np.ndarray, "_ _ _"]) -> None:
+    """Write the classes of all voxels that the ways lead to."""
+    i, j, k = (slice(way.first, way.first + len(way.low)) for way in ways)
+    there = found[i, j, k]
+    if there.size and not (_by_kernel if logits.is_cpu else _by_torch)(logits, ways, there):
+        raise Fault("the network answers NaN or Inf; its training came apart, or its file is damaged: train again")
+
+
+def _by_kernel(logits: Float[Tensor, "classes i j k"], ways: list[Way], there: UInt8[np.ndarray, "_ _ _"]) -> bool:
+    """On a CPU, where it takes a tenth of the time of `_by_torch`. Returns whether all logits are finite."""
+    if logits.stride(3) != 1:
+        logits = logits.contiguous()
+    count = len(logits.untyped_storage()) // logits.element_size()
+    flat = logits.as_strided((count,), (1,), 0).numpy()
+    strides = np.array([*logits.stride()[:3], len(logits)])
+    places = [part for way in ways for part in (way.low, way.share)]
+    return decide(flat, logits.storage_offset(), strides, *places, np.array(logits.shape[1:]) - 1, there)
+
+
+def _by_torch(logits: Float[Tensor, "classes i j k"], ways: list[Way], there: UInt8[np.ndarray, "_ _ _"]) -> bool:
+    """On any device, some rows at a time. Returns whether all logits are finite."""
+    rows = max(1, ROOM // (len(logits) * there[0].size))
+    finite = True
+    for row in range(0, len(there), rows):
+        carried = logits
+        some = Way(0, ways[0].low[row : row + rows], ways[0].share[row : row + rows])
+        for axis, way in enumerate([some, *ways[1:]], start=1):
+            carried = _carried(carried, axis, way)
+        finite &= bool(carried.isfinite().all())
+        there[row : row + rows] = carried.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return finite
+
+
+def _carried(values: Tensor, axis: int, way: Way) -> Tensor:
+    """Values at the places that the way along one axis leads to."""
+    at = _taken(values, axis, way.low)
+    if not way.share.any():
+        return at
+    following = _taken(values, axis, np.minimum(way.low + 1, values.shape[axis] - 1))
+    share = torch.from_numpy(way.share).to(values.device)
+    return at.lerp(following, share.view(-1, *[1] * (values.ndim - 1 - axis)))
+
+
+def _taken(values: Tensor, axis: int, places: Int[np.ndarray, "n"]) -> Tensor:
+    """The values at some places along an axis, as a view where they follow each other."""
+    if (np.diff(places) == 1).all():
+        return values.narrow(axis, int(places[0]), len(places))
+    return values[(slice(None),) * axis + (torch.from_numpy(places).to(values.device),)]

@@ -176,8 +176,9 @@ def test_a_fine_tuned_model_segments_as_before_and_shows_where_it_looks(capsys, 
     said, noted = predict(capsys, finetuned, scans, "--out", tmp_path / "out", "--attention", "--attention-stage", 1)
     assert said["volumes_ml"] == plain["volumes_ml"] and "attention" not in plain
     assert "note: attention that cells receive in the last block of stage 1 (cells of 2 x 2 x 2 voxels)" in noted
-    assert {file.name for file in (tmp_path / "plain").iterdir()} == {"one.nii.gz"}
+    assert {file.name for file in (tmp_path / "plain").iterdir()} == {"one.nii.gz", "volumes.csv"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "volumes.csv",
         "one.nii.gz",
         "one_attention.nii.gz",
         "one_attention_heads.nii.gz",

@@ -1,0 +1,128 @@
+"""Sliding-window inference against MONAI's: blending alone, up to the label map, and with a Swin-UNETR.
+
+    python benchmarks/speed/sliding_window.py
+
+256 x 256 x 160 voxels, windows of 96^3 that overlap by half, Gaussian, 14 classes, 75 windows. The network is replaced
+by one that answers at once: with zeros that lie ready, because MONAI multiplies the answer that it is given in place.
+Before that both are given a network of one convolution, and agree.
+
+`blended logits` is what MONAI's inferer returns. `label map` is what a user wants: MONAI's logits then go through
+argmax, as its AsDiscrete does; ours are decided slab by slab, and never all there. The last table is a whole prediction
+on a smaller scan: Swin-UNETR of width 24, windows of 64^3, the same weights for everybody.
+
+Blending is bound by memory. The answers are 3.7 GB, and MONAI moves 20 bytes for each of their numbers at the speed of
+a copy: reading the answers once, and nothing else, would be 4 to 5 times as fast. Tried in numba and left: weights made
+of their three factors in registers, and planes that stay in the cache while the answers of a whole layer (0.7 GB that
+must be held) are added, 0.8 of the time of torch's addcmul_ together. With the allocator as it is (see rounds.py) both
+take 1.5 times as long.
+"""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
+from rounds import machine, tabled, timed, written
+from torch import Tensor
+
+from dagman.downstream.inference import predict_classes
+from spade3d.networks.sliding import sliding_window
+from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.volumes.volume import Grid
+
+SHAPE, WINDOW, OVERLAP, CLASSES = (256, 256, 160), (96, 96, 96), 0.5, 14
+SMALL, SMALL_WINDOW, WIDTH = (96, 96, 64), (64, 64, 64), 24
+CPU, ROUNDS, FEW = torch.device("cpu"), 5, 3
+
+
+def ours(network, scan: Tensor, window, batch: int = 1) -> np.ndarray:
+    """The label map on the scan's own grid."""
+    grid = Grid(tuple(scan.shape), np.eye(4))
+    return predict_classes(
+        network, scan.numpy(), np.eye(4), grid, classes=CLASSES, window=window, overlap=OVERLAP, device=CPU, batch=batch
+    )
+
+
+def monai_logits(network, scan: Tensor, window, batch: int = 1) -> Tensor:
+    inferer = SlidingWindowInferer(window, batch, OVERLAP, mode="gaussian")
+    with torch.inference_mode():
+        return inferer(scan[None, None], network)[0]
+
+
+def monai(network, scan: Tensor, window, batch: int = 1) -> Tensor:
+    return monai_logits(network, scan, window, batch).argmax(dim=0)
+
+
+def check(network, scan: Tensor, window) -> dict[str, float]:
+    """Both give the same logits to 1e-4, and the same label map where two classes are not nearly equal."""
+    theirs = monai_logits(network, scan, window)
+    first, second = theirs.topk(2, dim=0).values
+    classes, clear = theirs.argmax(dim=0).numpy(), (first - second > 1e-4).numpy()
+    apart = 0.0
+    for c, one in enumerate(sliding_window(network, scan, window, OVERLAP, 1, classes=CLASSES)):
+        apart = max(apart, float((one - theirs[c]).abs().max()))
+    found = ours(network, scan, window)
+    assert apart < 1e-4 and clear.mean() > 0.99 and (found == classes)[clear].all(), f"logits are {apart:g} apart"
+    return {"largest_difference_of_logits": apart, "voxels_of_another_class": int((found != classes).sum())}
+
+
+def twins():
+    """Our Swin-UNETR and MONAI's with the same weights; functions from crops to logits."""
+    torch.manual_seed(0)
+    ours_net = SwinUNETR(1, CLASSES, feature_size=WIDTH, monai_compatible=True).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = MonaiSwinUNETR(1, CLASSES, feature_size=WIDTH).eval()
+    theirs.load_state_dict(ours_net.state_dict(), strict=True)
+    return (lambda crops: ours_net.logits(ours_net(crops))), theirs
+
+
+def main() -> None:
+    of = machine(("spade3d", "monai", "torch", "numpy", "numba"))
+    scan = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    agreed = check(torch.nn.Conv3d(1, CLASSES, 3, padding=1), scan[:144, :120, :96].contiguous(), WINDOW)
+    ready = torch.full((4, CLASSES, *WINDOW), 1.0).zero_()  # of ones first: memory that was written to
+
+    def at_once(crops: Tensor) -> Tensor:
+        return ready[: len(crops)]
+
+    windows, logits = 75, math.prod(SHAPE) * CLASSES * 4
+    answers = windows * math.prod(WINDOW) * CLASSES * 4
+    blending = {
+        "ours": lambda _: sliding_window(at_once, scan, WINDOW, OVERLAP, 1, classes=CLASSES),
+        "ours, batch 4": lambda _: sliding_window(at_once, scan, WINDOW, OVERLAP, 4, classes=CLASSES),
+        "MONAI": lambda _: monai_logits(at_once, scan, WINDOW),
+        "MONAI, batch 4": lambda _: monai_logits(at_once, scan, WINDOW, 4),
+    }
+    labels = {
+        "ours": lambda _: ours(at_once, scan, WINDOW),
+        "ours, batch 4": lambda _: ours(at_once, scan, WINDOW, 4),
+        "MONAI": lambda _: monai(at_once, scan, WINDOW),
+        "MONAI, batch 4": lambda _: monai(at_once, scan, WINDOW, 4),
+    }
+    result = {"goal": "4.5 x MONAI", "machine": of, "agreement": agreed}
+    # What has to be moved at least: the answers read, and what is asked for written.
+    result["blended_logits"] = tabled("blended logits", timed(blending, ROUNDS), answers + logits, of)
+    result["label_map"] = tabled("label map", timed(labels, ROUNDS), answers + math.prod(SHAPE), of)
+
+    small = scan[tuple(map(slice, SMALL))].contiguous()
+    network, theirs = twins()
+    result["agreement_of_swin_unetr"] = check(network, small, SMALL_WINDOW)
+    with torch.inference_mode():
+        crop = small[tuple(map(slice, SMALL_WINDOW))][None, None]
+        assert (network(crop) - theirs(crop)).abs().max() < 1e-3
+    whole = {
+        "ours": lambda _: ours(network, small, SMALL_WINDOW),
+        "our network, MONAI's inferer": lambda _: monai(network, small, SMALL_WINDOW),
+        "MONAI's network and inferer": lambda _: monai(theirs, small, SMALL_WINDOW),
+    }
+    rows = tabled("Swin-UNETR, 96 x 96 x 64", timed(whole, FEW), math.prod(SMALL) * 5, of)
+    result["swin_unetr"] = {"shape": SMALL, "window": SMALL_WINDOW, "width": WIDTH, "rows": rows}
+    written("speed_sliding_window", result)
+
+
+if __name__ == "__main__":
+    main()
