@@ -1,6 +1,6 @@
 """Planted findings: classes told by an organ and by a look together, so that neither place nor brightness suffices.
 
-A dark lump in the liver is one finding and a dark lump in a kidney another, a bright one in the liver a third; a
+A dark lump in the liver is one finding and a dark lump in the spleen another, a bright one in the liver a third; a
 striped one is as bright as its organ on average. Distractors have the same looks in organs where they are no finding.
 Each is there or not by its own chance, so that no finding tells of another. What the patient had of its own in these
 organs is healed: it would look like a finding that the labels deny. The labels of the organs know nothing of any of
@@ -52,13 +52,13 @@ FINDINGS = (
     Kind("dark_liver", ("liver",), "dark"),
     Kind("bright_liver", ("liver",), "bright"),
     Kind("striped_liver", ("liver",), "striped"),
-    Kind("dark_kidney", KIDNEYS, "dark"),
-    Kind("bright_kidney", KIDNEYS, "bright"),
+    Kind("dark_spleen", ("spleen",), "dark"),
+    Kind("bright_spleen", ("spleen",), "bright"),
 )
 DISTRACTORS = (
-    Kind("dark_spleen", ("spleen",), "dark", is_finding=False),
-    Kind("bright_spleen", ("spleen",), "bright", is_finding=False),
     Kind("striped_spleen", ("spleen",), "striped", is_finding=False),
+    Kind("dark_kidney", KIDNEYS, "dark", is_finding=False),
+    Kind("bright_kidney", KIDNEYS, "bright", is_finding=False),
     Kind("striped_kidney", KIDNEYS, "striped", is_finding=False),
 )
 
@@ -73,7 +73,7 @@ class Planting:
     share: float = 0.4  # of the studies that have a finding, each for itself
     distractors: float = 0.4
     radius_mm: tuple[float, float] = (14.0, 24.0)
-    contrast_hu: tuple[float, float] = (50.0, 80.0)  # from its organ; of stripes, to either side
+    contrast_hu: tuple[float, float] = (80.0, 120.0)  # from its organ; of stripes, to either side
     kinds: tuple[Kind, ...] = field(default=(*FINDINGS, *DISTRACTORS))
 
     def __post_init__(self) -> None:

@@ -1,0 +1,317 @@
+"""CLARiTy's pieces, and maps that know nothing: who finds planted lesions of which only the study is told.
+
+DATA is a set of phantoms with findings, all labelled (`python -m spade3d.volumes.phantoms --kind abdomen-ct --findings
+...`). With each seed one encoder is pretrained (words after the second `--`: `-- -- --recipe dagman`), and each arm
+trains a head on it by `dagman-finetune --task localisation`: `clarity` whole, and without one piece each. The same
+judge, on the same studies, sees Grad-CAM of a linear head on that encoder, chance, the middle of the volume, and the
+true organs of each scan: flat, and highest in their middle. A map of the organs names the place that the question
+names, so what a head has more is what it knows of the look. `truth on cells` is what cells of that size allow.
+
+The threshold that makes a box of a map is chosen on half of the judged subjects for the other half, for every row of
+the table alike (dagman/evaluation/localisation.py). Differences are those of --control to each row, paired by box
+and seed, with intervals over subjects. What is finished in WORK is not run again, and what was interrupted is resumed.
+Words after `--` go to both commands (`-- --folds 3 --device cpu`), those after a second `--` to spade-pretrain alone,
+after a third to dagman-finetune alone. Writes benchmarks/results/NAME.json.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from arms import RESULTS, Extra, Run, Study, begin, cell, continued, options, origin, without_nan
+from rich.console import Console
+from rich.table import Table
+
+from dagman.downstream.grad_cam import WithGradCam
+from dagman.downstream.studies import read_findings
+from dagman.downstream.study_model import load_study_model
+from dagman.downstream.token_grids import CELL
+from dagman.evaluation.annotations import Annotation, HeatMap, read_boxes
+from dagman.evaluation.boxes import inside
+from dagman.evaluation.finding_means import Row, difference, summary
+from dagman.evaluation.localisation import MEASURES, Judging, scores
+from dagman.evaluation.localisation_baselines import (
+    centre_map,
+    organ_core_map,
+    organ_map,
+    random_map,
+    truth_on_cells,
+)
+from dagman.recipes.studies import trained_crop
+from spade3d.provenance import write_json
+from spade3d.volumes.findings import FINDINGS
+from spade3d.volumes.split import split_cases
+from spade3d.volumes.store import VolumeStore
+from spade3d.volumes.volume import Grid
+
+ORGANS = {kind.name: kind.organs for kind in FINDINGS}
+PRIOR = ("--config", "{work}/prior.yaml")  # in which organs a finding may be
+TEACHER = ("--clarity.teacher_weight", "0.5")
+CLARITY = ("--task", "localisation", "--head", "clarity")
+WHOLE = (*CLARITY, *PRIOR, *TEACHER)
+UNTRAINED, GRAD_CAM = "no-pretraining", "grad-cam"
+ARMS: dict[str, tuple[str, ...]] = {
+    "clarity": WHOLE,
+    "no-segment-cam": (*WHOLE, "--clarity.no-segment-cam"),
+    UNTRAINED: WHOLE,
+    "no-orthogonal": (*WHOLE, "--clarity.orthogonal_weight", "0"),
+    "no-pooling": (*WHOLE, "--clarity.no-attention-pooling"),
+    "no-teacher": (*CLARITY, *PRIOR),
+    "no-prior": (*CLARITY, *TEACHER),
+    "attention": ("--task", "localisation", "--head", "attention"),
+    GRAD_CAM: ("--task", "classification", "--head", "linear"),
+}
+HEADLINES = {
+    "iou": "IoU",
+    "t_iou_0.1": "T(IoU 0.1)",
+    "t_iou_0.3": "T(IoU 0.3)",
+    "t_iobb_0.25": "T(IoBB 0.25)",
+    "centre_inside": "centre inside",
+    "pointing": "pointing",
+    "pointing_near": "pointing, 10 mm",
+    "voxel_ap": "voxel AP",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The studies that judge, and where their findings are."""
+
+    store: VolumeStore
+    cases: Sequence[int]
+    annotations: Sequence[Annotation]
+
+    def asked(self) -> Iterator[tuple[int, str]]:
+        """Each case with each finding that it is annotated with."""
+        wanted = {(one.subject, one.finding) for one in self.annotations}
+        for case in self.cases:
+            subject = self.store.cases[case].subject
+            yield from ((case, finding) for finding in ORGANS if (subject, finding) in wanted)
+
+
+def main() -> None:
+    asked, extra = options(
+        sys.argv[1:], Study(__doc__.split("\n\n")[0], ARMS, list(ARMS), "clarity", HEADLINES), nothing
+    )
+    if missing := [name for name in ("findings.csv", "boxes.csv") if not (asked.data / name).is_file()]:
+        sys.exit(f"{asked.data}: has no {' and no '.join(missing)}; draw phantoms with --findings")
+    begin(asked, extra, {})
+    write_prior(asked.out / "prior.yaml")
+    runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
+    with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
+        list(pool.map(lambda seed: pretrain(asked, seed, extra), asked.seeds))
+        list(pool.map(lambda run: tune(asked, run, extra), runs))
+    torch.set_num_threads(asked.jobs)
+    judged = judges(asked)
+    rows = {**of_arms(asked, judged), **of_baselines(asked, judged)}
+    first = asked.control
+    result = {
+        **origin(asked, extra),
+        "studies": len(judged.store),
+        "judged": {"studies": len(judged.cases), "boxes": len(judged.annotations)},
+        "voxel_mm": judged.store.cases[judged.cases[0]].spacing,
+        "macro_auroc": {arm: fmean(auroc(asked, (arm, seed)) for seed in asked.seeds) for arm in asked.arms},
+        "measures": {name: summary(of, MEASURES) for name, of in rows.items()},
+        "by_finding": {name: by_finding(of) for name, of in rows.items()},
+        "by_size": {name: by_size(of) for name, of in rows.items()},
+        "over_others": {
+            name: {measure: asdict(difference(of, rows[first], measure)) for measure in MEASURES}
+            for name, of in rows.items()
+            if name != first
+        },
+    }
+    RESULTS.mkdir(exist_ok=True)
+    write_json(RESULTS / f"{asked.name}.json", without_nan(result))
+    show(result)
+
+
+def nothing(parser: argparse.ArgumentParser) -> None:
+    """Scans and labels are all taken."""
+
+
+def pretrained(asked: argparse.Namespace, seed: int) -> Path:
+    return asked.out / f"pretrained-{seed}"
+
+
+def tuned(asked: argparse.Namespace, run: Run) -> Path:
+    return asked.out / f"{run[0]}-{run[1]}"
+
+
+def pretrain(asked: argparse.Namespace, seed: int, extra: Extra) -> None:
+    """One encoder for all arms of a seed, as far as that is not done yet."""
+    out = pretrained(asked, seed)
+    if not (out / "report.html").exists():
+        words = ("--seed", seed, "--steps", asked.steps[0], *extra[0], *extra[1])
+        continued("spade-pretrain", asked.out / "store", out, (), *words)
+
+
+def tune(asked: argparse.Namespace, run: Run, extra: Extra) -> None:
+    """The head of one arm and seed; arms of one encoder share its tokens."""
+    (arm, seed), out = run, tuned(asked, run)
+    if (out / "summary.json").exists():
+        return
+    trained = arm != UNTRAINED
+    init = (
+        ("--init", pretrained(asked, seed) / "encoder.safetensors")
+        if trained
+        else ("--config", write_like(asked, seed))
+    )
+    boxes = () if arm == GRAD_CAM else ("--boxes", asked.data / "boxes.csv")
+    tables = ("--findings", asked.data / "findings.csv", *boxes)
+    tokens = ("--tokens", asked.out / f"tokens-{'pretrained' if trained else 'untrained'}-{seed}")
+    words = (*init, *tables, *tokens, "--seed", seed, "--steps", asked.steps[1], *extra[0], *extra[2])
+    own = [word.format(work=asked.out) for word in ARMS[arm]]
+    continued("dagman-finetune", asked.out / "store", out, own, *words)
+
+
+def write_prior(path: Path) -> None:
+    """What the arms are told of findings: their organs, which an atlas of labelled training studies places."""
+    table = {name: {"organs": [organs[0].split()[-1]]} for name, organs in ORGANS.items()}  # a kidney on either side
+    prior = {"source": "atlas", "frame": "box", "least": 0.5, "table": table}  # 0.1 and a cell around is half the body
+    path.write_text(yaml.safe_dump({"clarity": {"prior": prior}}), encoding="utf-8")
+
+
+def write_like(asked: argparse.Namespace, seed: int) -> Path:
+    """The settings of an encoder that differs from the pretrained one in its weights alone."""
+    first = pretrained(asked, seed)
+    said = yaml.safe_load((first / "config.yaml").read_text(encoding="utf-8"))
+    path = asked.out / f"like-{seed}.yaml"
+    shape = list(trained_crop(str(first / "encoder.safetensors")))
+    path.write_text(yaml.safe_dump({"network": said["network"], "crop": {"shape": shape}}), encoding="utf-8")
+    return path
+
+
+def judges(asked: argparse.Namespace) -> Judged:
+    """The studies that every run held out."""
+    store = VolumeStore.open(asked.out / "store")
+    findings = read_findings(asked.data / "findings.csv", store.cases)
+    said = yaml.safe_load((tuned(asked, (asked.arms[0], asked.seeds[0])) / "config.yaml").read_text(encoding="utf-8"))
+    cases = split_cases(findings.studies, said["folds"], said["fold"]).validation
+    subjects = {store.cases[case].subject for case in cases}
+    boxes = [box for box in read_boxes(asked.data / "boxes.csv") if box.subject in subjects]
+    return Judged(store, cases, boxes)
+
+
+def of_arms(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
+    """The rows of every arm, of all seeds, as its runs judged themselves; Grad-CAM's are judged here."""
+    rows: dict[str, list[Row]] = {}
+    for arm in asked.arms:
+        for seed in asked.seeds:
+            folder = tuned(asked, (arm, seed))
+            if arm == GRAD_CAM:
+                found = judge(judged, grad_cams(folder, judged), seed)
+            else:
+                found = read_judged(folder)
+            rows.setdefault(arm, []).extend(row | {"seed": seed} for row in found)
+    return rows
+
+
+def read_judged(folder: Path) -> list[Row]:
+    said = json.loads((folder / "localisation.json").read_text(encoding="utf-8"))["rows"]
+    return [{key: float("nan") if value is None else value for key, value in row.items()} for row in said]
+
+
+def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
+    """Maps without a network; chance is drawn anew with each seed, and so are the halves that choose thresholds."""
+    store, cells = judged.store, (CELL,) * 3
+
+    def organ(case: int, finding: str) -> np.ndarray:
+        values = [value for value, name in store.label_names.items() if name in ORGANS[finding]]
+        return np.isin(store.labels(case), values)
+
+    def truth(case: int, finding: str) -> np.ndarray:
+        stored = store.cases[case]
+        own = [box for box in judged.annotations if (box.subject, box.finding) == (stored.subject, finding)]
+        return np.any([inside(box.box_mm, stored.shape, stored.affine) for box in own], axis=0)
+
+    def chance(seed: int) -> Callable[[int, str], np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return lambda case, finding: random_map(store.cases[case].shape, cells, rng)
+
+    ways = {
+        "random": chance,
+        "centre": lambda seed: lambda case, finding: centre_map(store.cases[case].shape),
+        "organ": lambda seed: lambda case, finding: organ_map(organ(case, finding)),
+        "organ, its middle": lambda seed: (
+            lambda case, finding: organ_core_map(organ(case, finding), store.cases[case].affine)
+        ),
+        "truth on cells": lambda seed: lambda case, finding: truth_on_cells(truth(case, finding), cells),
+    }
+    return {
+        name: [row | {"seed": seed} for seed in asked.seeds for row in judge(judged, drawn(judged, way(seed)), seed)]
+        for name, way in ways.items()
+    }
+
+
+def drawn(judged: Judged, way: Callable[[int, str], np.ndarray]) -> Iterator[HeatMap]:
+    for case, finding in judged.asked():
+        stored = judged.store.cases[case]
+        yield HeatMap(stored.subject, finding, way(case, finding), stored.affine)
+
+
+def grad_cams(folder: Path, judged: Judged) -> Iterator[HeatMap]:
+    """Of the linear head in a run of classification."""
+    model = load_study_model(folder)
+    model = replace(model, head=WithGradCam(model.head))
+    found = {}
+    for case, finding in judged.asked():
+        if case not in found:
+            found = {case: model.study(judged.store, case, torch.device("cpu"))}
+        stored = judged.store.cases[case]
+        values = found[case].on_grid(model.findings.index(finding), Grid(stored.shape, stored.affine))
+        yield HeatMap(stored.subject, finding, values, stored.affine)
+
+
+def judge(judged: Judged, maps: Iterator[HeatMap], seed: int) -> list[Row]:
+    """As a run with this seed judges its own."""
+    return scores(maps, judged.annotations, Judging(seed=seed))["rows"]
+
+
+def auroc(asked: argparse.Namespace, run: Run) -> float:
+    return json.loads((tuned(asked, run) / "summary.json").read_text(encoding="utf-8"))["macro_auroc"]
+
+
+def by_finding(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    return _means(rows, lambda row: row["finding"])
+
+
+def by_size(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Below and above the median size of the boxes: a third of an octave is all that phantoms differ by."""
+    middle = float(np.median([row["diameter_mm"] for row in rows]))
+    return _means(rows, lambda row: f"{'below' if row['diameter_mm'] < middle else 'from'} {middle:.0f} mm")
+
+
+def _means(rows: Sequence[Row], group: Callable[[Row], str]) -> dict[str, dict[str, float]]:
+    names = sorted({group(row) for row in rows})
+    return {
+        name: {
+            measure: found["mean"]
+            for measure, found in summary([row for row in rows if group(row) == name], list(HEADLINES)).items()
+        }
+        for name in names
+    }
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """One row a method; what the first arm has more."""
+    caption = f"below: what {result['control']} has more, with its 95 % interval over subjects"
+    table = Table("", "AUROC", *HEADLINES.values(), title=result["name"], caption=caption, show_lines=True)
+    for name, of in result["measures"].items():
+        over = result["over_others"].get(name, {})
+        said = result["macro_auroc"].get(name)
+        cells = (cell(of[measure]["mean"], over.get(measure)) for measure in HEADLINES)
+        table.add_row(name, "" if said is None else f"{said:.3f}", *cells)
+    Console(width=max(150, Console().width)).print(table)
+
+
+if __name__ == "__main__":
+    main()
