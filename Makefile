@@ -15,7 +15,7 @@ DEMO := demo
 TUNING := --labels 4 --steps 90 --crop.shape 48 48 32 --scoring.looks 2
 TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/ready
 	rm -rf $(DEMO)
@@ -36,6 +36,16 @@ test: $(VENV)/ready lint
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --config setup.cfg
+
+# Every script of benchmarks/speed, one after another, then docs/speed.md. `make bench SPEED_ROUNDS=9` takes more rounds.
+SPEED_ROUNDS ?= 3
+SCRIPTS := correspondences selection store views encoder masked_student sliding_window metrics body_frame pretraining_step
+
+bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]"
+	set -e; for script in $(SCRIPTS); do \
+		echo "== $$script"; OMP_NUM_THREADS=1 SPEED_ROUNDS=$(SPEED_ROUNDS) $(BIN)/python benchmarks/speed/$$script.py; done
+	$(BIN)/python benchmarks/tables.py
 
 $(VENV)/ready: constraints.txt setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -23,7 +23,12 @@ def finetune(tokens: list[str] | None = None) -> None:
     """Console script `dagman-finetune`; its options follow --task."""
     tokens = sys.argv[1:] if tokens is None else tokens
     name = "dagman-finetune"
-    app = console.command_line(name, "Fine-tune a pretrained encoder on labelled scans, and judge it.")
+    about = (
+        "Fine-tune a pretrained encoder on labelled scans, and judge it. --task classification and --task localisation "
+        "learn from labels of whole studies, and have options of their own (dagman-finetune --task classification "
+        "--help)."
+    )
+    app = console.command_line(name, about)
     try:
         of_studies = asked_task(tokens) in get_args(StudySettings.model_fields["task"].annotation)
     except UsageFault as fault:

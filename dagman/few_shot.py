@@ -1,8 +1,8 @@
 """Several fine-tuning runs from one command: seeds, draws of labelled subjects, and twins from scratch beside them.
 
 OUT holds `config.yaml` (which, fed back, repeats all of it), a folder for each run, whole in itself, `runs.csv`, and,
-where there are twins, `comparison`. What differs within a pair of twins is the encoder alone: they share subjects,
-crops, decoder and steps.
+where there are twins, `comparison`. What differs within a pair of twins is where the encoder begins, and what regimes
+do to one that was loaded (layer decay, warm-up: docs/concepts.md): they share subjects, crops, decoder and steps.
 """
 
 from __future__ import annotations

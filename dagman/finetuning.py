@@ -14,7 +14,7 @@ from dagman.downstream.labelled import Classes, classes_of
 from dagman.downstream.model import Decoder, SegmentationModel, with_decoder
 from dagman.downstream.protocols import deviations
 from dagman.downstream.segmentation import Segmentation
-from dagman.evaluation.leakage import find_leakage
+from dagman.evaluation.leakage import find_leakage, say_leakage
 from dagman.evaluation.report import finetuning_report
 from dagman.evaluation.scores import telling_cases
 from dagman.evaluation.statistics import write_cases
@@ -63,6 +63,7 @@ def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, Volume
         describe_encoder(Path(settings.init))  # before hours of preparing, if it cannot be read
     store = open_labelled(settings, out, strict=strict)
     report_rejected(store)
+    protocol_of(settings).check_layout(store.layout)
     split = protocol_of(settings).split(store.cases, settings.folds, settings.fold)
     check_split(store, split)
     scored_classes(settings, classes_of(store))
@@ -105,6 +106,7 @@ def trained_and_judged(
     network, coverage = fresh_network(settings, classes)
     leakage = find_leakage(store, split, pretraining_of(settings), strict=strict)
     announce(settings, store, split, taught, classes, coverage)
+    say_leakage(leakage)
 
     model = SegmentationModel(
         network,

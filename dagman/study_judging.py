@@ -108,23 +108,28 @@ class Judge:
 
 
 def look(judge: Judge) -> dict[str, float]:
-    """While training: the mean AUROC of the validation studies, 0.5 where none is defined. It chooses nothing that is
+    """While training: the mean AUROC of the validation studies, NaN where none is defined. It chooses nothing that is
     reported."""
     rows = [row for case in judge.cases for row in judge.rows(case, judge.found(case))]
-    macro = score_findings(rows, resamples=1)[0].value
-    return {"macro_auroc": 0.5 if math.isnan(macro) else macro}
+    return {"macro_auroc": score_findings(rows, resamples=1)[0].value}
 
 
 def annotations_of(
     store: VolumeStore, findings: Findings, cases: Sequence[int], boxes: Path | None
 ) -> list[Annotation]:
     """Where the findings of some cases are: the boxes of a CSV; without one the labels of the store whose names are
-    findings, each connected part by itself. DataFault where an annotated subject has several scans: boxes in mm are of
-    one."""
+    findings, each connected part by itself. DataFault for boxes of something else, and where an annotated subject has
+    several scans: boxes in mm are of one."""
     stored = [store.cases[i] for i in cases]
     if boxes is not None:
         subjects = {case.subject for case in stored}
-        found = [one for one in read_boxes(boxes) if one.subject in subjects and one.finding in findings.names]
+        given = read_boxes(boxes)
+        if strangers := sorted({one.finding for one in given} - set(findings.names)):
+            raise DataFault(
+                f"{boxes}: boxes of {', '.join(strangers[:6])}, which is no finding; there are "
+                f"{', '.join(findings.names)}: name them alike, or leave these boxes out"
+            )
+        found = [one for one in given if one.subject in subjects]
         if not found:
             raise DataFault(
                 f"{boxes}: no box is of a study that judges and of a finding; name subjects as the CSV does"
@@ -144,3 +149,19 @@ def annotations_of(
             "in mm is of one scan: leave the other scans out"
         )
     return found
+
+
+def annotation_notes(annotations: Sequence[Annotation], findings: Findings, cases: Sequence[int]) -> list[str]:
+    """What the user should know of the annotations of the cases that judge."""
+    if not annotations:
+        return ["no --boxes, and no label of these studies is named as a finding: maps are written, none is judged"]
+    studies = [findings.studies[i] for i in cases]
+    absent = {
+        (study.subject, name)
+        for study in studies
+        for name, label in zip(findings.names, study.labels, strict=True)
+        if label == 0
+    }
+    wrong = [f"{one.subject} {one.finding}" for one in annotations if (one.subject, one.finding) in absent]
+    some = ", ".join(dict.fromkeys(wrong[:6]))
+    return [f"{len(wrong)} annotations are of findings that the CSV calls absent: {some}"] if wrong else []

@@ -21,13 +21,13 @@ from dagman.downstream.study_task import StudyTask, labels_alone, moments, prepa
 from dagman.downstream.token_cache import TokenCache, filled
 from dagman.downstream.token_grids import channels_of
 from dagman.evaluation.classification import write_predictions
-from dagman.evaluation.leakage import find_leakage
+from dagman.evaluation.leakage import find_leakage, say_leakage
 from dagman.evaluation.localisation import Annotation, Judging, scores
 from dagman.evaluation.study_report import study_report
 from dagman.evaluation.study_summary import CONTROL, summarise_studies
-from dagman.recipes.clarity_settings import finding_prior, taught_by_cnn
+from dagman.recipes.clarity_settings import check_clarity, finding_prior, taught_by_cnn
 from dagman.recipes.studies import StudySettings, choose, head_settings, windows_of
-from dagman.study_judging import Judge, annotations_of, look
+from dagman.study_judging import Judge, annotation_notes, annotations_of, look
 from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
@@ -35,7 +35,7 @@ from spade3d.crops.crop import Views
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.networks.swin import SwinTransformer
-from spade3d.provenance import describe, write_json, write_text
+from spade3d.provenance import describe, without_nan, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
@@ -89,7 +89,10 @@ def begun(settings: StudySettings, out: Path, place: str, *, strict: bool) -> Wo
         settings, store, findings, split, draw_labelled(findings.studies, split.train, settings.labels, settings.seed)
     )
     if settings.task == "localisation":
-        work.annotations()
+        for note in annotation_notes(work.annotations(), findings, split.validation):
+            print(f"note: {note}", file=sys.stderr)
+    if settings.head == "clarity":
+        check_clarity(settings.clarity, store, findings, work.taught)
     fresh(settings, findings)  # a checkpoint that does not fit is refused while there is nothing to take back
     find_leakage(store, split, pretraining_of(settings), strict=strict)
     return work
@@ -141,6 +144,7 @@ class Work:
         encoder, head, coverage = fresh(settings, self.findings)
         leakage = find_leakage(self.store, self.split, pretraining_of(settings), strict=strict)
         announce(self, coverage, out)
+        say_leakage(leakage)
         tokens = self.cached_tokens(encoder, out)
         model, task = self.model(encoder), self.task(encoder, head)
         stream = self.stream(tokens, out)
@@ -173,9 +177,10 @@ class Work:
         how = Judging(tolerance_mm=settings.scoring.tolerance_mm, seed=settings.seed)
         found = scores(judge.heat_maps(annotations), annotations, how) if annotations else None
         if found is not None:
-            write_json(out / LOCALISED, found)
-        summary = summarise_studies(rows, self, loading_of(settings, coverage), leakage, found)
-        write_json(out / "summary.json", summary)
+            write_json(out / LOCALISED, without_nan(found))
+        told = annotation_notes(annotations, self.findings, self.split.validation) if localises else []
+        summary = summarise_studies(rows, self, loading_of(settings, coverage), leakage, found, told)
+        write_json(out / "summary.json", without_nan(summary))
         report = study_report(out, [] if found is None else judge.pictures(found["rows"], annotations))
         return {
             "macro_auroc": summary["macro_auroc"],
@@ -312,7 +317,7 @@ def announce(work: Work, coverage: Coverage | None, out: Path) -> None:
             "shows": shown[settings.arrangement],
             "head": settings.head,
             "spacing": " x ".join(f"{mm:g}" for mm in settings.data.spacing) + " mm",
-            "steps": f"{settings.steps} of {settings.studies} studies",
+            "steps": f"{settings.steps} of {min(settings.studies, len(work.taught))} studies",
             "device": settings.device,
         },
     )

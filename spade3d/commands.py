@@ -3,15 +3,18 @@
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from spade3d import console
-from spade3d.configuration import NATIVE, Common, Data, Settings, read_yaml, resolve, to_yaml, with_values
+from spade3d.configuration import NATIVE, Common, Data, Pretraining, Settings, read_yaml, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.recipe import Recipe, find_recipe
+from spade3d.volumes.split import Split, split_cases, split_named
 
 CONFIG, PROVENANCE, ENCODER, STORE = "config.yaml", "provenance.json", "encoder.safetensors", "store"
 
@@ -202,13 +205,12 @@ def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: b
     """Prepare the scans, choose what was left open, and write down what the run is."""
     from spade3d.provenance import describe, write_json, write_text
     from spade3d.scans import open_scans
-    from spade3d.volumes.split import split_cases
 
     data = Path(settings.data.path)
     with console.fresh_folder(out, CONFIG):
         store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
         report_rejected(store)
-        split = split_cases(store.cases, settings.folds, settings.fold)
+        split = whom_to_hold_out(settings, store)
         settings = recipe.choose(settings, store, split.train, device)
         write_json(out / PROVENANCE, describe(store, split.train, split))
         write_text(out / CONFIG, to_yaml(settings))
@@ -225,11 +227,10 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     from spade3d.training.loop import Optimiser, train
     from spade3d.training.prefetch import prefetched
     from spade3d.training.report import pretraining_report
-    from spade3d.volumes.split import split_cases
     from spade3d.volumes.store import VolumeStore, is_store
 
     store = VolumeStore.open(out / STORE if is_store(out / STORE) else Path(settings.data.path))
-    split = split_cases(store.cases, settings.folds, settings.fold)
+    split = whom_to_hold_out(settings, store)
     if ranks.first():
         announce(recipe, settings, store, split)
     built, device = recipe.build(settings, store, split.train, out), torch.device(settings.device)
@@ -257,6 +258,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
             "recipe": recipe.name,
             "seed": settings.seed,
             "settings": settings_mark(settings),
+            "scans": scans_mark(store, split.train),
             "crop": list(settings.crop.shape),
         },
     }
@@ -273,9 +275,28 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     }
 
 
+def whom_to_hold_out(settings: Common, store) -> Split:
+    """Which scans a pretraining learns from, and which it leaves to be judged."""
+    if not isinstance(settings, Pretraining) or (settings.hold_out is None and settings.protocol == "holdout"):
+        return split_cases(store.cases, settings.folds, settings.fold)
+    if settings.hold_out is not None:
+        file = console.existing(Path(settings.hold_out), "a text file with a subject on each line")
+        return split_named(store.cases, file.read_text(encoding="utf-8").split("\n"), str(file))
+    known = {name: one for point in entry_points(group="spade3d.protocols") for name, one in point.load().items()}
+    if settings.protocol not in known:
+        raise UsageFault(f"protocol {settings.protocol!r} is not known; one of: {', '.join(sorted(known))}")
+    return known[settings.protocol].split(store.cases, settings.folds, settings.fold)
+
+
+def scans_mark(store, cases: Sequence[int]) -> str:
+    """Eight hex digits that are equal for runs that learned from the same voxels, wherever they lie."""
+    voxels = sorted(store.cases[i].fingerprint for i in cases)
+    return hashlib.sha256("\n".join(voxels).encode()).hexdigest()[:8]
+
+
 def settings_mark(settings: Settings) -> str:
     """Eight hex digits that are equal for runs that differ in seed, machine or place only."""
-    what = settings.model_dump(mode="json", exclude={"seed", "device", "workers", "loaders", "save_every"})
+    what = settings.model_dump(mode="json", exclude={"seed", "device", "workers", "loaders", "save_every", "hold_out"})
     what["data"].pop("path")
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -149,6 +149,23 @@ class Common(Settings):
         return fold
 
 
+class Pretraining(Common):
+    """What every pretraining has besides: whom it leaves to be judged later.
+
+    protocol  whose judges are held out (docs/protocols.md); those of --folds and --fold, unless it is named
+    hold_out  a text file with a subject on each line, who are held out instead
+    """
+
+    protocol: str = "holdout"
+    hold_out: str | None = None
+
+    @model_validator(mode="after")
+    def one_rule(self) -> Pretraining:
+        if self.hold_out is not None and self.protocol != "holdout":
+            raise ValueError("protocol and hold_out both say who is held out; give one of them")
+        return self
+
+
 Tree = TypeVar("Tree", bound=Settings)
 NOTHING: tuple[str, Mapping[str, Any]] = ("", {})
 

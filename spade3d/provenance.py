@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -42,8 +43,17 @@ def _case(store: VolumeStore, i: int) -> dict[str, str]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Whole or not at all: a temporary file, synced, takes the name."""
-    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    """Whole or not at all: a temporary file, synced, takes the name. ValueError for NaN, which JSON has not."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for each NaN, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

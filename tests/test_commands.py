@@ -40,7 +40,7 @@ COMMON = """--config --resume --strict --json --out
     --crop.shape --crop.flip --crop.rotation-deg --crop.zoom --crop.gamma --crop.contrast --crop.brightness
     --crop.blur --crop.blur-chance --crop.noise"""
 PAIRS = """--recipe --crop.frame --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
-    --crop.hidden"""
+    --crop.hidden --protocol --hold-out"""
 FOCUS = """--focus.views --focus.crop-chance --focus.crop-retention --focus.cutout-chance --focus.cutout-retention
     --focus.cutout-side --focus.mask-chance --focus.mask-kept --focus.mask-floor --focus.mask-blur --focus.zoom
     --focus.parent --focus.salient-chance --focus.least --focus.mode"""

@@ -45,7 +45,7 @@ from spade3d.networks.features import CELLS
 from spade3d.networks.foreign import read_encoder
 from spade3d.networks.swin import SwinTransformer
 from spade3d.networks.swin_unetr import SwinUNETR
-from spade3d.provenance import write_json
+from spade3d.provenance import without_nan, write_json, write_text
 from spade3d.training.checkpoint import newest
 from spade3d.volumes.split import split_cases
 from spade3d.volumes.store import VolumeStore
@@ -261,7 +261,8 @@ def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Seque
         one_map = replace(how, stages=(CELLS.index(DECODED_CELL),))
         decoded, _ = twin_agreement(standardised(decoder, store, cases, how), store, cases, one_map)
         scores |= {f"decoded.{measure}": of for measure, of in decoded.items()}
-    write_json(path, {"what": what, "left_out": found.left_out, "scores": scores})
+    kept = {"what": what, "left_out": found.left_out, "scores": scores}
+    write_text(path, json.dumps(kept))  # read here alone, and a head that is alone has NaN
     return scores
 
 
@@ -323,15 +324,6 @@ def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
         if arm != asked.control:
             found[arm]["over_control"] = asdict(paired_comparison(rows[asked.control], rows[arm])[0])
     return found
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def show(result: dict[str, Any], headlines: Mapping[str, str]) -> None:

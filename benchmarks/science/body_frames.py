@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spade3d.provenance import write_json
+from spade3d.provenance import without_nan, write_json
 from spade3d.volumes.body_frame import FRAMES, place_scans
 from spade3d.volumes.geometry import apply_affine
 from spade3d.volumes.layouts import read_layout
@@ -62,7 +62,8 @@ def main() -> None:
         store = prepare(read_layout(source(folder)), folder.with_name(f"{folder.name}-store"), Preprocessing())
         results[name] = judged(name, store, asked.frames, asked.seed)
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / "body_frames.json", {"seed": asked.seed, "patients": PATIENTS, "sets": results})
+    result = {"seed": asked.seed, "patients": PATIENTS, "sets": results}
+    write_json(RESULTS / "body_frames.json", without_nan(result))
 
 
 def drawn(out: Path, kind: str, names: dict[int, str], cut: bool) -> Path:

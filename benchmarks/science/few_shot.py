@@ -33,7 +33,6 @@ from arms import (
     options,
     origin,
     pretrain,
-    without_nan,
 )
 from matplotlib import pyplot
 from rich.console import Console
@@ -42,7 +41,7 @@ from rich.table import Table
 from dagman.evaluation.comparison import check_protocols
 from dagman.evaluation.scores import read_rows, read_summary
 from dagman.evaluation.statistics import paired_comparison
-from spade3d.provenance import write_json
+from spade3d.provenance import without_nan, write_json
 
 ALL = "all"
 ARMS: dict[str, tuple[str, ...]] = {

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from arms import RESULTS, Extra, Run, Study, begin, cell, continued, options, origin, without_nan
+from arms import RESULTS, Extra, Run, Study, begin, cell, continued, options, origin
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +47,7 @@ from dagman.evaluation.localisation_baselines import (
     truth_on_cells,
 )
 from dagman.recipes.studies import trained_crop
-from spade3d.provenance import write_json
+from spade3d.provenance import without_nan, write_json
 from spade3d.volumes.findings import FINDINGS
 from spade3d.volumes.split import split_cases
 from spade3d.volumes.store import VolumeStore

@@ -46,7 +46,6 @@ from arms import (
     probing,
     settings_of,
     train,
-    without_nan,
 )
 from rich.console import Console
 from rich.table import Table
@@ -69,7 +68,7 @@ from dagman.evaluation.probes import gains, held_out, summary_of, untrained_like
 from dagman.recipes.distillation import GUIDED
 from dagman.recipes.priors import PriorSettings, build_priors
 from spade3d.commands import ENCODER
-from spade3d.provenance import write_json
+from spade3d.provenance import without_nan, write_json, write_text
 from spade3d.recipes.pair_crops import frames_of
 from spade3d.volumes.split import split_cases
 from spade3d.volumes.store import VolumeStore
@@ -208,7 +207,7 @@ def kept(asked: argparse.Namespace, judged: Judged, run: tuple[str, int]) -> dic
             return found["rows"]
     print(f"judging {run[0]}, seed {run[1]}", flush=True)
     rows = of_guided(asked, judged, run) if run[0] in GUIDED_ARMS else of_free(asked, judged, run)
-    write_json(path, {"what": what, "rows": rows})
+    write_text(path, json.dumps({"what": what, "rows": rows}))  # read here alone; NaN stays NaN
     return rows
 
 

@@ -23,6 +23,7 @@ from dagman.downstream.study_heads import (
     Tokens,
     Valid,
     begin_at_prevalence,
+    nowhere_zero,
     place_codes,
 )
 from spade3d.faults import UsageFault
@@ -103,7 +104,7 @@ class ClassTokens(nn.Module):
         """Bring each channel to mean 0 and spread 1 from now on, by what the cells of the studies that teach have; a
         channel that never changes stays at 0."""
         self.mean.copy_(mean)
-        self.spread.copy_(spread.clamp_min(1e-6))
+        self.spread.copy_(nowhere_zero(spread))
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin each branch at the log odds of each finding among these labels."""

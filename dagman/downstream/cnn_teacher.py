@@ -100,11 +100,7 @@ def teach(
     What an earlier call in the same folder has finished is read, what it has begun is continued; under other settings,
     studies or labels DataFault. UsageFault where there are fewer subjects than folds.
     """
-    subjects = sorted({findings.studies[i].subject for i in cases})
-    if len(subjects) < max(2, teaching.folds):
-        raise UsageFault(
-            f"{teaching.folds} folds of a teacher for {len(subjects)} subjects; give fewer folds, or no teacher"
-        )
+    subjects = subjects_in_folds(findings, cases, teaching.folds)
     order = np.random.default_rng([seed, 0x7EAC]).permutation(len(subjects)).tolist()
     part_of = {subjects[n]: turn % teaching.folds for turn, n in enumerate(order)}
     said = [(findings.studies[i].name, str(findings.studies[i].labels)) for i in cases]
@@ -121,6 +117,14 @@ def teach(
     with whole_file(out / LOGITS) as file:
         file.write(json.dumps({"kind": kind, "logits": {name: row.tolist() for name, row in taught.items()}}).encode())
     return taught
+
+
+def subjects_in_folds(findings: Findings, cases: Sequence[int], folds: int) -> list[str]:
+    """The subjects of some cases; UsageFault where there are fewer than folds."""
+    subjects = sorted({findings.studies[i].subject for i in cases})
+    if len(subjects) < max(2, folds):
+        raise UsageFault(f"{folds} folds of a teacher for {len(subjects)} subjects; give fewer folds, or no teacher")
+    return subjects
 
 
 def _trained(

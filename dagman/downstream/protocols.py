@@ -29,6 +29,7 @@ from dagman.downstream.named_splits import (
     numbers,
 )
 from spade3d.configuration import NATIVE
+from spade3d.faults import DataFault
 from spade3d.volumes.split import Split, split_cases
 
 Draw = Callable[[Sequence, int, int], Split]
@@ -56,6 +57,14 @@ class Protocol:
         for a fold that it does not have.
         """
         return self.draw(cases, folds, fold)
+
+    def check_layout(self, layout: str) -> None:
+        """DataFault for scans that lie in another layout than the benchmark's."""
+        if self.layouts and layout not in self.layouts:
+            raise DataFault(
+                f"protocol {self.name} is for {' or '.join(self.layouts)} as downloaded, these are {layout}; give that "
+                "folder itself, or --protocol holdout"
+            )
 
     def describe(self) -> dict[str, Any]:
         """What it fixes, in words and numbers."""

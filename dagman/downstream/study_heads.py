@@ -52,7 +52,7 @@ class LinearProbe(nn.Module):
     def standardise(self, mean: Float[Tensor, " c"], spread: Float[Tensor, " c"]) -> None:
         """Mean and spread of the mean tokens of studies; a channel that never changes stays at 0."""
         self.mean.copy_(mean)
-        self.spread.copy_(spread.clamp_min(1e-6))
+        self.spread.copy_(nowhere_zero(spread))
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin at the log odds of each finding among these labels."""
@@ -91,7 +91,7 @@ class AttentionPooling(nn.Module):
     def standardise(self, mean: Float[Tensor, " c"], spread: Float[Tensor, " c"]) -> None:
         """Mean and spread of the cells of studies; a channel that never changes stays at 0."""
         self.mean.copy_(mean)
-        self.spread.copy_(spread.clamp_min(1e-6))
+        self.spread.copy_(nowhere_zero(spread))
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin at the log odds of each finding among these labels."""
@@ -115,6 +115,11 @@ def mean_token(tokens: Tokens, valid: Valid) -> Float[Tensor, "b c"]:
     """The mean over the valid cells of each study."""
     shown = valid[:, None].to(tokens.dtype)
     return (tokens * shown).sum(dim=(2, 3, 4)) / shown.sum(dim=(2, 3, 4)).clamp_min(1)
+
+
+def nowhere_zero(spread: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """What to divide by: 1 for a channel that never changes, so that it stays small in a study where it does."""
+    return spread.where(spread > 1e-6, 1.0)
 
 
 def place_codes(places: Float[Tensor, "*cells 3"]) -> Float[Tensor, "*cells codes"]:

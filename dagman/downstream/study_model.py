@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from torch import nn
 
 from dagman.downstream.class_tokens import ClassTokens
@@ -39,12 +39,12 @@ HEADS: Mapping[str, type[nn.Module]] = {
 class StudyFound:
     """What a model says of one scan.
 
-    probabilities  of each finding
+    probabilities  of each finding; float32 would call all 1 from a logit of 17 on
     maps           evidence of each finding at each cell; None where the head has none
     affine         (4, 4): a cell to RAS+ mm of the patient
     """
 
-    probabilities: Float32[np.ndarray, " f"]
+    probabilities: Float64[np.ndarray, " f"]
     maps: Float32[np.ndarray, "f p q r"] | None
     affine: np.ndarray
 
@@ -97,7 +97,7 @@ class StudyModel:
         given = [torch.from_numpy(array)[None].to(device) for array in (tokens, places, valid)]
         output = self.head(*given)
         maps = None if output.maps is None else output.maps[0].float().cpu().numpy()
-        return StudyFound(output.logits[0].float().sigmoid().cpu().numpy(), maps, to_world(stored, cells))
+        return StudyFound(output.logits[0].double().sigmoid().cpu().numpy(), maps, to_world(stored, cells))
 
     def save(self, path: Path) -> None:
         """safetensors with everything else as metadata; whole or not at all."""

@@ -104,8 +104,12 @@ def moments(task: StudyTask, batches: Iterable[StudyBatch], device: torch.device
 
 
 def prepare_head(head: nn.Module, found: Moments, labels: Float[Tensor, "n f"]) -> None:
-    """Tell a head what its studies look like and how often each finding is there."""
-    head.standardise(*(found.means if isinstance(head, LinearProbe) else found.cells))
+    """Tell a head what its studies look like and how often each finding is there. The mean tokens of few studies hardly
+    differ (those of one not at all): a probe takes them to spread a tenth as far as cells, at least."""
+    mean, spread = found.cells
+    if isinstance(head, LinearProbe):
+        mean, spread = found.means[0], torch.maximum(found.means[1], 0.1 * spread)
+    head.standardise(mean, spread)
     head.begin_at_prevalence(labels)
 
 

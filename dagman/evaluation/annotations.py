@@ -48,7 +48,7 @@ def read_boxes(path: Path) -> list[Annotation]:
     if not lines or tuple(lines[0]) != BOXES:
         raise DataFault(f"{path}: the columns are {','.join(lines[0]) if lines else 'nothing'}; {needed}")
     annotations = []
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in ((n, line) for n, line in enumerate(lines[1:], start=2) if any(line)):
         try:
             subject, finding, *corners = line
             box = np.array([float(corner) for corner in corners]).reshape(2, 3)

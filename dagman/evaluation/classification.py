@@ -52,7 +52,7 @@ class Difference:
     """Run b less run a on the same studies, drawn together: for one finding, or the mean over findings (None).
 
     `p` is two-sided, from the same resamples: twice the share on the side of zero where the difference is not, at least
-    1 / (resamples + 1).
+    2 / (resamples + 1).
     """
 
     finding: str | None

@@ -109,11 +109,14 @@ def sides_of(summaries: Mapping[Path, Mapping]) -> dict[str, dict[str, Path]]:
 
 
 def side_of(summary: Mapping) -> str:
-    """What a run's encoder began as: recipe and settings, whatever the seed; the file where it does not say."""
+    """What a run's encoder began as: recipe, settings and scans, whatever the seed; the file where it does not say."""
     if not summary["coverage"]:
         return SCRATCH
     run = summary["coverage"].get("run")
-    return f"pretrained ({run['recipe']} {run['settings']})" if run else f"from {summary['coverage']['source']}"
+    if not run:
+        return f"from {summary['coverage']['source']}"
+    scans = f" on {run['scans']}" if "scans" in run else ""  # encoders of before say nothing of them
+    return f"pretrained ({run['recipe']} {run['settings']}{scans})"
 
 
 def pair_of(summary: Mapping) -> str:

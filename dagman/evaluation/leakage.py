@@ -14,6 +14,7 @@ ending is nothing. A subject of the same name in another data set is nobody. Vox
 likeness are compared exactly or not at all; `compared_by_voxels` says how many scans of the pretraining could be.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -68,7 +69,8 @@ def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any
         said = "; ".join(f"{who} by {reasons(map(asdict, evidence[who]))}" for who in found[:3])
         raise DataFault(
             f"{len(found)} validation subjects were in the pretraining ({', '.join(found[:6])}): {said}; pretrain "
-            "without them (the same --fold in both commands), or drop --strict to run with a warning in the report"
+            "without them (spade-pretrain with the same --protocol and --fold, or --hold-out FILE), or drop --strict "
+            "to run with a warning in the report"
         )
     return {
         "pretraining": known,
@@ -78,6 +80,17 @@ def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any
         "evidence": {who: [asdict(one) for one in of] for who, of in sorted(evidence.items()) if of},
         "compared_by_voxels": [sum(bool(case.get("likeness")) for case in seen), len(seen)],
     }
+
+
+def say_leakage(leakage: Mapping[str, Any]) -> None:
+    """A warning on standard error where subjects that judge were in the pretraining; the report has the evidence."""
+    if found := leakage["validation_in_pretraining"]:
+        some = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
+        print(
+            f"warning: {len(found)} validation subjects were in the pretraining ({some}), so the result flatters; "
+            "pretrain with the same --protocol and --fold, or with --hold-out FILE",
+            file=sys.stderr,
+        )
 
 
 def reasons(evidence: Iterable[Mapping[str, Any]]) -> str:

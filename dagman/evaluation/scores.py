@@ -22,6 +22,8 @@ def read_summary(run: Path) -> dict:
         raise DataFault(f"{path}: cannot be read ({broken}); evaluate the run again") from broken
     if not isinstance(summary, dict) or not isinstance(summary.get("leakage"), dict):
         raise DataFault(f"{path}: no names and values with a `leakage` among them; evaluate the run again")
+    if "macro_auroc" in summary:
+        raise DataFault(f"{path}: of a run that classifies studies; give runs of segmentation, which have cases.csv")
     if missing := sorted((_SUMMARY - summary.keys()) | (_LEAKAGE - summary["leakage"].keys())):
         raise DataFault(f"{path}: no {', '.join(missing)}; evaluate the run again")
     return summary

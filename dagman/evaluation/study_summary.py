@@ -26,7 +26,12 @@ SHOWN = {
 
 
 def summarise_studies(
-    rows: Sequence[Row], work, coverage: Mapping | None, leakage: Mapping, localised: Mapping | None
+    rows: Sequence[Row],
+    work,
+    coverage: Mapping | None,
+    leakage: Mapping,
+    localised: Mapping | None,
+    told: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that summary.json says.
 
@@ -34,13 +39,15 @@ def summarise_studies(
     work       settings, store, findings, split and the cases that taught
     coverage   of the checkpoint, None from scratch
     localised  what the judge of maps says, None where no map was judged
+    told       notes on the annotations that maps are judged by
     """
     settings, findings, split, store = work.settings, work.findings, work.split, work.store
     found = {(score.finding, score.metric): score for score in score_findings(rows)}
     macro = {metric: found[None, metric] for metric in METRICS}
     subjects = {store.cases[i].subject for i in work.taught}
     control = coverage is None and settings.tuning == "frozen"
-    notes = [*findings.notes, macro["auroc"].note, CONTROL if control else "", *preparation_notes(store, coverage)]
+    notes = [*findings.notes, *told, macro["auroc"].note, CONTROL if control else ""]
+    notes += preparation_notes(store, coverage)
     return {
         "task": settings.task,
         **{f"macro_{metric}": plain(score.value) for metric, score in macro.items()},

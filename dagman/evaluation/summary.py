@@ -43,6 +43,13 @@ def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequen
             "overlap": settings.scoring.overlap,
             "tolerance_mm": settings.scoring.tolerance_mm,
             **({"tolerances_mm": dict(own)} if (own := settings.scoring.tolerances_mm) else {}),
+            "training": {
+                "steps": settings.steps,
+                "precision": settings.precision,
+                "optim": settings.optim.model_dump(mode="json"),
+                "crops": settings.crop.model_dump(mode="json"),
+                "network": settings.network.model_dump(mode="json"),
+            },
             "weights": "the last ones; the best in looks at a few validation cases are apart, in checkpoints/best.pt",
             "definitions": DEFINITIONS,
         },

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dagman.recipes.priors import OF_LABELS, PriorSettings, build_priors
 from spade3d.configuration import Count, Positive, Settings, Share, Voxels, with_values
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spade3d.volumes.store import VolumeStore
 
 Weight = Annotated[float, Field(ge=0)]
+FEWEST_VOXELS = 32  # along a side of what a teacher sees: it halves its images five times
 
 
 class InOrgans(Settings):
@@ -31,6 +32,12 @@ class InOrgans(Settings):
 
     organs: tuple[str, ...]
     margin_mm: Weight = 0.0
+
+    @field_validator("organs", mode="before")
+    @classmethod
+    def one_word_is_a_list(cls, organs: Any) -> Any:
+        """A flag in a table is one word: liver,spleen."""
+        return [organ.strip() for organ in organs.split(",") if organ.strip()] if isinstance(organs, str) else organs
 
 
 class FindingPrior(Settings):
@@ -82,6 +89,14 @@ class TeacherSettings(Settings):
     shape: Voxels | None = None
     mm: Positive | None = None
     temperature: Positive = 1.0
+
+    @field_validator("shape")
+    @classmethod
+    def sides_can_be_halved_five_times(cls, shape: Voxels | None) -> Voxels | None:
+        """A DenseNet does."""
+        if shape is not None and min(shape) < FEWEST_VOXELS:
+            raise ValueError(f"a teacher halves its images five times; each side has {FEWEST_VOXELS} voxels or more")
+        return shape
 
 
 class ClaritySettings(Settings):
@@ -159,6 +174,18 @@ def where_of(settings: FindingPrior, findings: Sequence[str]) -> list[Where]:
         )
     named = {name: Where(place.organs, place.margin_mm) for name, place in settings.table.items()}
     return [named.get(finding, Where()) for finding in findings]
+
+
+def check_clarity(settings: ClaritySettings, store: VolumeStore, findings: Findings, taught: Sequence[int]) -> None:
+    """Refuse, while nothing is written, a table of findings or organs that there are not, and a teacher of more folds
+    than subjects."""
+    organs = [organ for place in where_of(settings.prior, findings.names) for organ in place.organs]
+    if settings.prior.source in OF_LABELS:
+        _structures(store, organs)
+    if settings.teacher_weight > 0:
+        from dagman.downstream.cnn_teacher import subjects_in_folds
+
+        subjects_in_folds(findings, taught, settings.teacher.folds)
 
 
 def finding_prior(
@@ -313,7 +340,7 @@ def taught_by_cnn(
 
 
 def chosen_teacher(settings: TeacherSettings, store: VolumeStore, cases: Sequence[int], device: str) -> TeacherSettings:
-    """What was left open, by data and device; a teacher halves its images five times: no side is below 32."""
+    """What was left open, by data and device."""
     import numpy as np
 
     from spade3d.crops.crop import body_bounds
@@ -322,6 +349,6 @@ def chosen_teacher(settings: TeacherSettings, store: VolumeStore, cases: Sequenc
     body = np.max([np.diff(body_bounds(store.cases[i]), axis=0)[0] for i in cases], axis=0)
     finest = max(min(store.cases[i].spacing) for i in cases)
     mm = settings.mm or round(max(float(body.prod() ** (1 / 3)) / (48 if on_cpu else 96), finest), 3)
-    shape = settings.shape or tuple(max(32, int(side) * 8) for side in np.ceil(body / mm / 8 - 1e-6))
+    shape = settings.shape or tuple(max(FEWEST_VOXELS, int(side) * 8) for side in np.ceil(body / mm / 8 - 1e-6))
     growth, steps = settings.growth or (8 if on_cpu else 32), settings.steps or (200 if on_cpu else 2000)
     return with_values(settings, {"mm": mm, "shape": shape, "growth": growth, "steps": steps})

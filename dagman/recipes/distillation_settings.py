@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from dagman.recipes.priors import PriorSettings
 from spade3d.configuration import (
-    Common,
     Count,
     Data,
     Millimetres,
@@ -16,6 +15,7 @@ from spade3d.configuration import (
     Optim,
     Positive,
     PositiveRange,
+    Pretraining,
     Range,
     Settings,
     Share,
@@ -98,7 +98,7 @@ class DagmanNetwork(Network):
     window: Annotated[int, Field(ge=2, le=16)] = 4
 
 
-class DagmanSettings(Common):
+class DagmanSettings(Pretraining):
     """Everything that a DAGMaN run can be told."""
 
     recipe: str = "dagman"

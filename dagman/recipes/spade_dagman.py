@@ -25,7 +25,7 @@ from dagman.recipes.distillation import (
 )
 from dagman.recipes.distillation_settings import DagmanNetwork, DistillSettings
 from dagman.recipes.priors import PriorSettings
-from spade3d.configuration import Common, Optim, with_values
+from spade3d.configuration import Optim, Pretraining, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
@@ -52,7 +52,7 @@ class JointContrast(ContrastSettings):
     restoration_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
-class SpadeDagmanSettings(Common):
+class SpadeDagmanSettings(Pretraining):
     """Everything that a run of both can be told."""
 
     recipe: str = "spade-dagman"

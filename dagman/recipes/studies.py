@@ -114,6 +114,17 @@ class StudySettings(Common):
             raise ValueError("a linear probe of the mean token has no map; --head attention or clarity localises")
         if self.low_mm is not None and self.arrangement != "whole":
             raise ValueError("low_mm is the voxel of --arrangement whole")
+        if self.tuning == "frozen" and _given(self, {"encoder_lr"}):
+            raise ValueError("encoder_lr is of an encoder that learns; --tuning full")
+        head = self.head or ("clarity" if self.task == "localisation" else "attention")
+        for part in ("attention", "clarity"):
+            of = getattr(self, part)  # but not its teacher, which is filled in whatever the head is (`choose`)
+            if part != head and _given(of, set(type(of).model_fields) - {"teacher"}):
+                raise ValueError(f"{part} is of the head of that name, and the head is {head}; --head {part} has it")
+        if self.arrangement != "bag" and _given(self.crop, {"crops"}):
+            raise ValueError("crop.crops are of --arrangement bag")
+        if self.arrangement == "cached" and _given(self.crop, set(StudyCrops.model_fields) - {"shape", "crops"}):
+            raise ValueError("cached tokens are of scans as they are; --arrangement bag or whole changes them")
         if self.boxes is not None and self.task != "localisation":
             raise ValueError("boxes judge maps; --task localisation makes them")
         if any(side % ALIGNED for side in self.crop.shape or ()):
@@ -125,13 +136,19 @@ class StudySettings(Common):
         return self
 
 
+def _given(part: Settings, names: set[str]) -> bool:
+    """Whether one of these is not as it is by default: the file that a run leaves says all, so to be said is not to be
+    asked for."""
+    return any(getattr(part, name) != type(part).model_fields[name].default for name in names)
+
+
 def choose(settings: StudySettings, store: VolumeStore, taught: Sequence[int], device: str) -> StudySettings:
     """Fill what was left open; the same with and without a checkpoint where crop and spacing are given.
 
     Window: the crop that the encoder was trained with, else within the median scan as many voxels as a cube of 96 (64
-    on a CPU); of `whole`: the largest body of those that teach in as many voxels. Network: the checkpoint's. Steps: on
-    cached tokens 60 times through the studies (200 to 5,000); else 10,000 on a GPU, on a CPU what fits into about eight
-    minutes.
+    on a CPU); of `whole`: the largest body of those that teach, in as many voxels, or in the crop that is given.
+    Network: the checkpoint's. Steps: on cached tokens 60 times through the studies (200 to 5,000); else 10,000 on a
+    GPU, on a CPU what fits into about eight minutes.
     """
     from spade3d.crops.crop import body_bounds
     from spade3d.scans import typical_grid
@@ -146,6 +163,14 @@ def choose(settings: StudySettings, store: VolumeStore, taught: Sequence[int], d
     mm = settings.low_mm
     if settings.arrangement == "whole":
         body = np.max([np.diff(body_bounds(store.cases[i]), axis=0)[0] for i in taught], axis=0)
+        if settings.crop.shape is not None:
+            needed = max(*(body / settings.crop.shape), *spacing)
+            mm = mm or math.ceil(needed * 1000 - 1e-6) / 1000
+            if (body > mm * np.array(settings.crop.shape) * (1 + 1e-5)).any():
+                raise UsageFault(
+                    f"--crop.shape {settings.crop.shape} of {mm:g} mm does not hold the largest body, "
+                    f"{' x '.join(f'{side:.0f}' for side in body)} mm; leave low_mm or crop.shape open"
+                )
         mm = mm or round(max(float(body.prod() ** (1 / 3)) / side, *spacing), 3)
         crop = settings.crop.shape or tuple(int(n) * ALIGNED for n in np.ceil(body / mm / ALIGNED - 1e-6))
     else:

@@ -24,6 +24,8 @@ Cells = tuple[int, int, int]
 # and 2**21 cost 1.2 and 1.4 times as much. An accelerator wants few large launches instead.
 TILE_SCORES_CPU = 2**19
 TILE_SCORES_ACCELERATOR = 2**26
+FUSED_WINDOWS = 64  # that a CPU attends to together: the whole stage at once is no faster
+FUSED_CHANNELS = 12  # a head, at least: with 8 the fused attention takes 1.2 times as long as the products
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +181,13 @@ class _Attend(torch.autograd.Function):
         table = qkv.view(qkv.shape[0], 3, heads, -1)
         out = torch.zeros_like(table[:, 0])
         masked = [_masked(bias, mask) for _, _, mask in plan.groups]
-        for windows, which, group in plan.tiles(heads):
-            rows = plan.rows[windows]
-            q, k, v = _read(table, rows, which)
-            _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
+        if qkv.device.type == "cpu" and qkv.dtype == torch.float32 and table.shape[-1] >= FUSED_CHANNELS:
+            _attend_fused(table, out, masked, plan)
+        else:
+            for windows, which, group in plan.tiles(heads):
+                rows = plan.rows[windows]
+                q, k, v = _read(table, rows, which)
+                _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
         ctx.save_for_backward(qkv, bias, out)
         ctx.plan = plan
         return out[: plan.padding].flatten(1)
@@ -218,6 +223,19 @@ class _Attend(torch.autograd.Function):
                 grad_padding[:, which] += tile[rows.flatten() == plan.padding].sum(dim=0)
         grad_table[plan.padding] = grad_padding
         return grad_table.view_as(qkv), grad_bias, None
+
+
+def _attend_fused(table: Tensor, out: Tensor, masked: list[Tensor], plan: WindowPlan) -> None:
+    """The tiles of the forward by torch's fused attention: on a CPU in 0.6 to 0.7 of the time of the products.
+
+    Its own backward has no gradient of the bias, so that of `_Attend` stays.
+    """
+    for (start, stop, _), bias in zip(plan.groups, masked, strict=True):
+        for first in range(start, stop, FUSED_WINDOWS):
+            rows = plan.rows[first : min(first + FUSED_WINDOWS, stop)]
+            q, k, v = table[rows.flatten()].unflatten(0, rows.shape).permute(2, 0, 3, 1, 4)
+            tile = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+            out.index_copy_(0, rows.flatten(), tile.transpose(1, 2).flatten(0, 1))
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:

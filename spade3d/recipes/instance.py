@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
+from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
@@ -43,7 +43,7 @@ class InstanceCrops(CropSettings):
     places: Annotated[int, Field(ge=1)] = 1
 
 
-class InstanceSettings(Common):
+class InstanceSettings(Pretraining):
     """Everything that a run of instance discrimination can be told."""
 
     recipe: str = "simclr"

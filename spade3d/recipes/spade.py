@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from spade3d.configuration import Common, Optim, Positive, Settings, Share, with_values
+from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, far_share, pair_stream
@@ -61,7 +61,7 @@ class ContrastSettings(Settings):
         return self
 
 
-class SpadeSettings(Common):
+class SpadeSettings(Pretraining):
     """Everything that a Spade run can be told."""
 
     recipe: str = "spade"

@@ -51,6 +51,19 @@ def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
     return Split(train, validation, rule)
 
 
+def split_named(cases: Sequence, subjects: Sequence[str], source: str) -> Split:
+    """Some subjects by name are held out, all others train; DataFault for a name that no scan has, or that leaves
+    nobody to train. Empty names are skipped."""
+    judges = {name.strip() for name in subjects} - {""}
+    if strangers := sorted(judges - {case.subject for case in cases}):
+        raise DataFault(f"{source}: no scan is of {', '.join(strangers[:6])}; give subjects as the store names them")
+    train = tuple(i for i, case in enumerate(cases) if case.subject not in judges)
+    if not train:
+        raise DataFault(f"{source}: holds all {len(cases)} scans out, and nobody is left to learn from; name fewer")
+    validation = tuple(i for i, case in enumerate(cases) if case.subject in judges)
+    return Split(train, validation, f"by name: {len(judges)} subjects of {source} are held out")
+
+
 def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, draw: int) -> tuple[int, ...]:
     """The labelled training cases of `labels` subjects: a count, a share below 1, or None for all.
 

@@ -29,6 +29,7 @@ from spade3d.volumes.volume import read_grid, read_volume
 SMALL = ["--network.feature-size", 12, "--network.window", 4, "--device", "cpu", "--scoring.overlap", 0.25]
 HEAD = [*SMALL, "--crop.shape", 32, 32, 32, "--steps", 6, "--save-every", 2, "--studies", 3, "--scoring.looks", 1]
 TASK = ["--task", "classification"]
+TOKENS = ["--clarity.dim", 24, "--clarity.heads", 2]
 LUMPS = (2, 3, 6, 7)  # who has one; 3 and 5 judge
 ENDED = ["config.yaml", "log.jsonl", "model.safetensors", "predictions.csv", "provenance.json", "report.html"]
 
@@ -174,13 +175,13 @@ def test_a_run_does_not_resume_under_other_labels(place, tmp_path, capsys):
     "how",
     [
         ["--arrangement", "bag", "--tuning", "full", "--crop.crops", 2, "--crop.shape", 16, 16, 16],
-        ["--arrangement", "bag", "--head", "clarity", "--crop.crops", 2, "--crop.shape", 16, 16, 16],
+        ["--arrangement", "bag", "--head", "clarity", "--crop.crops", 2, "--crop.shape", 16, 16, 16, *TOKENS],
         ["--arrangement", "whole", "--tuning", "full", "--head", "linear", "--low-mm", 12],
     ],
 )
 def test_every_arrangement_trains_and_judges_whole_studies(how, place, tmp_path):
     begun = [place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", *SMALL]
-    begun += ["--steps", 2, "--studies", 2, "--scoring.looks", 0, "--clarity.dim", 24, "--clarity.heads", 2, *how]
+    begun += ["--steps", 2, "--studies", 2, "--scoring.looks", 0, *how]
     said = run(*begun)
     assert said["studies"] == len(json.loads((tmp_path / "run" / "summary.json").read_text())["split"]["validation"])
     assert not (tmp_path / "run" / "tokens").exists()
@@ -192,7 +193,7 @@ def test_every_arrangement_trains_and_judges_whole_studies(how, place, tmp_path)
 
 @pytest.mark.parametrize("head", ["attention", "clarity"])
 def test_localisation_writes_maps_on_the_grid_of_the_scan_and_judges_them(head, place, tmp_path):
-    more = ["--clarity.dim", 24, "--clarity.heads", 2] if head == "clarity" else []
+    more = TOKENS if head == "clarity" else []
     said = run(
         *(place / "store", "--task", "localisation", "--findings", place / "findings.csv", "--out", tmp_path / "run"),
         *("--boxes", place / "boxes.csv", "--head", head, "--tokens", place / "run" / "tokens", *HEAD, *more),
@@ -209,6 +210,25 @@ def test_localisation_writes_maps_on_the_grid_of_the_scan_and_judges_them(head, 
     assert said["pointing"] == summary["localisation"]["measures"]["pointing"]["mean"]
     assert len(json.loads((tmp_path / "run" / "localisation.json").read_text())["rows"]) == len(lumps)
     assert "T(IoU) 0.3" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_is_odd_about_boxes_is_said_and_json_has_no_nan(place, tmp_path, capsys):
+    """Nobody has `never`, so no AUROC is defined; one subject judges a box that its CSV calls absent."""
+    (tmp_path / "never.csv").write_text("subject,never\n" + "".join(f"img{n:04},0\n" for n in range(1, 9)))
+    (tmp_path / "boxes.csv").write_text("subject,finding,x0,y0,z0,x1,y1,z1\nimg0003,never,-60,-40,-40,0,20,20\n")
+    begun = [place / "store", "--task", "localisation", "--findings", tmp_path / "never.csv", "--head", "attention"]
+    begun += ["--tokens", place / "run" / "tokens", *HEAD]
+    for name, more, note in (
+        ("boxed", ["--boxes", tmp_path / "boxes.csv"], "1 annotations are of findings that the CSV calls absent"),
+        ("bare", [], "maps are written, none is judged"),
+    ):
+        run(*begun, "--out", tmp_path / name, *more)
+        assert note in capsys.readouterr().err
+        summary = (tmp_path / name / "summary.json").read_text()
+        assert any(note in one for one in json.loads(summary)["notes"]) and "NaN" not in summary
+        looks = [row["validation"] for row in read_log(tmp_path / name / "log.jsonl") if "validation" in row]
+        assert looks and all(one == {"macro_auroc": None} for one in looks)
+    assert "NaN" not in (tmp_path / "boxed" / "localisation.json").read_text()
 
 
 def test_an_encoder_brings_its_window_and_its_past(place, tmp_path):
@@ -251,13 +271,16 @@ def test_an_encoder_brings_its_window_and_its_past(place, tmp_path):
         ("--findings ALONE", 3, "findings of 1 subjects (img0001) among 8 scans; at least 2 are needed"),
         ("--findings CSV --task localisation --boxes CSV", 3, "the columns are subject,lump,cyst,never; the columns"),
         ("--findings CSV --task localisation --boxes AWAY", 3, "no box is of a study that judges and of a finding"),
+        ("--findings CSV --task localisation --boxes ODD", 3, "boxes of bump, which is no finding; there are lump,"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(tokens, code, message, place, tmp_path, capsys):
     places = {"CSV": place / "findings.csv", "NONE": place / "none.csv"}
     places |= {"ALONE": tmp_path / "alone.csv", "AWAY": tmp_path / "away.csv"}
     places["ALONE"].write_text("subject,lump\nimg0001,1\n")
-    places["AWAY"].write_text("subject,finding,x0,y0,z0,x1,y1,z1\nnobody,lump,0,0,0,1,1,1\n")
+    places["ODD"] = tmp_path / "odd.csv"
+    for name, finding in (("AWAY", "lump"), ("ODD", "bump")):
+        places[name].write_text(f"subject,finding,x0,y0,z0,x1,y1,z1\nnobody,{finding},0,0,0,1,1,1\n")
     given = [places.get(token, token) for token in tokens.split()]
     task = [] if "--task" in given else TASK
     ended, said = refused(capsys, place / "store", "--out", tmp_path / "run", "--steps", 2, *SMALL, *task, *given)

@@ -2,6 +2,7 @@
 itself what it fixes and where a run leaves it."""
 
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ from sklearn.model_selection import KFold
 from dagman.downstream.named_splits import nnunet_fold
 from dagman.downstream.protocols import PROTOCOLS, deviations
 from dagman.recipes.finetuning import FinetuneSettings
-from spade3d.configuration import known_keys, with_values
+from spade3d.commands import whom_to_hold_out
+from spade3d.configuration import Pretraining, known_keys, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes import phantoms
 from spade3d.volumes.layouts import read_layout
@@ -302,3 +304,23 @@ def test_phantoms_in_the_layout_of_a_download_are_split_as_the_protocol_says(
     found = split(protocol, cases)
     assert (len(found.train), len(found.validation)) == (teach, judge)
     assert all(cases[i].has_labels for i in (*found.train, *found.validation))
+
+
+def test_pretraining_holds_out_the_judges_of_a_protocol_or_those_of_a_file(tmp_path):
+    case = partial(SimpleNamespace, part="", has_labels=True)
+    names = [f"img{n:04d}" for n in (*range(1, 11), *range(21, 41))]
+    store = SimpleNamespace(cases=tuple(case(name=name, subject=name) for name in names))
+    split = whom_to_hold_out(Pretraining(protocol="btcv-24-6"), store)
+    assert [store.cases[i].subject for i in split.validation] == [f"img{n:04d}" for n in range(35, 41)]
+    (tmp_path / "judges.txt").write_text("img0001\nimg0002\n")
+    split = whom_to_hold_out(Pretraining(hold_out=str(tmp_path / "judges.txt")), store)
+    assert [store.cases[i].subject for i in split.validation] == ["img0001", "img0002"] and len(split.train) == 28
+    with pytest.raises(UsageFault, match="protocol 'btcv' is not known; one of: amos-ct"):
+        whom_to_hold_out(Pretraining(protocol="btcv"), store)
+
+
+def test_a_protocol_is_for_the_layout_of_its_benchmark():
+    PROTOCOLS["msd"].check_layout("MSD")
+    PROTOCOLS["holdout"].check_layout("folder of scans")
+    with pytest.raises(DataFault, match="msd is for MSD or nnU-Net v2 as downloaded, these are BTCV"):
+        PROTOCOLS["msd"].check_layout("BTCV")

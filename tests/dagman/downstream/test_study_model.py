@@ -36,6 +36,12 @@ def scan() -> Volume:
     return Volume(voxels, np.diag([-2.0, 2.0, 3.0, 1.0]), modality="CT")
 
 
+def test_a_surer_study_is_told_from_a_sure_one():
+    told = model("linear")
+    told.head.linear.bias.data = torch.tensor([20.0, 30.0])
+    assert told.volume(scan(), CPU).probabilities[0] < told.volume(scan(), CPU).probabilities[1] < 1
+
+
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_model_comes_back_as_it_was(kind, low, tmp_path):
@@ -57,7 +63,7 @@ def test_a_map_lies_where_its_cells_lie():
     affine = np.diag([16.0, 16.0, 16.0, 1.0])
     affine[:3, 3] = 7.0
     place = 7.0 + 16.0 * np.indices((6, 5, 4), dtype=np.float32)[0]
-    found = StudyFound(np.zeros(1, np.float32), place[None], affine)
+    found = StudyFound(np.zeros(1), place[None], affine)
     grid = Grid((40, 30, 30), np.array([[-2.0, 0, 0, 80], [0, 0, 2, 0], [0, 2, 0, 0], [0, 0, 0, 1]]))
     shown = found.on_grid(0, grid)
     x = 80 - 2.0 * np.arange(40)

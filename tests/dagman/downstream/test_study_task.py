@@ -143,3 +143,11 @@ def test_moments_are_those_of_all_valid_cells_and_of_the_means():
     for head, (mean, _) in ((probe, found.means), (pooling, found.cells)):
         prepare_head(head, found, torch.tensor([[1.0], [0.0], [0.0]]))
         torch.testing.assert_close(head.mean, mean)
+
+
+def test_one_study_does_not_make_a_probe_explode():
+    tokens = torch.randn(1, 5, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = moments(StudyTask(LinearProbe(5, 1), labels_alone), [batch_of(tokens, torch.ones(1, 1))], CPU)
+    head = LinearProbe(5, 1)
+    prepare_head(head, found, torch.ones(1, 1))
+    torch.testing.assert_close(head.spread, 0.1 * found.cells[1])

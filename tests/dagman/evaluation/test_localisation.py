@@ -225,7 +225,7 @@ def test_what_cannot_be_judged_is_refused():
 def test_boxes_are_read_from_their_table(tmp_path):
     path = tmp_path / "boxes.csv"
     head = "subject,finding,x0,y0,z0,x1,y1,z1\n"
-    path.write_text(head + "a,cyst,1,2,3,4,5,6.5\n")
+    path.write_text(head + "\na,cyst,1,2,3,4,5,6.5\n\n")
     (one,) = read_boxes(path)
     assert (one.subject, one.finding, one.box_mm.tolist()) == ("a", "cyst", [[1, 2, 3], [4, 5, 6.5]])
     for text, said in (

@@ -14,6 +14,7 @@ from dagman.recipes.clarity_settings import (
     ClaritySettings,
     FindingPrior,
     TeacherSettings,
+    check_clarity,
     chosen_teacher,
     finding_prior,
     taught_by_cnn,
@@ -80,12 +81,31 @@ def test_the_weights_are_those_of_the_settings():
         ({"prior": {"source": "files", "table": TABLE}}, "folder is where the files"),
         ({"dim": 100, "heads": 3}, "3 heads cannot share 100 channels"),
         ({"width": 20}, "multiple of 8"),
+        ({"teacher": {"shape": (32, 24, 32)}}, "each side has 32 voxels or more"),
         ({"prior": {"source": "atlas", "table": {"a": {"organ": ["liver"]}}}}, "organ"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(given, said):
     with pytest.raises(UsageFault, match=said):
         settings_of(**given)
+
+
+def test_a_flag_names_organs_in_one_word():
+    table = {"anything": {"organs": "liver, left kidney"}}
+    assert settings_of(prior={"source": "bands", "table": table}).prior.table["anything"].organs == (
+        "liver",
+        "left kidney",
+    )
+
+
+def test_organs_and_folds_that_there_are_not_are_refused_at_once(store):
+    studies = tuple(Study(case.name, case.name, "training", (1.0, 0.0, 0.0)) for case in store.cases)
+    findings = Findings(FINDINGS, studies, ())
+    check_clarity(with_prior(), store, findings, ALL)
+    brain = {"prior": {"source": "atlas", "table": {"anything": {"organs": ["brain"]}}}}
+    for given, said in ((brain, "'brain'"), ({"teacher_weight": 1.0, "teacher": {"folds": 4}}, "4 folds")):
+        with pytest.raises(UsageFault, match=said):
+            check_clarity(settings_of(**given), store, findings, ALL)
 
 
 def test_a_tree_with_a_table_is_written_and_read_back(tmp_path):

@@ -44,6 +44,31 @@ def test_the_largest_body_fits_in_a_whole_one(store, mm):
     assert windows_of(chosen).spacing == (chosen.low_mm,) * 3
 
 
+def test_a_whole_body_fits_in_the_crop_that_is_given(store):
+    chosen = choose(StudySettings(arrangement="whole", crop={"shape": (32, 32, 48)}), store, range(30), "cpu")
+    body = np.diff(body_bounds(store.cases[29]), axis=0)[0]
+    assert chosen.low_mm == pytest.approx((body / (32, 32, 48)).max(), abs=1e-3)
+    assert (np.array(chosen.crop.shape) * chosen.low_mm >= body - 1e-6).all()
+    assert choose(chosen, store, range(30), "cpu") == chosen
+    with pytest.raises(UsageFault, match="does not hold the largest body"):
+        choose(StudySettings(arrangement="whole", low_mm=4, crop={"shape": (32, 32, 48)}), store, range(30), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"clarity": {"dim": 24}}, "the head is attention; --head clarity has it"),
+        ({"task": "localisation", "attention": {"dim": 24}}, "the head is clarity; --head attention has it"),
+        ({"crop": {"rotation_deg": 5}}, "cached tokens are of scans as they are"),
+        ({"arrangement": "whole", "crop": {"crops": 2}}, "crop.crops are of --arrangement bag"),
+        ({"encoder_lr": 0.5}, "encoder_lr is of an encoder that learns"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(given, said):
+    with pytest.raises(UsageFault, match=said):
+        resolve(StudySettings, [], given, environment={})
+
+
 def test_a_chosen_run_says_all_and_can_be_read_back(store, tmp_path):
     chosen = choose(StudySettings(arrangement="bag"), store, range(30), "cpu")
     (tmp_path / "config.yaml").write_text(to_yaml(chosen))

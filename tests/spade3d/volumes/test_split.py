@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spade3d.faults import DataFault, UsageFault
-from spade3d.volumes.split import draw_labelled, split_cases
+from spade3d.volumes.split import draw_labelled, split_cases, split_named
 
 
 def cases_of(*described):
@@ -139,3 +139,13 @@ def test_labels_are_drawn_from_the_training_side_only():
     assert draw_labelled(cases, (0, 2), 1.0, 0) == (0,)
     with pytest.raises(DataFault, match="no labelled scan is left to train on"):
         draw_labelled(cases, (2,), None, 0)
+
+
+def test_subjects_by_name_are_held_out_with_all_their_scans():
+    cases = [SimpleNamespace(subject=name, has_labels=False, part="") for name in ("a", "b", "a", "c")]
+    split = split_named(cases, ["a", "", " c "], "judges.txt")
+    assert split.train == (1,) and split.validation == (0, 2, 3) and "2 subjects of judges.txt" in split.rule
+    with pytest.raises(DataFault, match="no scan is of z"):
+        split_named(cases, ["z"], "judges.txt")
+    with pytest.raises(DataFault, match="nobody is left"):
+        split_named(cases, ["a", "b", "c"], "judges.txt")
