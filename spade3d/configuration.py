@@ -2,7 +2,8 @@
 
 Every key is known, typed and bounded: an unknown key, a wrong type, NaN or a value out of bounds is refused by name,
 with the nearest known key as a suggestion. `None` means "follow the data and the device"; the recipe puts a value
-there before the run begins, so that the `config.yaml` of a run has none left and repeats it.
+there before the run begins, so that the `config.yaml` of a run has none left and repeats it. Only `loaders` stays open:
+it follows each machine and changes nothing but speed.
 """
 
 from __future__ import annotations

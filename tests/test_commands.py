@@ -157,7 +157,7 @@ for command in (prepare, saliency, pretrain, finetune, predict, compare, probe):
 heavy = {"torch", "monai", "numba", "SimpleITK", "nibabel", "scipy", "sklearn", "matplotlib"}
 print(sorted(heavy & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stdout.splitlines().count(__version__) == 7
@@ -276,9 +276,9 @@ def test_a_bad_scan_among_good_ones_is_named_counted_and_left_out(tmp_path, caps
         code, message = refused(capsys, name, data, "--out", tmp_path / "strict", "--strict", *more)
         assert code == 3 and message.startswith(f"case scan3: {data / 'scan3.nii.gz'}: constant")
         assert not (tmp_path / "strict").exists()
-    rejected = json.loads((tmp_path / "spade-pretrain" / "provenance.json").read_text())["rejected"]
+    rejected = json.loads((tmp_path / "spade-pretrain" / "provenance.json").read_text(encoding="utf-8"))["rejected"]
     assert [one["name"] for one in rejected] == ["scan3", "scan4"]
-    assert "is empty (0 bytes)" in (tmp_path / "spade-pretrain" / "report.html").read_text()
+    assert "is empty (0 bytes)" in (tmp_path / "spade-pretrain" / "report.html").read_text(encoding="utf-8")
 
 
 def test_real_specimens(shared_data, tmp_path, capsys):

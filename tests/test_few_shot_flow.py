@@ -38,7 +38,7 @@ def run(*tokens) -> dict:
 
 
 def summary_of(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,7 +91,7 @@ def test_draws_and_twins_are_runs_of_their_own(study):
 
 
 def test_one_command_gives_the_table_pretrained_minus_scratch(study):
-    said = json.loads((study.parent / "said.json").read_text())
+    said = json.loads((study.parent / "said.json").read_text(encoding="utf-8"))
     dice = {name: summary_of(study / name)["mean_dice"] for name in NAMES}
     assert said["mean_dice"] == dice
     assert said["pretrained minus scratch"] == {
@@ -99,7 +99,7 @@ def test_one_command_gives_the_table_pretrained_minus_scratch(study):
         for draw in (0, 1)
     }
     assert said["reference"] == "from scratch"
-    compared = json.loads((study / "comparison" / "comparison.json").read_text())
+    compared = json.loads((study / "comparison" / "comparison.json").read_text(encoding="utf-8"))
     ((whole, *_),) = compared["comparisons"].values()
     assert whole["pairs"] == 2 and whole["difference"] == pytest.approx(
         sum(said["pretrained minus scratch"].values()) / 2, abs=1e-5

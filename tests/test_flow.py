@@ -111,12 +111,12 @@ def test_a_run_leaves_what_it_promises(road, name):
     else:
         promised |= {"model.safetensors", "predictions", "cases.csv", "summary.json"}
     assert {path.name for path in folder.iterdir()} == promised
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     rows = read_log(folder / "log.jsonl")
     assert [row["step"] for row in rows] == list(range(1, config["steps"] + 1))
     assert all(np.isfinite(row["total"]) and row["total"] == pytest.approx(sum(row["losses"].values())) for row in rows)
     assert steps_in(folder / "checkpoints")[-1].name == f"step-{config['steps']:07d}.pt"
-    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["versions"]["torch"] == torch.__version__
     assert all(len(case["fingerprint"]) == 64 for case in provenance["cases"])
 
@@ -133,26 +133,30 @@ def test_a_report_is_one_file_that_asks_for_nothing(road, name):
 
 
 def test_nobody_who_judges_was_seen_before(road):
-    pretrained = json.loads((road / "pretrained" / "provenance.json").read_text())
+    pretrained = json.loads((road / "pretrained" / "provenance.json").read_text(encoding="utf-8"))
     for name in ("finetuned", "scratch"):
         folder = road / name
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         judges, taught = set(summary["split"]["validation"]), set(summary["split"]["train"])
         assert judges and len(taught) == summary["labels"] == 3 and not judges & taught
         assert judges == {case["subject"] for case in pretrained["held_out"]}
         assert not judges & {case["subject"] for case in pretrained["cases"]}
-        assert {case["subject"] for case in json.loads((folder / "provenance.json").read_text())["cases"]} == taught
+        assert {
+            case["subject"] for case in json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["cases"]
+        } == taught
         checked = {"finetuned": "checked", "scratch": "none"}[name]
         compared = {"finetuned": [len(pretrained["cases"])] * 2, "scratch": [0, 0]}[name]
         nobody = {"validation_in_training": [], "validation_in_pretraining": []}
         nobody |= {"suspected_in_pretraining": [], "evidence": {}, "compared_by_voxels": compared}
         assert summary["leakage"] == {"pretraining": checked, **nobody}
-        assert "no validation subject entered training" in (folder / "report.html").read_text().replace("\u00a0", " ")
+        assert "no validation subject entered training" in (folder / "report.html").read_text(encoding="utf-8").replace(
+            "\u00a0", " "
+        )
 
 
 def test_the_summary_and_the_cases_say_the_same(road):
     for name in ("finetuned", "scratch"):
-        summary = json.loads((road / name / "summary.json").read_text())
+        summary = json.loads((road / name / "summary.json").read_text(encoding="utf-8"))
         with open(road / name / "cases.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         assert ",".join(rows[0]).startswith("case,subject,class,name,dice,hd95_mm,nsd,voxels_true,voxels_predicted,")
@@ -191,14 +195,19 @@ def assert_same_grid(one: Path, other: Path):
 
 
 def test_the_twins_differ_in_the_encoder_only(road):
-    configs = [yaml.safe_load((road / name / "config.yaml").read_text()) for name in ("finetuned", "scratch")]
+    configs = [
+        yaml.safe_load((road / name / "config.yaml").read_text(encoding="utf-8")) for name in ("finetuned", "scratch")
+    ]
     begun = [config.pop("init") for config in configs]
     assert begun == [str(road / "pretrained" / "encoder.safetensors"), None]
     assert configs[0] == configs[1]
-    result = json.loads((road / "comparison" / "comparison.json").read_text())
+    result = json.loads((road / "comparison" / "comparison.json").read_text(encoding="utf-8"))
     (side,) = result["comparisons"]
     whole, *classes = result["comparisons"][side]
-    means = [json.loads((road / name / "summary.json").read_text())["mean_dice"] for name in ("scratch", "finetuned")]
+    means = [
+        json.loads((road / name / "summary.json").read_text(encoding="utf-8"))["mean_dice"]
+        for name in ("scratch", "finetuned")
+    ]
     assert (whole["mean_a"], whole["mean_b"]) == pytest.approx(tuple(means), abs=1e-5) and len(classes) == 7
 
 
@@ -225,7 +234,9 @@ def test_its_configuration_repeats_a_run(road, tmp_path):
     run(spade3d.commands.pretrain, "--config", pretrained / "config.yaml", "--out", tmp_path / "again")
     assert losses(tmp_path / "again") == losses(pretrained)
     assert same_weights(tmp_path / "again" / "encoder.safetensors", pretrained / "encoder.safetensors")
-    assert (tmp_path / "again" / "config.yaml").read_text() == (pretrained / "config.yaml").read_text()
+    assert (tmp_path / "again" / "config.yaml").read_text(encoding="utf-8") == (pretrained / "config.yaml").read_text(
+        encoding="utf-8"
+    )
     config = ["--config", pretrained / "config.yaml"]
     run(spade3d.commands.pretrain, *config, "--out", tmp_path / "other", "--seed", 4, "--steps", 2)
     assert losses(tmp_path / "other") != losses(pretrained)[:2]
@@ -311,7 +322,7 @@ def test_a_checkpoint_that_has_seen_the_judges_is_told_and_strict_refuses_it(roa
     assert end.value.code == 3 and not (tmp_path / "strict").exists()
     assert "1 validation subjects were in the pretraining" in capsys.readouterr().err
     run(dagman.commands.finetune, *begin, "--out", tmp_path / "told")
-    leakage = json.loads((tmp_path / "told" / "summary.json").read_text())["leakage"]
+    leakage = json.loads((tmp_path / "told" / "summary.json").read_text(encoding="utf-8"))["leakage"]
     assert len(leakage["validation_in_pretraining"]) == 1
-    html = (tmp_path / "told" / "report.html").read_text().replace("\u00a0", " ")
+    html = (tmp_path / "told" / "report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert "had been in the pretraining" in html[: html.index("<nav")]

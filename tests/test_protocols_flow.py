@@ -48,7 +48,7 @@ def run(*tokens) -> dict:
 
 
 def summary_of(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,13 +103,13 @@ def test_every_protocol_runs_from_the_untouched_folder(name, folders, tmp_path, 
     given = {str(word).removeprefix("--").replace("-", "_") for word in [*words, *more] if str(word).startswith("--")}
     assert left <= given  # nothing is left but what was said otherwise
     assert {key for key in protocol.settings if key == "crop.shape"} <= left
-    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     assert config["data"]["window_hu"] == list(protocol.settings.get("data.window_hu", (-175.0, 250.0)))
     assert config["crop"]["foreground"] == (0.5 if more[:1] == ["--crop.foreground"] else
                                             protocol.settings.get("crop.foreground", 0.67))  # fmt: skip
     told = capsys.readouterr().err
     assert told.index(f"protocol {name}") < told.index("dagman-finetune, segmentation") < told.index("fine-tuning 1/1")
-    report = (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert name in report and all(line.split()[0] in report for line in stated["deviations"])
 
 

@@ -39,7 +39,7 @@ def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(scans, tmp
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         for name, start in (("one", (sys.executable,)), ("two", TORCHRUN))
     )
@@ -83,7 +83,7 @@ def test_a_run_of_two_ranks_that_was_stopped_goes_on_as_one(scans, tmp_path):
             [sys.executable, "-c", PRETRAIN, *command(tmp_path / out, scans), *resume],
             env=ENVIRONMENT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=300,
             check=False,
         )
@@ -99,7 +99,12 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_prepared(sc
     entry.write_text(PRETRAIN)
     words = " ".join(command(tmp_path / "odd", scans)).replace("--crop.anchors 2", "--crop.anchors 3").split()
     refused = subprocess.run(
-        [*TORCHRUN, str(entry), *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        [*TORCHRUN, str(entry), *words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
     )
     assert refused.returncode != 0
     assert refused.stderr.count("--crop.anchors 3 cannot be shared evenly by 2 processes") == 1

@@ -97,7 +97,7 @@ def sides_of(summaries: Mapping[Path, Mapping]) -> dict[str, dict[str, Path]]:
     first = SCRATCH if SCRATCH in sides else next(iter(sides))
     pairs = {pair_of(said): (said["seed"], said.get("draw") or 0) for said in summaries.values()}
     for side, of in sides.items():
-        lone = sorted(of.keys() ^ sides[first].keys(), key=pairs.__getitem__)
+        lone = sorted(of.keys() ^ sides[first].keys(), key=lambda pair: (pairs[pair], pair))
         if lone:
             there, missing = (side, first) if lone[0] in of else (first, side)
             raise UsageFault(

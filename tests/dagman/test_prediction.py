@@ -235,7 +235,7 @@ def test_a_second_call_adds_to_the_table_and_overwrites_nothing(capsys, tmp_path
     predict(capsys, run, tmp_path / "two.nii.gz", "--out", out)
     rows = before["volumes.csv"].decode().splitlines()
     again = [row.replace("one,", "two,") for row in rows[1:]]
-    assert (out / "volumes.csv").read_text().splitlines() == rows + again
+    assert (out / "volumes.csv").read_text(encoding="utf-8").splitlines() == rows + again
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "volumes.csv").write_text("my,own\n")
     code, said = refused(capsys, run, scan, "--out", tmp_path / "mine")

@@ -76,7 +76,7 @@ def probed(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(probed):
-    return json.loads((probed / "probes.json").read_text())
+    return json.loads((probed / "probes.json").read_text(encoding="utf-8"))
 
 
 def test_held_out_subjects_are_probed_and_every_question_is_asked(result, store):
@@ -133,7 +133,7 @@ def test_table_and_report_hold_the_same_numbers_and_the_warnings(probed, result)
     assert float(linear["other"]["mean"]) == result["encoders"]["other"]["measures"]["linear.accuracy.features"]["mean"]
     assert linear["first"]["gain"] == "0.0" and linear["untrained"]["gain"] == ""
     assert {row["measure"] for row in rows if row["encoder"] == ""} == set(result["controls"]["measures"])
-    page = (probed / "report.html").read_text()
+    page = (probed / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 5 + 2 and "http" not in re.sub('http-equiv|"http://www.w3.org[^"]*"', "", page)
     assert "2 validation subjects had been in the pretraining" in page
     assert "The checkpoint does not say what it was pretrained on" in page  # of the other
@@ -162,7 +162,7 @@ def test_without_labels_layers_and_signs_are_left_and_one_line_says_so(tmp_path,
     assert code == 0 and "equivariance" in json.loads(out)["encoders"]["run"]
     assert sum("left out" in line for line in err.splitlines()) == 1
     assert "organ probes, retrieval, landmarks and clusters left out: 0 of the probed subjects show" in err
-    result = json.loads((tmp_path / "out" / "probes.json").read_text())
+    result = json.loads((tmp_path / "out" / "probes.json").read_text(encoding="utf-8"))
     assert result["probing"]["shape"] == [16, 16, 16] and len(result["cka"]) == 2
     assert {name.split(".")[0] for name in result["encoders"]["run"]["measures"]} == {"equivariance"}
     assert len(result["encoders"]["run"]["signs"]) == 5

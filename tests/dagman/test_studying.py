@@ -90,13 +90,16 @@ def test_a_run_leaves_what_it_promises(place):
     folder = place / "run"
     left = {path.name for path in folder.iterdir()}
     assert left == {*ENDED, "summary.json", "checkpoints", "tensorboard", "tokens"}
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     with open(folder / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     judges = set(summary["split"]["validation"])
     assert {row["subject"] for row in rows} == judges and not judges & set(summary["split"]["train"])
     assert len(rows) == 3 * summary["cases"] and all(0 < float(row["probability"]) < 1 for row in rows)
-    truth = {line.split(",")[0]: line.split(",")[1:] for line in (place / "findings.csv").read_text().split()[1:]}
+    truth = {
+        line.split(",")[0]: line.split(",")[1:]
+        for line in (place / "findings.csv").read_text(encoding="utf-8").split()[1:]
+    }
     for row in rows:
         assert row["label"] == truth[row["subject"]][("lump", "cyst", "never").index(row["finding"])]
     assert (
@@ -109,7 +112,7 @@ def test_a_run_leaves_what_it_promises(place):
     assert any("random weights. This is the control" in note for note in summary["notes"])
     assert any("never is never present" in note for note in summary["notes"])
     assert summary["leakage"]["pretraining"] == "none" and summary["coverage"] is None
-    html = unescape((folder / "report.html").read_text())
+    html = unescape((folder / "report.html").read_text(encoding="utf-8"))
     assert "Mean AUROC" in html and "This is the control" in html and "default-src 'none'" in html
     assert len(list((folder / "tokens").iterdir())) == 8
 
@@ -163,10 +166,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(number, place, tmp_path):
 
 def test_a_run_does_not_resume_under_other_labels(place, tmp_path, capsys):
     table = tmp_path / "findings.csv"
-    table.write_text((place / "findings.csv").read_text())
+    table.write_text((place / "findings.csv").read_text(encoding="utf-8"))
     begun = [place / "store", *TASK, "--findings", table, "--out", tmp_path / "run", *HEAD]
     run(*begun)
-    table.write_text(table.read_text().replace("img0002,1", "img0002,0"))
+    table.write_text(table.read_text(encoding="utf-8").replace("img0002,1", "img0002,0"))
     code, said = refused(capsys, *begun, "--resume")
     assert code == 3 and "config" in said
 
@@ -183,7 +186,9 @@ def test_every_arrangement_trains_and_judges_whole_studies(how, place, tmp_path)
     begun = [place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", *SMALL]
     begun += ["--steps", 2, "--studies", 2, "--scoring.looks", 0, *how]
     said = run(*begun)
-    assert said["studies"] == len(json.loads((tmp_path / "run" / "summary.json").read_text())["split"]["validation"])
+    assert said["studies"] == len(
+        json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["split"]["validation"]
+    )
     assert not (tmp_path / "run" / "tokens").exists()
     before = load_file(place / "run" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model.safetensors")
@@ -198,7 +203,7 @@ def test_localisation_writes_maps_on_the_grid_of_the_scan_and_judges_them(head, 
         *(place / "store", "--task", "localisation", "--findings", place / "findings.csv", "--out", tmp_path / "run"),
         *("--boxes", place / "boxes.csv", "--head", head, "--tokens", place / "run" / "tokens", *HEAD, *more),
     )
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     lumps = [name for name in summary["split"]["validation"] if int(name[3:]) in LUMPS]
     for name in lumps:
         written, scan = tmp_path / "run" / "maps" / f"{name}_lump.nii.gz", f"{name}.nii.gz"
@@ -208,8 +213,8 @@ def test_localisation_writes_maps_on_the_grid_of_the_scan_and_judges_them(head, 
         assert read_volume(written).voxels.min() >= 0
     assert summary["localisation"]["boxes"] == len(lumps) > 0
     assert said["pointing"] == summary["localisation"]["measures"]["pointing"]["mean"]
-    assert len(json.loads((tmp_path / "run" / "localisation.json").read_text())["rows"]) == len(lumps)
-    assert "T(IoU) 0.3" in (tmp_path / "run" / "report.html").read_text()
+    assert len(json.loads((tmp_path / "run" / "localisation.json").read_text(encoding="utf-8"))["rows"]) == len(lumps)
+    assert "T(IoU) 0.3" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_odd_about_boxes_is_said_and_json_has_no_nan(place, tmp_path, capsys):
@@ -224,11 +229,11 @@ def test_what_is_odd_about_boxes_is_said_and_json_has_no_nan(place, tmp_path, ca
     ):
         run(*begun, "--out", tmp_path / name, *more)
         assert note in capsys.readouterr().err
-        summary = (tmp_path / name / "summary.json").read_text()
+        summary = (tmp_path / name / "summary.json").read_text(encoding="utf-8")
         assert any(note in one for one in json.loads(summary)["notes"]) and "NaN" not in summary
         looks = [row["validation"] for row in read_log(tmp_path / name / "log.jsonl") if "validation" in row]
         assert looks and all(one == {"macro_auroc": None} for one in looks)
-    assert "NaN" not in (tmp_path / "boxed" / "localisation.json").read_text()
+    assert "NaN" not in (tmp_path / "boxed" / "localisation.json").read_text(encoding="utf-8")
 
 
 def test_an_encoder_brings_its_window_and_its_past(place, tmp_path):
@@ -246,7 +251,7 @@ def test_an_encoder_brings_its_window_and_its_past(place, tmp_path):
     tokens = [place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", "--steps", 2]
     tokens += ["--init", tmp_path / "pre" / "encoder.safetensors", "--device", "cpu", "--head", "linear"]
     run(*tokens)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert summary["protocol"]["window"] == [32, 32, 32]  # the nearest multiples of 16: 40 is as near to 48
     assert summary["coverage"]["loaded"] == summary["coverage"]["total"]
     assert summary["leakage"]["validation_in_pretraining"] == summary["split"]["validation"]

@@ -269,7 +269,7 @@ def test_a_tree_goes_to_yaml_and_back(write):
         path = write(to_yaml(tree))
         assert resolve(Tree, [path], {}, {}) == tree
         assert to_yaml(resolve(Tree, [path], {}, {})) == to_yaml(tree)
-        assert yaml.safe_load(path.read_text())["optim"]["lr"] in (tree.optim.lr, str(tree.optim.lr))
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))["optim"]["lr"] in (tree.optim.lr, str(tree.optim.lr))
 
 
 def test_to_yaml_writes_no_alias():

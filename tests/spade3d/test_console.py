@@ -167,7 +167,7 @@ def test_an_out_that_holds_something_is_refused_and_left_alone(tmp_path):
     for out, said in {run: "already holds a run", other: r"is not empty \(1 entries\)", file: "is a file"}.items():
         with pytest.raises(DataFault, match=f"{out.name}: {said}"), console.fresh_folder(out, HOLDS):
             pytest.fail("it must not begin")
-    assert all(path.read_text() == "precious" for path in (run / HOLDS, other / "thesis.tex", file))
+    assert all(path.read_text(encoding="utf-8") == "precious" for path in (run / HOLDS, other / "thesis.tex", file))
 
 
 def test_an_out_that_cannot_be_made_is_refused(tmp_path):

@@ -35,7 +35,7 @@ def run(program, folder, **environment):
     (folder / "kernel.py").write_text(KERNEL)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env={**clean, **environment}
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", cwd=folder, env={**clean, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr

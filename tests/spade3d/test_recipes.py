@@ -50,7 +50,7 @@ def test_nothing_is_left_open_and_choosing_again_changes_nothing(store, device, 
     settings = SpadeSettings()
     assert open_keys(settings.model_dump()) >= {"steps", "crop.shape", "network.feature_size", "contrast.far_mm"}
     chosen = choose_spade(settings, store, (0, 1, 2), device)
-    assert open_keys(chosen.model_dump()) == {"data.path"}
+    assert open_keys(chosen.model_dump()) == {"data.path", "hold_out", "loaders"}
     assert chosen.device == device and chosen.data.spacing == store.preprocessing.spacing
     (tmp_path / "config.yaml").write_text(to_yaml(chosen))
     again = resolve(SpadeSettings, [tmp_path / "config.yaml"], {}, environment={})
@@ -173,7 +173,7 @@ def test_restoration_alone_takes_no_weight_for_a_contrast():
 def test_instance_baselines_differ_from_spade_in_their_task_only(store, method):
     recipe = find_recipe(method)
     chosen = recipe.choose(with_values(recipe.settings(), {"network.feature_size": 12}), store, (0, 1, 2), "cpu")
-    assert open_keys(chosen.model_dump()) == {"data.path"} and chosen.recipe == method
+    assert open_keys(chosen.model_dump()) == {"data.path", "hold_out", "loaders"} and chosen.recipe == method
     of_spade = choose_spade(with_values(SpadeSettings(), {"network.feature_size": 12}), store, (0, 1, 2), "cpu")
     assert chosen.crop.shape == of_spade.crop.shape and chosen.optim == of_spade.optim
     made = recipe.build(chosen, store, (0, 1, 2))

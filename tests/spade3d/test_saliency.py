@@ -44,7 +44,9 @@ def test_gaze_becomes_saliency_and_nothing_is_lost_uncounted(scans, store, capsy
     code, out, err = call(capsys, "gaze", store, "--fixations", scans[0] / "gaze", "--json")
     result = json.loads(out)
     assert (code, result["written"], result["source"], result["readers"]) == (0, 4, "gaze", 2) and "4/4" in err
-    recorded = [record for file in (scans[0] / "gaze").iterdir() for record in json.loads(file.read_text())]
+    recorded = [
+        record for file in (scans[0] / "gaze").iterdir() for record in json.loads(file.read_text(encoding="utf-8"))
+    ]
     assert sum(result["fixations"].values()) == sum(len(record["T"]) for record in recorded)
     assert result["fixations"]["under_50_ms"] == 16 and result["fixations"]["outside_the_body"] > 0
     after = VolumeStore.open(store)
@@ -75,7 +77,7 @@ def test_a_predictor_is_trained_on_gaze_and_fills_in_the_rest(scans, store, tmp_
     assert {"config.yaml", "log.jsonl", "scores.json", "saliency.safetensors", "provenance.json"} <= {
         path.name for path in run.iterdir()
     }
-    assert set(json.loads((run / "scores.json").read_text())["mean"]) == {"cc", "kl", "nss"}
+    assert set(json.loads((run / "scores.json").read_text(encoding="utf-8"))["mean"]) == {"cc", "kl", "nss"}
     first = load_file(run / "saliency.safetensors")
     code, _, err = call(capsys, "train", store, "--out", run, "--resume", "--json")
     again = load_file(run / "saliency.safetensors")
@@ -152,5 +154,5 @@ def test_help_needs_no_torch():
     code = "import sys, spade3d.saliency_commands as c\n"
     code += "try: c.main(['train', '--help'])\nexcept SystemExit as e: pass\n"
     code += "sys.exit('torch' in sys.modules or 'monai' in sys.modules or 'scipy' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert ended.returncode == 0 and "--width" in ended.stdout, ended.stderr

@@ -142,7 +142,9 @@ print(peak_of(200), peak_of(3200))
 def test_a_longer_scan_takes_no_more_memory():
     """All 14 maps of the longer scan take 103 MB as prepared, and 826 MB on the grid of the source."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is gone
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, encoding="utf-8", env=environment, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     short, long = (int(peak) for peak in done.stdout.split())
     scan = 24 * 24 * 3200 * 4  # bytes: what goes in, which is counted, too

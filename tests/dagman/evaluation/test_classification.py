@@ -120,7 +120,7 @@ def test_twins_are_compared_on_the_same_patients():
 def test_predictions_come_back_from_their_file(tmp_path):
     table = rows([1, 0, NAN], [0.1, 1 / 3, 0.9])
     write_predictions(tmp_path / "p.csv", table)
-    assert (tmp_path / "p.csv").read_text().splitlines()[:2] == [
+    assert (tmp_path / "p.csv").read_text(encoding="utf-8").splitlines()[:2] == [
         "case,subject,finding,label,probability",
         "c0,p000,lump,1,0.1",
     ]

@@ -58,7 +58,10 @@ def test_nothing_is_left_open_and_choosing_again_changes_nothing(store, device, 
     recipe = find_recipe(name)
     chosen = recipe.choose(with_values(recipe.settings(), {"crop.shape": (48, 48, 40)}), store, CASES, device)
     unclipped = {"optim.clip_norm"} if name == "dagman-paper" else set()  # an answer: SMIT's code does not clip
-    assert open_keys(chosen.model_dump()) == {"data.path", "prior.regions", "prior.sigma_mm"} | unclipped
+    assert (
+        open_keys(chosen.model_dump())
+        == {"data.path", "hold_out", "loaders", "prior.regions", "prior.sigma_mm"} | unclipped
+    )
     assert chosen.device == device and chosen.recipe == name
     (tmp_path / "config.yaml").write_text(to_yaml(chosen))
     again = resolve(recipe.settings, [tmp_path / "config.yaml"], {}, environment={})
@@ -208,7 +211,7 @@ def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recip
     assert batch.priors.shape[1:] == (2, 4, 4, 4) and batch.priors.any()
     losses = built.task.losses(batch, 1.0)
     assert losses["prior"].isfinite() and losses["prior"] > 0
-    said = json.loads((tmp_path / GUIDED).read_text())
+    said = json.loads((tmp_path / GUIDED).read_text(encoding="utf-8"))
     assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": ["left ventricle", "right ventricle"]}
 
 

@@ -112,9 +112,9 @@ def test_monais_checkpoint_is_fine_tuned(store, monais, tmp_path):
     with pytest.raises(SystemExit) as end:
         dagman.commands.finetune([*map(str, tokens)])
     assert end.value.code == 0
-    network = yaml.safe_load((tmp_path / "config.yaml").read_text())["network"]
+    network = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))["network"]
     assert (network["feature_size"], network["use_v2"], network["monai_compatible"]) == (12, True, True)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["coverage"]["loaded"] == summary["coverage"]["total"] > 118  # use_v2 has four blocks more
     assert summary["leakage"]["pretraining"] == "unknown" and np.isfinite(summary["mean_dice"])
 

@@ -64,7 +64,7 @@ def test_two_are_kept_and_last_names_the_newest(tmp_path):
     for step in (0, 10, 20, 30):
         checkpoint.put(tmp_path, step, state(step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-0000020.pt", "step-0000030.pt"]
-    assert (tmp_path / "last").read_text() == "step-0000030.pt\n"
+    assert (tmp_path / "last").read_text(encoding="utf-8") == "step-0000030.pt\n"
     assert checkpoint.newest(tmp_path).state["at"]["step"] == 30
 
 

@@ -117,7 +117,7 @@ print(killed)
 
 def test_a_run_that_was_shot_many_times_ends_with_the_same_bits(tmp_path):
     command = [sys.executable, "-c", VICTIM, str(tmp_path / "shot")]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0 and int(done.stdout) >= 2, done.stderr
     train(
         Tiny(),

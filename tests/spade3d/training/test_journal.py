@@ -36,7 +36,7 @@ def test_rows_come_back_one_a_step(tmp_path):
     assert rows[1]["validation"] == {"mean_dice": 0.5} and rows[1]["losses"] == {"a": 1.5, "b": 0.5}
     assert rows[2]["total"] is None and rows[2]["grad_norm"] is None and rows[2]["skipped"]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    for line in (tmp_path / "log.jsonl").read_text().splitlines():
+    for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 

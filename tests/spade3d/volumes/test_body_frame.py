@@ -74,7 +74,7 @@ def test_frames_come_back_to_the_last_digit(tmp_path):
 def test_a_file_of_something_else_is_named(tmp_path, change):
     path = tmp_path / "frames.json"
     save_frames(path, {"a": BodyFrame(np.eye(4))}, "box")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(DataFault, match="frames.json: .*remove it"):
         load_frames(path)
     with pytest.raises(DataFault, match="cannot be read"):

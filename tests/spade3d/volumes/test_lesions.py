@@ -46,7 +46,7 @@ def test_a_data_set_with_lesions_is_read_back_with_its_table_and_its_gaze(tmp_pa
     labelled = data.cases[1]
     labels, image = read_labels(labelled.labels), read_volume(labelled.image)
     assert (labels.voxels == 851).any()
-    records = json.loads((out / "gaze" / f"{scan_stem(labelled.image)}.json").read_text())
+    records = json.loads((out / "gaze" / f"{scan_stem(labelled.image)}.json").read_text(encoding="utf-8"))
     assert [record["subject"] for record in records] == [1, 2] and len(list((out / "gaze").iterdir())) == 2
     for record in records:
         assert record["name"] == labelled.image.name and len(record["X"]) == len(record["T"]) == record["length"]

@@ -60,7 +60,7 @@ def test_amos_has_its_own_values_by_name_and_three_parts(written):
     }
     assert all(case.modality == "CT" for case in dataset.cases)
     assert {"imagesTr/amos_0001.nii.gz", "imagesVa/amos_0003.nii.gz", "imagesTs/amos_0301.nii.gz"} <= files(dataset)
-    said = json.loads((dataset.root / "dataset.json").read_text())
+    said = json.loads((dataset.root / "dataset.json").read_text(encoding="utf-8"))
     assert said["labels"]["8"] == "arota" and said["labels"]["9"] == "postcava"  # as the official file spells them
     stored = read_labels(dataset.cases[0].labels).voxels
     for value, name in BTCV.items():

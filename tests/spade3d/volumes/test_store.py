@@ -157,7 +157,7 @@ def test_a_flipped_bit_is_found_and_prepare_mends_it(tmp_path):
 def test_a_store_that_cannot_be_trusted_is_not_opened(tmp_path):
     out = tmp_path / "store"
     store = prepare(three_cases(tmp_path / "data"), out, Preprocessing())
-    index = (out / INDEX).read_text()
+    index = (out / INDEX).read_text(encoding="utf-8")
 
     def refusal():
         with pytest.raises(DataFault) as refused:
@@ -423,7 +423,7 @@ def test_processes_that_are_killed_or_work_at_once(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROCESSES), tmp_path / "data", tmp_path],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
     assert ended.stdout == "all well\n", ended.stderr
