@@ -48,16 +48,19 @@ def boxes_of(
     if highest <= 0:
         return []
     above = heat >= threshold * highest
-    components, count = ndimage.label(above, np.ones((3, 3, 3)))
-    masses = np.asarray(ndimage.sum_labels(heat.astype(np.float64), components, range(1, count + 1)))
+    (part,) = ndimage.find_objects(above.astype(np.int8))  # a high threshold leaves little of a large volume
+    components, count = ndimage.label(above[part], np.ones((3, 3, 3)))
+    masses = np.bincount(components.ravel(), heat[part].ravel(), count + 1)[1:]
     shares = masses / masses.sum()
     order = np.argsort(-shares, kind="stable")
     kept = order[:1] if keep == "largest" else [n for n in order if shares[n] >= mass or n == order[0]]
-    found = ndimage.find_objects(components)
-    return [
-        Box(*(tuple(getattr(side, end) for side in found[n]) for end in ("start", "stop")), float(shares[n]))
-        for n in kept
-    ]
+    found, first = ndimage.find_objects(components), [side.start for side in part]
+
+    def corner(n: int, end: str) -> tuple[int, int, int]:
+        i, j, k = (getattr(side, end) + start for side, start in zip(found[n], first, strict=True))
+        return i, j, k
+
+    return [Box(corner(n, "start"), corner(n, "stop"), float(shares[n])) for n in kept]
 
 
 def check_heat(heat: Shaped[np.ndarray, "i j k"]) -> None:
