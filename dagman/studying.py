@@ -49,7 +49,7 @@ from spade3d.volumes.store import VolumeStore, is_store
 TOKENS, TEACHER, MAPS = "tokens", "teacher", "maps"
 PREDICTIONS, LOCALISED = "predictions.csv", "localisation.json"
 LEADING = ("t_iou_0.3", "pointing", "voxel_ap")  # measures of maps that are printed
-MOMENTS = 32  # batches, at most, that the head is standardised by where the encoder makes the tokens anew
+MOMENTS = 32  # batches, at most, that the head is whitened by where the encoder makes the tokens anew
 
 
 def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool) -> dict:

@@ -1,13 +1,15 @@
-"""Where spatial priors come from: data statistics, an atlas, one labelled scan, or files.
+"""Where spatial priors come from: data statistics, an atlas, one labelled scan, a scan's own labels, or files.
 
 SPAN (Miao et al. 2022, arXiv 2209.03745, abstract) takes its priors from "data statistics" or "one labelled sample" and
-does not say how; all of this is our reading. The four kinds differ in what they know:
+does not say how; all of this is our reading. The kinds differ in what they know:
 
     source      labelled scans   knows this scan's image   needs body frames
     bands       none             yes                       no
     mean_image  none             no                        yes
     atlas       a few            with `likelihood`         yes
     one_label   one              by default                yes (not for `intensity` alone)
+    labels      each its own     is its truth              no
+    files       whoever made them says
 
 A prior that does not read the image is a map of the body: attention that only copies it has learnt nothing.
 
@@ -156,6 +158,23 @@ def one_label(
     return _of_labels(store, [case], frames, regions, likelihood, sigma_mm, resolution_mm, int(kept_mb * 2**20), source)
 
 
+def own_labels(
+    store,
+    labelled: Sequence[int],
+    regions: Sequence[str] | None = None,
+    *,
+    resolution_mm: float = SCAN_MM,
+    kept_mb: float = KEPT_MB,
+) -> Priors:
+    """The labels that a scan has of its own, drawn by a reader or by another network; of other scans nothing is known.
+
+    DataFault for a case without labels, or where no scan holds a region; UsageFault for one that the table lacks.
+    """
+    names, values = _structures(store, labelled, regions)
+    make = partial(_label_volume, store, frozenset(labelled), values, resolution_mm)
+    return _priors(store, names, f"the labels of {len(labelled)} scans", Kept(make, int(kept_mb * 2**20)))
+
+
 def from_files(
     store,
     files: Mapping[str, Path] | Mapping[str, Mapping[str, Path]],
@@ -189,6 +208,16 @@ def _band_volume(store, bands: tuple[Band, ...], resolution_mm: float, case: int
     blocks = scan_blocks(store, case, resolution_mm)
     masks = band_masks(blocks, store.cases[case].modality, bands)
     return PriorVolume(in_steps(np.stack([blocks.mean(mask) for mask in masks], axis=-1)), blocks.from_scan)
+
+
+def _label_volume(
+    store, labelled: frozenset[int], values: Sequence[int], resolution_mm: float, case: int
+) -> PriorVolume | None:
+    if case not in labelled:
+        return None
+    blocks = scan_blocks(store, case, resolution_mm)
+    labels = store.labels(case)[tuple(slice(None, None, step) for step in blocks.stride(store.cases[case].spacing))]
+    return PriorVolume(in_steps(np.stack([blocks.mean(labels == v) for v in values], axis=-1)), blocks.from_scan)
 
 
 def _of_labels(

@@ -39,6 +39,11 @@ class ScanBlocks:
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return i, j, k
 
+    def stride(self, spacing: tuple[float, float, float]) -> tuple[int, int, int]:
+        """Every how many voxels of a scan with this spacing, in mm, one of these is."""
+        i, j, k = np.round(np.array(self.spacing) / spacing).astype(int).tolist()
+        return i, j, k
+
     def mean(self, values: Shaped[np.ndarray, "i j k"]) -> Float32[np.ndarray, "p q r"]:
         """The mean of values on these voxels in each block."""
         values = values.astype(np.float32)

@@ -64,8 +64,12 @@ class Priors:
     store: object
     volume: VolumeOf
 
-    def of_crop(self, crop: Crop, cell: int | tuple[int, int, int]) -> Float32[np.ndarray, "region p q r"]:
+    def of_crop(
+        self, crop: Crop, cell: int | tuple[int, int, int], samples: int | None = None
+    ) -> Float32[np.ndarray, "region p q r"]:
         """The share (0..1) of each cell that a region takes, for cells of `cell` voxels of the crop.
+
+        samples  along each axis of a cell, at most; None: as many as the crop has room for (SAMPLES)
 
         The last cell of an odd size is what the crop shows of it. All is 0 outside the prior's volume and for a scan
         of which nothing is known. UsageFault where the whole crop is one cell: there is no place to look at.
@@ -75,7 +79,7 @@ class Priors:
         volume = self.volume(crop.case)
         if volume is None:
             return np.zeros((len(self.regions), *grid), dtype=np.float32)
-        shares = pooled(volume, crop, cell, grid)
+        shares = pooled(volume, crop, cell, grid, samples)
         if not is_mirrored(crop.to_mm, self.store.cases[crop.case].affine):
             return np.ascontiguousarray(np.moveaxis(shares, -1, 0))
         here = {region: n for n, region in enumerate(self.regions)}
@@ -105,12 +109,16 @@ def cells_of(shape: tuple[int, int, int], cell: tuple[int, int, int]) -> tuple[i
 
 
 def pooled(
-    volume: PriorVolume, crop: Crop, cell: tuple[int, int, int], grid: tuple[int, int, int]
+    volume: PriorVolume,
+    crop: Crop,
+    cell: tuple[int, int, int],
+    grid: tuple[int, int, int],
+    samples: int | None = None,
 ) -> Float32[np.ndarray, "p q r region"]:
     """The mean of a volume over each cell of a crop, from as many samples a cell as it holds voxels of the volume
-    (along an axis; fewer where all cells together would hold more than SAMPLES)."""
+    (along an axis; fewer where all cells together would hold more than SAMPLES, or a cell more than `samples`)."""
     to_volume = volume.from_scan @ crop.to_mm
-    room = max(1, int((SAMPLES / prod(grid)) ** (1 / 3) + 1e-9))
+    room = max(1, min(int((SAMPLES / prod(grid)) ** (1 / 3) + 1e-9), samples or SAMPLES))
     extents = np.linalg.norm(to_volume[:3, :3], axis=0) * cell
     at = [
         _samples(size, side, min(room, max(1, ceil(extent - 1e-6))))

@@ -2,8 +2,10 @@
 
 CLARiTy's abstract (arXiv 2512.16700) speaks of explicit anatomical priors and does not say what they are. These are the
 priors that heads may follow in pretraining (`dagman.attention.prior_sources`), cut into allowed and forbidden cells as
-AxialNet does with organ masks (Draelos and Carin 2021, its code): any cell that holds some of the organ, and the cells
-next to it; all sides of an organ whose side is not named.
+AxialNet does with organ masks (Draelos and Carin 2021, its code), with all sides of an organ whose side is not named.
+AxialNet allows any cell that holds some of the organ; here a cell is allowed that is the organ's nearly alone. A cell
+across its border has fat or air in it, which stands out more than any finding does: with such cells among the allowed
+ones, labels of studies taught nothing (docs/log.md). A margin in mm brings the others back.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 
-from dagman.attention.spatial_prior import STEPS, Priors
+from dagman.attention.spatial_prior import Priors
 from dagman.downstream.token_grids import CELL, body_crop, cells_of
 from spade3d.crops.crop import Crop
 from spade3d.faults import UsageFault
 from spade3d.volumes.organs import canonical_organ
 
-SAMPLES = 27  # of a prior in each cell, where its voxels are that small: an adrenal gland is smaller than a cell
+SAMPLES = 3  # of a prior along each axis of a cell, at most, and whatever the grid, so that shares compare
 AT_ONCE = 50_000  # samples that a prior takes at once
 
 
@@ -36,35 +38,35 @@ class Where:
 
 
 def allowed_in(
-    priors: Priors, where: Sequence[Where], *, least: float = 0.1
+    priors: Priors, where: Sequence[Where], *, least: float = 0.9
 ) -> Callable[[Crop], Float32[np.ndarray, "f p q r"]]:
     """A function from a grid of cells (a `Crop` whose voxels are cells) to 1 where each finding may be, 0 elsewhere.
 
-    A cell belongs to an organ where its prior is at least `least` of the prior's highest value in that scan. Allowed
-    are those cells, all within `margin_mm` of them (between centres), and the cells next to all these (26). A finding
+    A cell belongs to an organ where its prior is at least `least` of what the prior is in the organ's best cell of that
+    scan. Allowed are those cells and all within `margin_mm` of them (between centres). A finding
     of no organs, or whose organs the prior does not find anywhere in the body of this scan, may be anywhere: a finding
     that is present is somewhere. UsageFault for an organ that is not among the regions of the priors.
     """
     rows = [[row for organ in place.organs for row in matching(organ, priors.regions)] for place in where]
 
     @lru_cache(maxsize=4096)
-    def peaks(case: int) -> Float[np.ndarray, " region"]:
-        volume = priors.volume(case)
-        return np.zeros(len(priors.regions)) if volume is None else volume.values.max(axis=(0, 1, 2)) / STEPS
+    def best(case: int, mm: tuple[float, float, float]) -> Float[np.ndarray, " region"]:
+        """What the prior of each region is in its best cell of the whole body."""
+        body = body_crop(case, priors.store.cases[case], tuple(side / CELL for side in mm))
+        return _shares(priors, cells_of(body)).max(axis=(1, 2, 3))
 
     def regions(cells: Crop) -> Bool[np.ndarray, "f p q r"]:
-        return _regions(priors, cells, rows, where, least * peaks(cells.case))
+        return _regions(priors, cells, rows, where, least * best(cells.case, _sides_mm(cells)))
 
-    @lru_cache(maxsize=4096)
-    def somewhere(case: int, mm: tuple[float, float, float]) -> Bool[np.ndarray, " f"]:
+    def somewhere(cells: Crop) -> Bool[np.ndarray, " f"]:
         """Whether each finding has an allowed cell in the whole body."""
-        body = body_crop(case, priors.store.cases[case], tuple(side / CELL for side in mm))
-        return regions(cells_of(body)).any(axis=(1, 2, 3))
+        found = best(cells.case, _sides_mm(cells)) > 0
+        return np.array([not place.organs or found[of].any() for of, place in zip(rows, where, strict=True)])
 
     def allowed(cells: Crop) -> Float32[np.ndarray, "f p q r"]:
         found = regions(cells)
         if not found.any(axis=(1, 2, 3)).all():
-            found[~somewhere(cells.case, _sides_mm(cells))] = True
+            found[~somewhere(cells)] = True
         return found.astype(np.float32)
 
     return allowed
@@ -104,14 +106,14 @@ def _spread(organs: Bool[np.ndarray, "n p q r"], place: Where, sides: np.ndarray
     near = organs.any(axis=0)
     if place.margin_mm and near.any():
         near = ndimage.distance_transform_edt(~near, sampling=sides) <= place.margin_mm
-    return ndimage.binary_dilation(near, np.ones((3, 3, 3), dtype=bool))
+    return near
 
 
 def _shares(priors: Priors, cells: Crop) -> Float32[np.ndarray, "region p q r"]:
     """The prior of each cell, slab by slab, so that a large grid is not sampled more thinly than a small one."""
-    slabs = int(np.ceil(SAMPLES * np.prod(cells.shape) / AT_ONCE))
+    slabs = int(np.ceil(SAMPLES**3 * np.prod(cells.shape) / AT_ONCE))
     parts = np.array_split(np.arange(cells.shape[0]), min(slabs, cells.shape[0]))
-    return np.concatenate([priors.of_crop(_slab(cells, int(p[0]), len(p)), 1) for p in parts], axis=1)
+    return np.concatenate([priors.of_crop(_slab(cells, int(p[0]), len(p)), 1, SAMPLES) for p in parts], axis=1)
 
 
 def _slab(cells: Crop, first: int, count: int) -> Crop:

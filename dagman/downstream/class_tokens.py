@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from dagman.downstream.segment_cam import SegmentCAM, ranked_pooling, refined
 from dagman.downstream.study_heads import (
     FREQUENCIES,
+    Moments,
     Places,
     StudyOutput,
     Tokens,
     Valid,
+    Whitening,
     begin_at_prevalence,
-    nowhere_zero,
     place_codes,
 )
 from spade3d.faults import UsageFault
@@ -34,12 +35,12 @@ LOGITS = ("token_logits", "pooled_logits", "patch_logits")  # of the branches th
 class ClassTokens(nn.Module):
     """A head over the cells of a study: tokens, places, valid -> StudyOutput.
 
-        x_k  = W tokens_k + code of the patient coordinates of cell k
+        x_k  = W y_k + code of the patient coordinates of cell k; y_k: its token, whitened
         t_c  = token of finding c after `blocks` blocks, A_c its attention to the cells, mean over heads and blocks;
                where SegmentCAM has a foreground F, the weight of a cell is sigmoid(F_c) times what it else would be
         z_c  = w_c . t_c + b_c                  logits of the tokens
         z'_c = u_c . sum_k A_c(k) x_k + b'_c    attention pooling, where it is on
-        z''_c                                   class maps pooled by rank, where SegmentCAM is on (`segment_cam.py`)
+        z''_c                                   class maps pooled by rank within the foreground, where SegmentCAM is on
 
     The logit of a finding is the mean of those that are on; its map is A_c, refined by SegmentCAM where that is on.
 
@@ -57,9 +58,6 @@ class ClassTokens(nn.Module):
     class_maps and foreground logits (b, f, p, q, r); those of a piece that is off are not there. What invalid cells
     hold changes nothing, NaN neither. Raises UsageFault for sizes that no head can have.
     """
-
-    mean: Float[Tensor, " c"]
-    spread: Float[Tensor, " c"]
 
     def __init__(
         self,
@@ -85,8 +83,7 @@ class ClassTokens(nn.Module):
         if min(findings, blocks) < 1:
             raise UsageFault(f"{findings} findings and {blocks} blocks of class tokens; at least one of each is needed")
         self.findings = findings
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("spread", torch.ones(channels))
+        self.whitening = Whitening(channels)
         self.embed = nn.Linear(channels, dim)
         self.place = nn.Linear(6 * FREQUENCIES, dim, bias=False)
         self.class_token = nn.Parameter(torch.empty(findings + registers, dim))
@@ -100,11 +97,9 @@ class ClassTokens(nn.Module):
         self.apply(_initialise)
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
-    def standardise(self, mean: Float[Tensor, " c"], spread: Float[Tensor, " c"]) -> None:
-        """Bring each channel to mean 0 and spread 1 from now on, by what the cells of the studies that teach have; a
-        channel that never changes stays at 0."""
-        self.mean.copy_(mean)
-        self.spread.copy_(nowhere_zero(spread))
+    def whiten(self, cells: Moments, means: Moments) -> None:
+        """By the cells of studies, those where findings may be."""
+        self.whitening.fit(cells.mean, cells.covariance)
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin each branch at the log odds of each finding among these labels."""
@@ -120,7 +115,7 @@ class ClassTokens(nn.Module):
         parts, favour = {}, None
         if self.cam is not None:
             parts = self.cam(rearrange(self.norm_cells(cells), "b n d -> b d n").unflatten(2, grid), valid)
-            parts["patch_logits"] = ranked_pooling(parts["class_maps"], valid, self.rank_decay)
+            parts["patch_logits"] = ranked_pooling(parts["class_maps"], _counted(parts, valid), self.rank_decay)
             favour = self._favour(parts)
         looks = []
         for block in self.blocks:
@@ -151,7 +146,7 @@ class ClassTokens(nn.Module):
         # First of all, because 0 * NaN is NaN: whatever padding holds must not reach a sum.
         tokens = rearrange(tokens, "b c p q r -> b (p q r) c").masked_fill(~shown[..., None], 0)
         places = rearrange(places, "b x p q r -> b (p q r) x").masked_fill(~shown[..., None], 0)
-        x = self.embed((tokens - self.mean) / self.spread)
+        x = self.whitening(tokens, self.embed)
         return (x + self.place(place_codes(places).to(x.dtype))).masked_fill(~shown[..., None], 0)
 
 
@@ -225,6 +220,13 @@ class _ByFinding(nn.Module):
 
     def forward(self, x: Float[Tensor, "b f d"]) -> Float[Tensor, "b f"]:
         return einsum(x, self.weight, "b f d, f d -> b f") + self.bias
+
+
+@torch.no_grad()
+def _counted(parts: Mapping[str, Tensor], valid: Valid) -> Float[Tensor, "b f p q r"]:
+    """How far a cell counts for a finding: as far as it is foreground. No gradient, for the same reason."""
+    shown = valid[:, None].float().expand_as(parts["class_maps"])
+    return shown * parts["foreground"].sigmoid() if "foreground" in parts else shown
 
 
 def _initialise(module: nn.Module) -> None:

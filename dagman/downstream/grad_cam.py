@@ -5,7 +5,7 @@
 
 x are the tokens that the head reads. The paper has o = 0, for activations behind a ReLU; the tokens of a normalised
 stage have no such zero, and their mean, which every study shares, would drown what differs. So o is the mean token that
-the head was told (`standardise`), where it was told one: the maps of a linear probe then add up to its logit, but for
+the head was told (`whiten`), where it was told one: the maps of a linear probe then add up to its logit, but for
 the bias, before the ReLU.
 """
 
@@ -21,7 +21,8 @@ from dagman.downstream.study_heads import Places, StudyOutput, Tokens, Valid
 
 def grad_cam(head: nn.Module, tokens: Tokens, places: Places, valid: Valid) -> Float[Tensor, "b f p q r"]:
     """The map of each finding of a head; 0 in cells that are not valid. The parameters get no gradient."""
-    origin = getattr(head, "mean", tokens.new_zeros(tokens.shape[1]))
+    whitening = getattr(head, "whitening", None)
+    origin = tokens.new_zeros(tokens.shape[1]) if whitening is None else whitening.mean
     # What a frozen encoder gave was made without gradients, which a copy can have.
     with torch.inference_mode(False), torch.enable_grad():
         given = tokens.clone().requires_grad_()

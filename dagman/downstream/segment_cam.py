@@ -99,15 +99,21 @@ class MaskedGroupNorm(nn.Module):
 
 
 def ranked_pooling(
-    maps: Float[Tensor, "b f p q r"], valid: Bool[Tensor, "b p q r"], decay: float
+    maps: Float[Tensor, "b f p q r"], share: Float[Tensor, "b f p q r"], decay: float
 ) -> Float[Tensor, "b f"]:
-    """Mean of a map's valid cells, the r-th highest (from 0) with weight decay^r: between the maximum (decay 0) and the
-    mean (1). 0 for a study without a valid cell. Kolesnikov and Lampert 2016; 0.996 as in MCTformer+'s code."""
-    ranked = maps.float().flatten(2).masked_fill(~valid.flatten(1)[:, None], -torch.inf).sort(-1, descending=True)[0]
-    rank = torch.arange(ranked.shape[-1], device=maps.device)
-    counts = rank < valid.flatten(1).sum(dim=1)[:, None, None]
-    weights = decay ** rank.float() * counts
-    return (ranked.masked_fill(~counts, 0) * weights).sum(-1) / weights.sum(-1).clamp_min(1e-12)
+    """Mean of a map's cells, each as far as it counts (`share`, 0 to 1), with weight decay^(what counts above it):
+
+        sum_r s_r decay^(s_0 + ... + s_{r-1}) m_r / the same without m_r          m_r the r-th highest cell
+
+    Where all cells count that is global weighted rank pooling, between the maximum (decay 0) and the mean (1);
+    Kolesnikov and Lampert 2016, 0.996 as in MCTformer+'s code. Shares of 0 and 1 pool the cells of 1. 0 for a study in
+    which no cell counts."""
+    flat, share = maps.float().flatten(2), share.flatten(2)
+    ranked, order = flat.masked_fill(share == 0, -torch.inf).sort(-1, descending=True)
+    share = share.gather(-1, order)
+    above = share.cumsum(-1) - share
+    weights = share * decay**above
+    return (ranked.masked_fill(share == 0, 0) * weights).sum(-1) / weights.sum(-1).clamp_min(1e-12)
 
 
 @torch.no_grad()

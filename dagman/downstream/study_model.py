@@ -27,7 +27,7 @@ from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.volume import Grid, Volume
 from spade3d.whole_file import whole_file
 
-FORMAT = "dagman-study-1"
+FORMAT = "dagman-study-2"
 HEADS: Mapping[str, type[nn.Module]] = {
     "linear": LinearProbe,
     "attention": AttentionPooling,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from dagman.downstream.clarity_losses import label_loss
 from dagman.downstream.studies import StudyBatch
-from dagman.downstream.study_heads import LinearProbe, StudyOutput, mean_token
+from dagman.downstream.study_heads import Moments, StudyOutput, mean_token
 from dagman.downstream.token_grids import encode
 from spade3d.networks.swin import SwinTransformer
 from spade3d.training.loop import Task
@@ -76,42 +75,38 @@ def labels_alone(output: StudyOutput, batch: StudyBatch) -> dict[str, Tensor]:
     return {"classification": label_loss(output.logits, batch.labels)}
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean and spread over studies, by channel: of their cells, and of their mean tokens."""
-
-    cells: tuple[Float[Tensor, " c"], Float[Tensor, " c"]]
-    means: tuple[Float[Tensor, " c"], Float[Tensor, " c"]]
-
-
 @torch.no_grad()
-def moments(task: StudyTask, batches: Iterable[StudyBatch], device: torch.device) -> Moments:
-    """What the tokens of some batches look like before training; the task is moved to the device."""
+def moments(task: StudyTask, batches: Iterable[StudyBatch], device: torch.device) -> tuple[Moments, Moments]:
+    """What the tokens of some batches look like before training, as mean and covariance: their cells, those where some
+    finding may be, and the mean tokens of studies. The task is moved to the device."""
     task.to(device)
-    sums: Tensor | None = None  # (2, 3, c): of cells and of means: how many, values, squares
+    sums: tuple[Tensor, Tensor] | None = None  # (c + 1, c + 1) of cells and of means: of 1 and channels, times the same
     for batch in batches:
         there = batch.to(device)
-        tokens, valid = task.tokens(there).double(), there.valid
-        cells = rearrange(tokens, "b c p q r -> b p q r c")[valid]
-        found = torch.stack([_sums(rows) for rows in (cells, mean_token(tokens, valid))])
-        sums = found if sums is None else sums + found
+        tokens, counted = task.tokens(there).double(), there.valid
+        if there.allowed is not None:
+            counted = counted & there.allowed.bool().any(dim=1)
+        cells = rearrange(tokens, "b c p q r -> b p q r c")[counted]
+        found = tuple(_products(rows) for rows in (cells, mean_token(tokens, there.valid)))
+        sums = found if sums is None else (sums[0] + found[0], sums[1] + found[1])
     if sums is None:
         raise ValueError("no studies to take moments of")
-    means = sums[:, 1] / sums[:, 0]
-    spreads = (sums[:, 2] / sums[:, 0] - means**2).clamp_min(0).sqrt()
-    of_cells, of_means = ((m.float().cpu(), s.float().cpu()) for m, s in zip(means, spreads, strict=True))
-    return Moments(of_cells, of_means)
+    cells, means = (_moments(total) for total in sums)
+    return cells, means
 
 
-def prepare_head(head: nn.Module, found: Moments, labels: Float[Tensor, "n f"]) -> None:
-    """Tell a head what its studies look like and how often each finding is there. The mean tokens of few studies hardly
-    differ (those of one not at all): a probe takes them to spread a tenth as far as cells, at least."""
-    mean, spread = found.cells
-    if isinstance(head, LinearProbe):
-        mean, spread = found.means[0], torch.maximum(found.means[1], 0.1 * spread)
-    head.standardise(mean, spread)
+def prepare_head(head: nn.Module, found: tuple[Moments, Moments], labels: Float[Tensor, "n f"]) -> None:
+    """Tell a head what its studies look like, cells and means, and how often each finding is there."""
+    head.whiten(*found)
     head.begin_at_prevalence(labels)
 
 
-def _sums(rows: Float[Tensor, "n c"]) -> Float[Tensor, "3 c"]:
-    return torch.stack([torch.ones_like(rows).sum(0), rows.sum(0), (rows**2).sum(0)])
+def _products(rows: Float[Tensor, "n c"]) -> Float[Tensor, "c1 c1"]:
+    with_one = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1)
+    return with_one.T @ with_one
+
+
+def _moments(total: Float[Tensor, "c1 c1"]) -> Moments:
+    mean = total[0, 1:] / total[0, 0].clamp_min(1)
+    covariance = total[1:, 1:] / total[0, 0].clamp_min(1) - torch.outer(mean, mean)
+    return Moments(mean.float().cpu(), covariance.float().cpu())

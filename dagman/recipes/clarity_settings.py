@@ -44,18 +44,18 @@ class FindingPrior(Settings):
     """Where findings may be; `source` none says nothing.
 
     source   `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled training scans, `one_label`
-             of them, or `files` that somebody else made
+             of them, the `labels` that a scan has of its own, or `files` that somebody else made
     table    finding -> its organs, by the names that the source has; a finding that is not named may be anywhere
-    least    share of a prior's highest value from which on a cell belongs to the organ
+    least    share, of what the prior is in an organ's best cell, from which on a cell belongs to the organ
     frame    how places of two scans compare, for mean_image, atlas and one_label
     labelled scans that make the atlas
     folder   of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
     wrong    a control: priors of the same make at the wrong place
     """
 
-    source: Literal["none", "bands", "mean_image", "atlas", "one_label", "files"] = "none"
+    source: Literal["none", "bands", "mean_image", "atlas", "one_label", "labels", "files"] = "none"
     table: dict[str, InOrgans] = {}
-    least: Annotated[float, Field(gt=0, le=1)] = 0.1
+    least: Annotated[float, Field(gt=0, le=1)] = 0.9
     frame: Literal["box", "affine", "learned"] = "affine"
     labelled: Count = 4
     likelihood: Literal["location", "intensity", "both"] = "location"
@@ -216,12 +216,7 @@ def finding_prior(
 
 
 def _priors(settings: FindingPrior, store, organs: Sequence[str], taught, cases, seed: int) -> Priors:
-    from dagman.attention.spatial_prior import wrong_atlas
-
-    if settings.source == "files":
-        priors = _of_files(settings, store, organs, cases)
-        return priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
-    chosen = {"source", "labelled", "likelihood", "sigma_mm", "wrong"}
+    chosen = {"source", "labelled", "likelihood", "sigma_mm", "wrong", "folder"}
     asked = PriorSettings(**settings.model_dump(include=chosen))
     of_labels = settings.source in OF_LABELS
     wanted = _structures(store, organs) if of_labels else {}  # refused here, before scans are placed
@@ -229,6 +224,8 @@ def _priors(settings: FindingPrior, store, organs: Sequence[str], taught, cases,
     if of_labels:
         taught, regions = _labelled(settings, store, wanted, taught, frames)
         asked = with_values(asked, {"regions": regions})
+    elif settings.source == "files":
+        asked = with_values(asked, {"regions": _named(settings.folder, store, organs, cases)})
     says, option = "findings are sought by", "--clarity.prior.source"
     return build_priors(asked, store, taught, frames, says=says, option=option)
 
@@ -251,7 +248,8 @@ def _labelled(
     """The cases that make the prior, those that can be placed and hold most of the structures, and which they hold."""
     held = {i: wanted.keys() & store.cases[i].label_values if store.cases[i].has_labels else set() for i in taught}
     best = sorted(taught, key=lambda i: (frames.get(i) is None, -len(held[i])))
-    makers = [i for i in best if held[i]][: 1 if settings.source == "one_label" else settings.labelled]
+    most = {"one_label": 1, "labels": len(best)}.get(settings.source, settings.labelled)
+    makers = [i for i in best if held[i]][:most]
     there = set().union(*(held[i] for i in makers)) or wanted.keys()
     return makers or list(taught), tuple(name for value, name in wanted.items() if value in there)
 
@@ -275,29 +273,13 @@ def _frames(asked: PriorSettings, settings: FindingPrior, store, cases: Sequence
     return {i: None if frame is None else frame.to_frame for i, frame in found.items()}
 
 
-def _of_files(settings: FindingPrior, store, organs: Sequence[str], cases: Sequence[int]) -> Priors:
-    """Priors of FOLDER/<case>/<region>.nii.gz, as far as the table names them."""
-    from dagman.attention.prior_sources import from_files
+def _named(folder: str, store, organs: Sequence[str], cases: Sequence[int]) -> tuple[str, ...]:
+    """The regions among the files of a folder that are some organs."""
     from dagman.downstream.allowed import matching
+    from dagman.recipes.priors import prior_files_in
 
-    files: dict[str, dict[str, Path]] = {}
-    for i in cases:
-        name = store.cases[i].name
-        there = {path.name.removesuffix(".nii.gz").replace("_", " "): path for path in _niftis(settings.folder, name)}
-        if there:
-            regions = list(there)
-            wanted = sorted({n for organ in organs for n in matching(organ, regions)})
-            files[name] = {regions[n]: there[regions[n]] for n in wanted}
-    if not files:
-        raise DataFault(
-            f"{settings.folder}: no priors of these scans there; FOLDER/<case>/<region>.nii.gz is needed, such as "
-            f"{settings.folder}/{store.cases[cases[0]].name}/{organs[0].replace(' ', '_')}.nii.gz"
-        )
-    return from_files(store, files)
-
-
-def _niftis(folder: str, case: str) -> list[Path]:
-    return sorted((Path(folder) / case).glob("*.nii.gz"))
+    there = list(dict.fromkeys(region for of in prior_files_in(folder, store, cases).values() for region in of))
+    return tuple(there[n] for n in dict.fromkeys(n for organ in organs for n in matching(organ, there)))
 
 
 def taught_by_cnn(

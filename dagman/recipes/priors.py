@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 
 from spade3d.configuration import Count, Positive, Settings, Share
 from spade3d.faults import DataFault, UsageFault
+from spade3d.volumes.organs import canonical_organ
 
 if TYPE_CHECKING:
     from dagman.attention.spatial_prior import Priors
@@ -18,15 +20,17 @@ if TYPE_CHECKING:
     from spade3d.crops.crop import Crop
     from spade3d.volumes.store import VolumeStore
 
-OF_LABELS = ("atlas", "one_label")
+OF_LABELS = ("atlas", "one_label", "labels")
 Frames = Mapping[int, np.ndarray | None]
 
 
 class PriorSettings(Settings):
     """Where some heads shall look; `source` none leaves all heads free.
 
-    source      `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled scans, or `one_label`,
-                the first labelled scan that has a place in the body
+    source      `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled scans, `one_label`, the
+                first labelled scan that has a place in the body, the `labels` that each scan has of its own, or `files`
+                that somebody else made
+    folder      of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
     attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage, or
                 the same `windowed`, where its windows are smaller than the crop
     stage       of native attention; [CLS] reads the stage of `distill.stage`
@@ -35,7 +39,8 @@ class PriorSettings(Settings):
     wrong       a control: priors of the same make at the wrong place
     """
 
-    source: Literal["none", "bands", "mean_image", "atlas", "one_label"] = "none"
+    source: Literal["none", "bands", "mean_image", "atlas", "one_label", "labels", "files"] = "none"
+    folder: str | None = None
     attachment: Literal["semantic", "native", "windowed"] = "semantic"
     stage: Annotated[int, Field(ge=1, le=4)] = 4
     regions: tuple[str, ...] | None = None
@@ -53,6 +58,8 @@ class PriorSettings(Settings):
         """Names alone say nowhere where to look."""
         if self.source == "none" and self.regions:
             raise ValueError("regions are named but source is none; say where their priors come from")
+        if (self.source == "files") != (self.folder is not None):
+            raise ValueError("folder is where the files of source files are; give both, or neither")
         return self
 
     @property
@@ -83,6 +90,8 @@ def build_priors(
         priors = prior_sources.bands(store, cases)
     elif settings.source == "mean_image":
         priors = prior_sources.mean_image(store, cases, frames)
+    elif settings.source == "files":
+        priors = prior_sources.from_files(store, prior_files_in(settings.folder, store, cases, settings.regions))
     else:
         labelled = [i for i in cases if store.cases[i].has_labels]
         if not labelled:
@@ -93,12 +102,37 @@ def build_priors(
         how = {"regions": settings.regions, "likelihood": settings.likelihood, "sigma_mm": settings.sigma_mm}
         if settings.source == "atlas":
             priors = prior_sources.atlas(store, labelled[: settings.labelled], frames, **how)
+        elif settings.source == "labels":
+            priors = prior_sources.own_labels(store, labelled, settings.regions)
         else:
             placed = [i for i in labelled if frames[i] is not None]
             priors = prior_sources.one_label(store, (placed or labelled)[0], frames, **how)
     priors = priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
     print(f"note: {says} {priors.source}", file=sys.stderr)
     return priors
+
+
+def prior_files_in(
+    folder: str, store: VolumeStore, cases: Sequence[int], regions: Sequence[str] | None = None
+) -> dict[str, dict[str, Path]]:
+    """The files FOLDER/<case>/<region>.nii.gz of some cases, as far as they are there; of `regions` alone, where they
+    are named, by canonical name. DataFault where no case has any."""
+    asked = None if regions is None else {canonical_organ(region) for region in regions}
+    found: dict[str, dict[str, Path]] = {}
+    for i in cases:
+        name = store.cases[i].name
+        there = {
+            path.name.removesuffix(".nii.gz").replace("_", " "): path
+            for path in sorted((Path(folder) / name).glob("*.nii.gz"))
+        }
+        if chosen := {r: path for r, path in there.items() if asked is None or canonical_organ(r) in asked}:
+            found[name] = chosen
+    if not found:
+        example = Path(folder) / store.cases[cases[0]].name / f"{(regions or ('liver',))[0].replace(' ', '_')}.nii.gz"
+        raise DataFault(
+            f"{folder}: no priors of these scans there; FOLDER/<case>/<region>.nii.gz is needed, such as {example}"
+        )
+    return found
 
 
 def build_guidance(

@@ -27,7 +27,8 @@ def head(**how):
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    made.standardise(normal(CHANNELS, seed=8), 0.5 + normal(CHANNELS, seed=9).abs())
+    made.whitening.mean.copy_(normal(CHANNELS, seed=8))
+    made.whitening.root.copy_(normal(CHANNELS, CHANNELS, seed=9))
     return made.eval()
 
 
@@ -41,7 +42,7 @@ def study(grid=GRID, seed=0, batch=2):
 def slow_vit(made, tokens, places, joint, foreground=None):
     """One study of valid cells (cells, c) in plain loops: tokens after the blocks, the mean attention, the cells.
     `foreground` (findings, cells): what a cell's weight is multiplied by when a token looks."""
-    cells = ((tokens - made.mean) / made.spread) @ made.embed.weight.T + made.embed.bias
+    cells = (tokens - made.whitening.mean) @ made.whitening.root @ made.embed.weight.T + made.embed.bias
     cells = cells + place_codes(places) @ made.place.weight.T
     x, maps = made.class_token, []
     for n, block in enumerate(made.blocks):

@@ -41,7 +41,8 @@ def test_of_a_linear_probe_the_cells_add_up_to_the_logit():
     tokens, places, valid = study()
     valid[:, :, :, 3:] = False
     probe = LinearProbe(6, 2)
-    probe.standardise(torch.randn(6), torch.rand(6) + 0.5)
+    nn.init.normal_(probe.whitening.mean)
+    nn.init.normal_(probe.whitening.root)
     nn.init.normal_(probe.linear.weight)
     both = grad_cam(probe, tokens, places, valid)
     assert (both[~valid[:, None].expand_as(both)] == 0).all()

@@ -17,6 +17,11 @@ def cam(convolved=True, **how):
     return SegmentCAM(DIM, FINDINGS, width=WIDTH, convolved=convolved, **how)
 
 
+def shares(maps, valid):
+    """Cells that count wholly or not at all."""
+    return valid[:, None].float().expand_as(maps)
+
+
 def all_of(*grid):
     return torch.ones(*grid, dtype=torch.bool)
 
@@ -56,7 +61,7 @@ def test_padding_changes_nothing_and_learns_nothing(convolved):
     large = made(padded, valid)
     for name in small:
         torch.testing.assert_close(large[name][..., :3, :4, :2], small[name], rtol=1e-4, atol=1e-5)
-    ranked_pooling(large["class_maps"], valid, 0.9).sum().backward()
+    ranked_pooling(large["class_maps"], shares(large["class_maps"], valid), 0.9).sum().backward()
     assert (padded.grad[:, :, ~valid[0]] == 0).all() and (padded.grad[:, :, valid[0]] != 0).any()
 
 
@@ -98,7 +103,7 @@ def test_masked_group_norm_is_group_norm_of_the_valid_cells():
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.996, 1.0])
 def test_pooling_by_rank_equals_its_definition(decay):
     maps, valid = normal(2, 3, 2, 3, 2), torch.rand(2, 2, 3, 2, generator=torch.Generator().manual_seed(1)) > 0.3
-    found = ranked_pooling(maps, valid, decay)
+    found = ranked_pooling(maps, shares(maps, valid), decay)
     for b in range(2):
         for f in range(3):
             ranked = sorted(maps[b, f][valid[b]].tolist(), reverse=True)
@@ -107,9 +112,17 @@ def test_pooling_by_rank_equals_its_definition(decay):
             assert found[b, f].item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_cell_that_counts_half_is_half_a_cell():
+    """Three half cells of one value are pooled as one and a half; what lies below them has the rank of 1.5."""
+    maps, share = torch.tensor([3.0, 3.0, 3.0, 1.0, 9.0]), torch.tensor([0.5, 0.5, 0.5, 1.0, 0.0])
+    found = ranked_pooling(maps.view(1, 1, 5, 1, 1), share.view(1, 1, 5, 1, 1), 0.25).item()
+    high = 0.5 * (1 + 0.25**0.5 + 0.25)
+    assert found == pytest.approx((3 * high + 0.25**1.5) / (high + 0.25**1.5))
+
+
 def test_pooling_a_study_without_a_cell_is_zero_and_gives_no_gradient():
     maps = normal(1, 2, 2, 2, 2).requires_grad_()
-    pooled = ranked_pooling(maps, torch.zeros(1, 2, 2, 2, dtype=torch.bool), 0.996)
+    pooled = ranked_pooling(maps, torch.zeros(1, 2, 2, 2, 2), 0.996)
     pooled.sum().backward()
     assert (pooled == 0).all() and (maps.grad == 0).all()
 

@@ -17,16 +17,17 @@ def given():
     return tokens, places, valid
 
 
-def test_a_linear_probe_reads_the_standardised_mean_of_the_valid_cells(given):
+def test_a_linear_probe_reads_the_whitened_mean_of_the_valid_cells(given):
     tokens, places, valid = given
     torch.manual_seed(0)
     head = LinearProbe(5, 2)
     torch.nn.init.normal_(head.linear.weight)
-    head.standardise(torch.full((5,), 0.5), torch.tensor([1.0, 2.0, 4.0, 1.0, 0.0]))
+    torch.nn.init.normal_(head.whitening.mean)
+    torch.nn.init.normal_(head.whitening.root)
     for b in range(2):
         cells = [tokens[b, :, i, j, k] for i, j, k in valid[b].nonzero().tolist()]
         mean = sum(cells) / len(cells)
-        x = (mean - 0.5) / torch.tensor([1.0, 2.0, 4.0, 1.0, 1.0])
+        x = head.whitening.root.T @ (mean - head.whitening.mean)
         expected = head.linear.weight @ x + head.linear.bias
         output = head(tokens, places, valid)
         torch.testing.assert_close(output.logits[b], expected)
@@ -37,13 +38,14 @@ def test_attention_pooling_is_its_formula_cell_by_cell(given):
     tokens, places, valid = given
     torch.manual_seed(1)
     head = AttentionPooling(5, 2, dim=8).requires_grad_(False)
-    head.standardise(torch.randn(5), torch.rand(5) + 0.5)
+    torch.nn.init.normal_(head.whitening.mean)
+    torch.nn.init.normal_(head.whitening.root)
     output = head(tokens, places, valid)
     for b in range(2):
         cells = valid[b].nonzero().tolist()
         h = []
         for i, j, k in cells:
-            x = head.embed((tokens[b, :, i, j, k] - head.mean) / head.spread)
+            x = head.embed(head.whitening.root.T @ (tokens[b, :, i, j, k] - head.whitening.mean))
             h.append(torch.nn.functional.gelu(x + head.place(place_codes(places[b, :, i, j, k]))))
         for f in range(2):
             scores = [head.look.weight[f] @ (head.gate(one).tanh() * head.show(one).sigmoid()) for one in h]

@@ -1,12 +1,14 @@
 """Learning from studies: a lump somewhere is found from labels of whole studies, and from shuffled labels it is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from dagman.downstream.studies import StudyBatch
-from dagman.downstream.study_heads import AttentionPooling, LinearProbe, mean_token
+from dagman.downstream.study_heads import RIDGE, AttentionPooling, LinearProbe, Whitening, mean_token
 from dagman.downstream.study_task import StudyTask, labels_alone, moments, prepare_head
 from dagman.downstream.token_grids import encode
 from spade3d.networks.swin_unetr import SwinUNETR
@@ -131,18 +133,50 @@ def test_labels_that_are_not_said_teach_nothing():
 
 def test_moments_are_those_of_all_valid_cells_and_of_the_means():
     torch.manual_seed(0)
-    batches = [batch_of(torch.randn(n, 5, 4, 4, 4) * 3 + 1, torch.zeros(n, 1)) for n in (3, 2)]
+    batches = [batch_of(torch.randn(n, 5, 4, 4, 4) * 3 + 1, torch.zeros(n, 2)) for n in (3, 2)]
     batches[0].valid[0, 2:] = False
+    allowed = torch.zeros(2, 2, 4, 4, 4)
+    allowed[:, 0, 1:3] = allowed[:, 1, 2:] = 1
+    batches[1] = replace(batches[1], allowed=allowed)  # the first may have its findings anywhere
     found = moments(StudyTask(AttentionPooling(5, 1), labels_alone), batches, CPU)
-    cells = torch.cat([batch.tokens.movedim(1, -1)[batch.valid] for batch in batches])
+    counted = [batches[0].valid, batches[1].valid & (allowed.sum(1) > 0)]
+    cells = torch.cat([batch.tokens.movedim(1, -1)[of] for batch, of in zip(batches, counted, strict=True)])
     means = torch.cat([mean_token(batch.tokens, batch.valid) for batch in batches])
-    for (mean, spread), rows in ((found.cells, cells), (found.means, means)):
-        torch.testing.assert_close(mean, rows.mean(0))
-        torch.testing.assert_close(spread, rows.std(0, unbiased=False))
-    probe, pooling = LinearProbe(5, 1), AttentionPooling(5, 1)
-    for head, (mean, _) in ((probe, found.means), (pooling, found.cells)):
-        prepare_head(head, found, torch.tensor([[1.0], [0.0], [0.0]]))
-        torch.testing.assert_close(head.mean, mean)
+    for moment, rows in zip(found, (cells, means), strict=True):
+        torch.testing.assert_close(moment.mean, rows.mean(0))
+        torch.testing.assert_close(moment.covariance, torch.cov(rows.T, correction=0))
+    probe, pooling = LinearProbe(5, 2), AttentionPooling(5, 2)
+    for head, moment in ((probe, found[1]), (pooling, found[0])):
+        prepare_head(head, found, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+        torch.testing.assert_close(head.whitening.mean, moment.mean)
+
+
+def test_whitened_cells_are_as_wide_in_every_direction_and_the_ridge_spares_what_hardly_varies():
+    draw = torch.Generator().manual_seed(0)
+    stretched = torch.diag(torch.tensor([30.0, 3, 3, 1e-4, 0]).double())
+    rows = torch.randn(4000, 5, generator=draw, dtype=torch.float64) @ stretched
+    rows = rows @ torch.linalg.qr(torch.randn(5, 5, generator=draw, dtype=torch.float64))[0] + 7
+    whitening = Whitening(5).double()
+    whitening.fit(rows.mean(0), torch.cov(rows.T, correction=0))
+    torch.testing.assert_close(whitening.root, whitening.root.T)
+    spreads = torch.linalg.eigvalsh(torch.cov(whitening(rows).T, correction=0)).sqrt()
+    level = RIDGE * (30**2 + 2 * 3**2) / 5
+    expected = torch.tensor([0, 0, *[3 / (9 + level) ** 0.5] * 2, 30 / (900 + level) ** 0.5], dtype=torch.float64)
+    torch.testing.assert_close(spreads, expected, atol=0.03, rtol=0)
+    alike = Whitening(5)
+    alike.fit(torch.ones(5), torch.zeros(5, 5))
+    torch.testing.assert_close(alike(torch.full((2, 5), 3.0)), torch.full((2, 5), 2.0))
+
+
+@torch.no_grad()
+def test_means_that_hardly_differ_are_brought_to_the_size_of_cells():
+    """As far as is safe: a study that differs more than those that taught does not make the probe explode."""
+    tokens = torch.randn(30, 5, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 10
+    batch = batch_of(tokens, torch.ones(30, 1))
+    probe = LinearProbe(5, 1)
+    prepare_head(probe, moments(StudyTask(probe, labels_alone), [batch], CPU), batch.labels)
+    spread = probe.whitening(mean_token(tokens, batch.valid)).std()
+    assert 0.8 < spread < 1.3  # means of 64 cells spread an eighth as far as cells
 
 
 def test_one_study_does_not_make_a_probe_explode():
@@ -150,4 +184,6 @@ def test_one_study_does_not_make_a_probe_explode():
     found = moments(StudyTask(LinearProbe(5, 1), labels_alone), [batch_of(tokens, torch.ones(1, 1))], CPU)
     head = LinearProbe(5, 1)
     prepare_head(head, found, torch.ones(1, 1))
-    torch.testing.assert_close(head.spread, 0.1 * found.cells[1])
+    cells = Whitening(5)
+    cells.fit(found[0].mean, found[0].covariance)
+    torch.testing.assert_close(head.whitening.root, 10 * cells.root)
