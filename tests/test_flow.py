@@ -258,6 +258,22 @@ def test_a_pretraining_that_was_shot_ends_with_the_same_bits(road, tmp_path):
     assert same_weights(tmp_path / "encoder.safetensors", road / "pretrained" / "encoder.safetensors")
 
 
+@pytest.mark.parametrize("recipe", ["dagman", "spade-dagman"])
+def test_a_distillation_that_was_shot_ends_with_the_same_bits(road, tmp_path, recipe):
+    """Teacher, centres, memories and guided heads are part of what goes on."""
+    words = ["--recipe", recipe, "--steps", 6, "--save-every", 2, "--crop.shape", 16, 16, 16, "--crop.frame", "box"]
+    words += ["--network.feature-size", 12, "--network.window", 4, "--distill.stage", 2, "--distill.prototypes", 32]
+    words += ["--prior.source", "atlas", "--distill.semantic-heads", 6, "--prior.regions", "left ventricle"]
+    words += ["--device", "cpu", "--crop.places", 8] if recipe == "spade-dagman" else ["--device", "cpu"]
+    whole, shot = ([road / "store", "--out", tmp_path / name, *words] for name in ("whole", "shot"))
+    run(spade3d.commands.pretrain, *whole)
+    assert stopped(signal.SIGKILL, 3, tmp_path / "shot", "spade3d.commands.pretrain", shot) == -signal.SIGKILL
+    assert steps_in(tmp_path / "shot" / "checkpoints")[-1].name in ("step-0000002.pt", "step-0000004.pt")
+    run(spade3d.commands.pretrain, *shot, "--resume")
+    assert losses(tmp_path / "shot") == losses(tmp_path / "whole")
+    assert same_weights(*(tmp_path / name / "encoder.safetensors" for name in ("shot", "whole")))
+
+
 def test_a_fine_tuning_that_was_preempted_ends_with_the_same_bits(road, tmp_path):
     begun = [road / "store", "--out", tmp_path, *TWIN, *FINETUNE]
     assert stopped(signal.SIGTERM, 1, tmp_path, "dagman.commands.finetune", begun) == 75

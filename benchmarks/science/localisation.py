@@ -2,8 +2,9 @@
 
 DATA is a set of phantoms with findings, all labelled (`python -m spade3d.volumes.phantoms --kind abdomen-ct --findings
 ...`). With each seed one encoder is pretrained (words after the second `--`: `-- -- --recipe dagman`), and each arm
-trains a head on it by `dagman-finetune --task localisation`: `clarity` whole, and without one piece each. The same
-judge, on the same studies, sees Grad-CAM of a linear head on that encoder, chance, the middle of the volume, and the
+trains a head on it by `dagman-finetune --task localisation`: `clarity`, the same without one piece each, and with a
+teacher. Its prior are the organs of the studies that teach; of those that judge it is told nothing. The same judge, on
+the same studies, sees Grad-CAM of a linear head on that encoder, chance, the middle of the volume, and the
 true organs of each scan: flat, and highest in their middle. A map of the organs names the place that the question
 names, so what a head has more is what it knows of the look. `truth on cells` is what cells of that size allow.
 
@@ -55,9 +56,9 @@ from spade3d.volumes.volume import Grid
 
 ORGANS = {kind.name: kind.organs for kind in FINDINGS}
 PRIOR = ("--config", "{work}/prior.yaml")  # in which organs a finding may be
-TEACHER = ("--clarity.teacher_weight", "0.5")
-CLARITY = ("--task", "localisation", "--head", "clarity")
-WHOLE = (*CLARITY, *PRIOR, *TEACHER)
+SIZE = ("--clarity.dim", "96", "--clarity.width", "16")  # for a CPU
+CLARITY = ("--task", "localisation", "--head", "clarity", *SIZE)
+WHOLE = (*CLARITY, *PRIOR)
 UNTRAINED, GRAD_CAM = "no-pretraining", "grad-cam"
 ARMS: dict[str, tuple[str, ...]] = {
     "clarity": WHOLE,
@@ -65,8 +66,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     UNTRAINED: WHOLE,
     "no-orthogonal": (*WHOLE, "--clarity.orthogonal_weight", "0"),
     "no-pooling": (*WHOLE, "--clarity.no-attention-pooling"),
-    "no-teacher": (*CLARITY, *PRIOR),
-    "no-prior": (*CLARITY, *TEACHER),
+    "no-prior": CLARITY,
+    "teacher": (*WHOLE, "--clarity.teacher_weight", "0.5"),
     "attention": ("--task", "localisation", "--head", "attention"),
     GRAD_CAM: ("--task", "classification", "--head", "linear"),
 }
@@ -174,9 +175,9 @@ def tune(asked: argparse.Namespace, run: Run, extra: Extra) -> None:
 
 
 def write_prior(path: Path) -> None:
-    """What the arms are told of findings: their organs, which an atlas of labelled training studies places."""
+    """What the arms are told of findings: their organs, which the labels of each study that teaches show."""
     table = {name: {"organs": [organs[0].split()[-1]]} for name, organs in ORGANS.items()}  # a kidney on either side
-    prior = {"source": "atlas", "frame": "box", "least": 0.5, "table": table}  # 0.1 and a cell around is half the body
+    prior = {"source": "labels", "table": table}
     path.write_text(yaml.safe_dump({"clarity": {"prior": prior}}), encoding="utf-8")
 
 
