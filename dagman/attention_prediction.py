@@ -1,12 +1,14 @@
 """Where a trained network looks in whole scans, written as NIfTI on each scan's own grid.
 
 Two files a scan: OUT/<scan>_attention.nii.gz, the mean over heads, and OUT/<scan>_attention_heads.nii.gz, (i, j, k,
-head). What the values are stands in `dagman/attention/maps.py`: 1 is the average of a crop. Crops of the size that the
+head); the first of the heads follow regions where the run guided some (SPAN), and are named in what is said. What the
+values are stands in `dagman/attention/maps.py`: 1 is the average of a crop. Crops of the size that the
 network was trained with overlap by half and are blended; 0 where a scan was not shown to the network.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dagman.attention.guidance import GuidedHeads
 from dagman.attention.maps import STAGE, Looker, relative_maps
 from dagman.attention.semantic_file import load_semantic
 from dagman.downstream.model import FORMAT as SEGMENTATION
 from dagman.downstream.model import SegmentationModel
-from dagman.recipes.distillation import SEMANTIC
+from dagman.recipes.distillation import GUIDED, SEMANTIC
 from spade3d.commands import CONFIG, ENCODER
 from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
@@ -40,16 +43,25 @@ CLASS_TOKEN_CELLS = 8  # along each axis of a crop, where nobody knows what it w
 
 @dataclass(frozen=True, eq=False)
 class AttentionModel:
-    """What looks, how scans are prepared for it, and the crop (voxels of the prepared scan) that it sees at once."""
+    """What looks, how scans are prepared for it, the crop (voxels of the prepared scan) that it sees at once, and the
+    regions that its first heads were guided to."""
 
     looker: Looker
     preprocessing: Preprocessing
     crop: tuple[int, int, int]
+    regions: tuple[str, ...] = ()
 
     @property
     def said(self) -> dict[str, object]:
         """What is written, for people."""
-        return {"shows": self.looker.said, "heads": self.looker.heads, "crop": list(self.crop), "unit": UNIT}
+        said = {"shows": self.looker.said, "heads": self.looker.heads, "crop": list(self.crop), "unit": UNIT}
+        return said | ({"regions": list(self.regions)} if self.regions else {})
+
+    @property
+    def note(self) -> str:
+        """The same in a line."""
+        guided = ", ".join(f"{n}: {region}" for n, region in enumerate(self.regions))
+        return f"{self.looker.said}; {UNIT}" + (f"; guided heads {guided}" if guided else "")
 
     def look(self, intensities: np.ndarray, device: torch.device) -> Float[Tensor, "channel i j k"]:
         """The mean over heads, then each head, over a prepared scan; float32 on the CPU.
@@ -102,7 +114,8 @@ def attention_of_run(path: Path, stage: int | None) -> AttentionModel:
                 f"{gives}; put files of one run beside each other"
             )
     looker = Looker(read_encoder(file), stage or STAGE, semantic)
-    return AttentionModel(looker, Preprocessing.from_dict(said["preprocessing"]), trained_crop(file, looker))
+    preprocessing = Preprocessing.from_dict(said["preprocessing"])
+    return AttentionModel(looker, preprocessing, trained_crop(file, looker), guided_regions(file, looker))
 
 
 def attention_of_model(model: SegmentationModel, stage: int | None) -> AttentionModel:
@@ -140,6 +153,19 @@ def trained_crop(encoder: Path, looker: Looker) -> tuple[int, int, int]:
         shape = looker.window if looker.semantic is None else [CLASS_TOKEN_CELLS * side for side in looker.cell]
     i, j, k = shape
     return i, j, k
+
+
+def guided_regions(encoder: Path, looker: Looker) -> tuple[str, ...]:
+    """The regions that the first heads of what looks were guided to, by the table beside an encoder; of other attention
+    than the guided one nothing is said."""
+    table = encoder.with_name(GUIDED)
+    if not table.is_file():
+        return ()
+    said = json.loads(table.read_text(encoding="utf-8"))
+    semantic = looker.semantic is not None
+    if semantic != (said.get("attachment") == "semantic") or not (semantic or looker.stage == said.get("stage")):
+        return ()
+    return GuidedHeads.from_dict(said).regions
 
 
 def _by(sides: tuple[int, int, int]) -> str:

@@ -13,10 +13,12 @@ from dagman.recipes.probing import ProbeSettings
 from dagman.recipes.studies import StudySettings
 from spade3d import console
 from spade3d.commands import CONFIG, begun_settings, option_values
-from spade3d.configuration import read_yaml, resolve
+from spade3d.configuration import FLAGS, read_yaml, resolve
 from spade3d.faults import DataFault, UsageFault
 
-TOLD = ("volumes_ml", "seconds")  # of a prediction: what people have read line by line
+OF_STUDIES = ("auroc", "ap", "iou", "t_iou_0.1", "t_iou_0.3", "t_iou_0.5", "pointing", "pointing_near", "voxel_ap")
+METRICS = ("dice", "hd95_mm", "nsd", "asd_mm", *OF_STUDIES)  # that a comparison may be about
+TOLD = ("volumes_ml", "probabilities", "seconds")  # of a prediction: what people have read line by line
 
 
 def finetune(tokens: list[str] | None = None) -> None:
@@ -48,7 +50,7 @@ def finetune(tokens: list[str] | None = None) -> None:
         resume: bool = False,
         strict: bool = False,
         json: bool = False,
-        settings: Annotated[FinetuneCommand | None, Parameter(name="*")] = None,
+        settings: Annotated[FinetuneCommand | None, Parameter(name="*"), FLAGS] = None,
     ) -> None:
         """Fine-tune and judge.
 
@@ -112,7 +114,7 @@ def register_studies(app: App) -> None:
         resume: bool = False,
         strict: bool = False,
         json: bool = False,
-        settings: Annotated[StudySettings | None, Parameter(name="*")] = None,
+        settings: Annotated[StudySettings | None, Parameter(name="*"), FLAGS] = None,
     ) -> None:
         """Learn which findings a study shows, and where, from labels of whole studies.
 
@@ -148,7 +150,8 @@ def register_studies(app: App) -> None:
 def predict(tokens: list[str] | None = None) -> None:
     """Console script `dagman-predict`."""
     app = console.command_line(
-        "dagman-predict", "Segment scans, or show where a network looks in them, each on its own grid."
+        "dagman-predict",
+        "Segment scans, tell their findings, or show where a network looks in them, each on its own grid.",
     )
 
     @app.default
@@ -168,13 +171,15 @@ def predict(tokens: list[str] | None = None) -> None:
         strict: bool = False,
         json: bool = False,
     ) -> None:
-        """Segment scans, or show where a network looks.
+        """Segment scans, tell their findings, or show where a network looks.
 
         Parameters
         ----------
         model
             a run of dagman-finetune, or its model.safetensors; with --attention also a run of spade-pretrain, or its
-            encoder.safetensors, which does not segment.
+            encoder.safetensors, which does not segment. A run of --task classification or localisation tells findings:
+            OUT/predictions.csv gets their probabilities, and, where its head has maps, OUT/<scan>_<finding>.nii.gz
+            shows where each is; of the other options it takes --device, --strict and --json.
         scans
             scans, DICOM folders, or folders of scans.
         out
@@ -219,18 +224,14 @@ def predict(tokens: list[str] | None = None) -> None:
             console.existing(path, "a file or a folder")
 
         from dagman.prediction import predict_scans
+        from dagman.study_prediction import is_study_model, predict_studies
 
-        found = predict_scans(
-            model,
-            scans,
-            out,
-            device,
-            strict,
-            how,
-            attention=attention,
-            attention_stage=attention_stage,
-            tell=None if json else partial(print, flush=True),
-        )
+        tell = None if json else partial(print, flush=True)
+        if is_study_model(model):
+            found = predict_studies(model, scans, out, device, strict, how, attention=attention, tell=tell)
+        else:
+            looks = {"attention": attention, "attention_stage": attention_stage}
+            found = predict_scans(model, scans, out, device, strict, how, **looks, tell=tell)
         console.print_result(found if json else {key: found[key] for key in found if key not in TOLD}, json)
 
     sys.exit(console.run(app, sys.argv[1:] if tokens is None else tokens))
@@ -244,13 +245,14 @@ def compare(tokens: list[str] | None = None) -> None:
     def _(
         *runs: Path,
         out: Path = Path("comparison"),
-        metric: Literal["dice", "hd95_mm", "nsd", "asd_mm"] = "dice",
+        metric: Literal[METRICS] | None = None,
         json: bool = False,
     ) -> None:
         """Compare runs of dagman-finetune.
 
         Runs that began with the same encoder are one side; runs with the same seed and draw are paired. The side from
-        scratch is the reference, else the side of the first run.
+        scratch is the reference, else the side of the first run. Runs of --task classification or localisation are
+        sides, too, where they learned by other settings, such as another --head.
 
         Parameters
         ----------
@@ -260,7 +262,8 @@ def compare(tokens: list[str] | None = None) -> None:
         out
             where report.html and comparison.json, .csv, .md and .tex go; an earlier comparison there is replaced.
         metric
-            what the report is about; choose it before looking, since p is not adjusted over metrics.
+            what the report is about, left open dice, and auroc for runs of --task classification or localisation;
+            choose it before looking, since p is not adjusted over metrics.
         json
             print the result as one JSON object.
         """
@@ -291,7 +294,7 @@ def probe(tokens: list[str] | None = None) -> None:
         out: Path,
         strict: bool = False,
         json: bool = False,
-        settings: Annotated[ProbeSettings | None, Parameter(name="*")] = None,
+        settings: Annotated[ProbeSettings | None, Parameter(name="*"), FLAGS] = None,
     ) -> None:
         """Ask frozen encoders.
 

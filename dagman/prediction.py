@@ -16,7 +16,6 @@ import torch
 from dagman.attention_prediction import (
     HEADS,
     MAP,
-    UNIT,
     AttentionModel,
     attention_of_model,
     attention_of_run,
@@ -78,9 +77,9 @@ def predict_scans(
     cases = [case for path in scans for case in read_layout(path).cases]
     check_names(cases, out, lambda case: ([label_ending(case, how)] if model else []) + ([MAP, HEADS] if looks else []))
     if model:
-        check_table(out / VOLUMES)
+        check_table(out / VOLUMES, COLUMNS)
     if looks:
-        print(f"note: {looks.looker.said}; {UNIT}", file=sys.stderr)
+        print(f"note: {looks.note}", file=sys.stderr)
     segmented, done = [], 0
     with console.progress_of("segmenting" if model else "looking") as progress:
         for number, case in enumerate(cases):
@@ -202,12 +201,12 @@ def check_names(cases: Sequence[Case], out: Path, endings: Callable[[Case], Sequ
         raise DataFault(f"two scans would both be called {twice}; predict them into different --out folders")
 
 
-def check_table(table: Path) -> None:
+def check_table(table: Path, columns: Sequence[str]) -> None:
     """Rows are added to the table of an earlier call; DataFault where another file has its name."""
     if not table.exists():
         return
     head = table.read_bytes()[:200].splitlines()[:1] if table.is_file() else []
-    if head != [",".join(COLUMNS).encode()]:
+    if head != [",".join(columns).encode()]:
         raise DataFault(f"{table}: exists already, and is no table of dagman-predict; give another --out")
 
 

@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from spade3d import console
-from spade3d.configuration import NATIVE, Common, Data, Pretraining, Settings, read_yaml, resolve, to_yaml, with_values
+from spade3d.configuration import (
+    FLAGS,
+    NATIVE,
+    Common,
+    Data,
+    Pretraining,
+    Settings,
+    read_yaml,
+    resolve,
+    to_yaml,
+    with_values,
+)
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.recipe import Recipe, find_recipe
 from spade3d.volumes.split import Split, split_cases, split_named
@@ -169,7 +180,7 @@ def register_pretrain(app: App, recipe: Recipe) -> None:
         if result is not None:
             console.print_result(result, json)
 
-    command.__annotations__["settings"] = Annotated[recipe.settings | None, Parameter(name="*")]
+    command.__annotations__["settings"] = Annotated[recipe.settings | None, Parameter(name="*"), FLAGS]
     app.default(command)
 
 

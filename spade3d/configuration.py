@@ -12,7 +12,8 @@ import difflib
 import os
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -55,6 +56,33 @@ NATIVE = "native"
 def or_native(value: Any, otherwise) -> Any:
     """Lets the word pass where lengths are read; a union would name its branches in every fault, and not the key."""
     return NATIVE if value == NATIVE or value == [NATIVE] * 3 else otherwise(value)
+
+
+_FLAGS_ALONE: ContextVar[bool] = ContextVar("flags_alone", default=False)
+
+
+def rule(check: Callable[[Any], Any]) -> Any:
+    """A method of a tree that refuses keys which do not go together: it returns the tree, or raises ValueError.
+
+    Flags alone are not asked (`FLAGS`): what they need may stand in a file. The whole is asked, when it is merged.
+    """
+
+    def of_the_whole(self: Any) -> Any:
+        return self if _FLAGS_ALONE.get() else check(self)
+
+    of_the_whole.__name__, of_the_whole.__doc__ = check.__name__, check.__doc__
+    return model_validator(mode="after")(of_the_whole)
+
+
+def _flags_alone(given: Any, read: Callable[[Any], Any]) -> Any:
+    before = _FLAGS_ALONE.set(True)
+    try:
+        return read(given)
+    finally:
+        _FLAGS_ALONE.reset(before)
+
+
+FLAGS = WrapValidator(_flags_alone)  # of a command's tree: each flag by itself is looked at, and no `rule` is asked
 
 
 def spelled_out(tokens: Sequence[str]) -> list[str]:
@@ -103,7 +131,7 @@ class Network(Settings):
     merging: Literal["v1", "v2"] = "v1"
     monai_compatible: bool = False
 
-    @model_validator(mode="after")
+    @rule
     def heads_share_the_width(self) -> Network:
         """Stage s is feature_size * 2^s channels wide; its heads share them evenly."""
         for stage, heads in enumerate(self.heads):
@@ -145,7 +173,7 @@ class Common(Settings):
     def fold_is_one_of_the_folds(cls, fold: int, info) -> int:
         """Refused here, before anything is prepared; a set of few subjects has fewer folds still."""
         folds = info.data.get("folds")  # absent where it was itself refused
-        if folds is not None and fold >= folds:
+        if folds is not None and fold >= folds and not _FLAGS_ALONE.get():
             raise ValueError(f"folds are counted from 0 to {folds - 1}; --folds makes more of them")
         return fold
 
@@ -160,7 +188,7 @@ class Pretraining(Common):
     protocol: str = "holdout"
     hold_out: str | None = None
 
-    @model_validator(mode="after")
+    @rule
     def one_rule(self) -> Pretraining:
         if self.hold_out is not None and self.protocol != "holdout":
             raise ValueError("protocol and hold_out both say who is held out; give one of them")
@@ -216,6 +244,8 @@ def explain(tree: type[Settings], problem: Mapping, origin: Mapping) -> str:
             hint = f"{near} has {', '.join(k.removeprefix(f'{near}.') for k in known if k.startswith(f'{near}.'))}"
         return f"{written}: {key} is not a known key; {hint}"
     said = problem["msg"].removeprefix("Value error, ")
+    if not where:  # a rule of the whole tree, which is too much to be quoted
+        return said
     return f"{written}: {key}: {_brief.repr(problem['input'])} given; {said[0].lower()}{said[1:]}"
 
 

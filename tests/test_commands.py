@@ -56,8 +56,8 @@ DISTILL = """--distill.variant --distill.stage --distill.masking --distill.ratio
     --distill.teacher-temperature --distill.temperature-warmup --distill.centre-momentum --distill.still
     --distill.momentum --distill.voxel-weight --distill.token-weight --distill.image-weight
     --distill.global-weight"""
-PRIOR = """--prior.source --prior.attachment --prior.stage --prior.regions --prior.labelled --prior.likelihood
-    --prior.sigma-mm --prior.kind --prior.weight --prior.warmup --prior.least --prior.wrong"""
+PRIOR = """--prior.source --prior.folder --prior.attachment --prior.stage --prior.regions --prior.labelled
+    --prior.likelihood --prior.sigma-mm --prior.kind --prior.weight --prior.warmup --prior.least --prior.wrong"""
 STUDIES = """--task --findings --boxes --init --labels --arrangement --head --tuning --encoder-lr --studies --tokens
     --low-mm --crop.crops --attention.dim --attention.places --scoring.overlap --scoring.looks --scoring.tolerance-mm
     --clarity.dim --clarity.blocks --clarity.heads --clarity.registers --clarity.joint --clarity.attention-pooling
@@ -344,6 +344,7 @@ def test_real_specimens(shared_data, tmp_path, capsys):
         ("dagman-predict", "DATA DATA --out OUT --attention-stage 2", "--attention-stage 2 without --attention"),
         ("dagman-predict", "DATA DATA --out OUT --attention --attention-stage 5", "an encoder has stages 1 to 4"),
         ("dagman-compare", "DATA --out OUT", "1 runs given; a comparison needs at least two"),
+        ("dagman-compare", "DATA DATA --out OUT --metric recall", '"recall" for --metric. Choose from: "dice", '),
         ("dagman-probe", "DATA --out OUT", "--encoder requires an argument"),
         ("dagman-probe", "DATA --encoder YAML --out OUT --scans 0", "--scans: '0' given; input should be greater than"),
     ],

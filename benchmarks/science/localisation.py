@@ -107,7 +107,7 @@ def main() -> None:
         sys.exit(f"{asked.data}: has no {' and no '.join(missing)}; draw phantoms with --findings")
     begin(asked, extra, {})
     write_prior(asked.out / "prior.yaml")
-    runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
+    runs = [(arm, seed) for arm in asked.arms for seed in asked.seeds]  # two at once: tokens of two encoders
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
         list(pool.map(lambda seed: pretrain(asked, seed, extra), asked.seeds))
         list(pool.map(lambda run: tune(asked, run, extra), runs))

@@ -44,6 +44,7 @@ LIKELIHOODS = ("location", "intensity", "both")
 SCAN_MM, FRAME_MM = 4.0, 6.0  # of blocks of a scan, of cells of the frame: two patients differ by more
 ONE_LABEL_CELLS = 10 / 6  # how far another patient's organs lie from one patient's, in cells of the frame: 10 mm
 KEPT_MB = 512
+BRIGHTNESSES = 4  # of the mean image
 LEAST_SEEN = 0.25  # of the scans that make a prior: what fewer show is not known
 
 
@@ -62,18 +63,33 @@ def bands(
     HU are those that the store holds, whatever window the network is shown: lung is told from air although both are
     black to the network. UsageFault for cases of CT and of others together, and for a band that is empty by its ends.
     """
+    kind = _kind(store, cases)
+    chosen = dict(bands if bands is not None else bands_of(store, cases))
+    check_bands(chosen, kind)
+    unit = "HU" if kind == "CT" else "percentiles"
+    told = ", ".join(f"{name} {band.low:g}..{band.high:g}" for name, band in chosen.items())
+    make = partial(_band_volume, store, tuple(chosen.values()), resolution_of(store, cases, resolution_mm))
+    return _priors(store, chosen, f"intensity bands ({told} {unit})", Kept(make, int(kept_mb * 2**20)))
+
+
+def bands_of(store, cases: Sequence[int]) -> Mapping[str, Band]:
+    """The bands of the modality of some cases; UsageFault where they are of CT and of others together."""
+    return CT_HU if _kind(store, cases) == "CT" else MR_PERCENTILES
+
+
+def _kind(store, cases: Sequence[int]) -> str:
     kinds = sorted({"CT" if store.cases[i].modality == "CT" else "MR" for i in cases})
     if len(kinds) != 1:
         raise UsageFault(
             f"{len(cases)} scans of {' and '.join(kinds) or 'no modality'}; bands of HU and of percentiles do not "
             "mix: give scans of one modality"
         )
-    chosen = dict(bands if bands is not None else CT_HU if kinds[0] == "CT" else MR_PERCENTILES)
-    check_bands(chosen, kinds[0])
-    unit = "HU" if kinds[0] == "CT" else "percentiles"
-    told = ", ".join(f"{name} {band.low:g}..{band.high:g}" for name, band in chosen.items())
-    make = partial(_band_volume, store, tuple(chosen.values()), resolution_of(store, cases, resolution_mm))
-    return _priors(store, chosen, f"intensity bands ({told} {unit})", Kept(make, int(kept_mb * 2**20)))
+    return kinds[0]
+
+
+def brightnesses(regions: int = BRIGHTNESSES) -> tuple[str, ...]:
+    """What the bands of the mean image are called, the darkest first."""
+    return tuple(f"brightness {n + 1} of {regions}" for n in range(regions))
 
 
 def mean_image(
@@ -81,7 +97,7 @@ def mean_image(
     cases: Sequence[int],
     frames: Frames,
     *,
-    regions: int = 4,
+    regions: int = BRIGHTNESSES,
     by: str = "kmeans",
     resolution_mm: float = FRAME_MM,
 ) -> Priors:
@@ -101,12 +117,11 @@ def mean_image(
         raise DataFault(f"{len(placed)} scans cover no whole cell of {grid.mm:g} mm; choose a finer resolution_mm")
     body = body_mask(mean, grid.to_frame, float(foreground_of(shown).min()))
     body &= count >= max(1, LEAST_SEEN * len(placed))
-    names = [f"brightness {n + 1} of {regions}" for n in range(regions)]
     values = np.zeros((*grid.shape, regions), dtype=np.uint8)
     if body.any():
         values[body, clusters(mean[body], regions, by)] = STEPS
     volume = partial(_in_frame, store, frames, values, inverse(grid.to_frame))
-    return _priors(store, names, f"mean image of {len(placed)} scans, {regions} bands by {by}", volume)
+    return _priors(store, brightnesses(regions), f"mean image of {len(placed)} scans, {regions} bands by {by}", volume)
 
 
 def atlas(

@@ -74,6 +74,11 @@ class StudyModel:
     windows: Windows
     low_resolution: bool = False
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether it says where findings are; a linear probe reads the mean token alone."""
+        return self.head_kind != "linear"
+
     def study(self, store, i: int, device: torch.device) -> StudyFound:
         """What it finds in a stored scan: every window of the body is encoded, and the head sees all cells together."""
         return self._of_scan(one_scan(store, i), device)

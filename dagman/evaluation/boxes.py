@@ -56,7 +56,7 @@ def boxes_of(
     kept = order[:1] if keep == "largest" else [n for n in order if shares[n] >= mass or n == order[0]]
     found, first = ndimage.find_objects(components), [side.start for side in part]
 
-    def corner(n: int, end: str) -> tuple[int, int, int]:
+    def corner(n: np.integer | int, end: str) -> tuple[int, int, int]:
         i, j, k = (getattr(side, end) + start for side, start in zip(found[n], first, strict=True))
         return i, j, k
 

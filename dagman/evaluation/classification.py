@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,18 +98,27 @@ def score_findings(rows: Sequence[Row], *, seed: int = 0, resamples: int = RESAM
 def compare_findings(
     rows_a: Sequence[Row], rows_b: Sequence[Row], *, metric: str = "auroc", seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Difference]:
-    """What b gained over a on the same studies: the mean over findings, then each. DataFault where the studies, the
-    findings or the labels are not the same."""
-    a, b = _Table.of(rows_a), _Table.of(rows_b)
-    same = a.studies == b.studies and a.findings == b.findings and np.array_equal(a.labels, b.labels, equal_nan=True)
-    if not same:
-        raise DataFault(
-            f"the runs judged {len(a.studies)} and {len(b.studies)} studies for {', '.join(a.findings)} and "
-            f"{', '.join(b.findings)}, or with other labels; compare runs of one split and one CSV of findings"
-        )
+    """What b gained over a on the same studies: the mean over findings, then each.
+
+    Where rows have a `pair` (a string: of which run of that side they are), it is the mean over the pairs, each asked
+    by itself and all with the same drawn subjects. DataFault where the pairs, the studies, the findings or the labels
+    are not the same.
+    """
+    sides = [_tables(rows) for rows in (rows_a, rows_b)]
+    if sides[0].keys() != sides[1].keys():
+        lone = sorted(map(str, sides[0].keys() ^ sides[1].keys()))
+        raise DataFault(f"only one side has {', '.join(lone)}; compare runs with the same seeds")
+    a = next(iter(sides[0].values()))
+    for b in (table for side in sides for table in side.values()):
+        same = a.studies == b.studies and a.findings == b.findings
+        if not same or not np.array_equal(a.labels, b.labels, equal_nan=True):
+            raise DataFault(
+                f"the runs judged {len(a.studies)} and {len(b.studies)} studies for {', '.join(a.findings)} and "
+                f"{', '.join(b.findings)}, or with other labels; compare runs of one split and one CSV of findings"
+            )
     drawn = a.drawn(seed, resamples)
-    values = [table.values(metric) for table in (a, b)]
-    resampled = [table.resampled(metric, drawn) for table in (a, b)]
+    values = [np.mean([table.values(metric) for table in side.values()], axis=0).tolist() for side in sides]
+    resampled = [np.mean([table.resampled(metric, drawn) for table in side.values()], axis=0) for side in sides]
     defined = [n for n, value in enumerate(values[0]) if not math.isnan(value)]
     macros = [_macro(*one, defined) for one in zip(values, resampled, strict=True)]
     found = [_difference(None, metric, macros[0][0], macros[1][0], macros[1][1] - macros[0][1])]
@@ -145,6 +155,14 @@ def read_predictions(path: Path) -> list[dict[str, str | float]]:
         ]
     except ValueError as error:
         raise DataFault(f"{path}: {error}; run dagman-finetune to make it again") from error
+
+
+def _tables(rows: Sequence[Row]) -> dict[str | None, _Table]:
+    """The table of each run of a side."""
+    of: dict[str | None, list[Row]] = defaultdict(list)
+    for row in rows:
+        of[row.get("pair")].append(row)
+    return {pair: _Table.of(some) for pair, some in of.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,9 @@
 
 Everywhere a difference is the side minus the reference, its interval is 95 % over subjects, p is the Wilcoxon
 signed-rank test over subjects adjusted by Holm (means over the sides, structures over structures and sides), and wins,
-ties and losses are subjects. A dash, or an empty cell, is a number that there is not.
+ties and losses are subjects. Of runs of studies findings stand where structures do; AUROC and AP are of all subjects
+together, so that p is that of the bootstrap and no subject wins. A dash, or an empty cell, is a number that there is
+not.
 """
 
 from __future__ import annotations
@@ -14,14 +16,29 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
-from dagman.evaluation.statistics import SMALLER_IS_BETTER, Comparison
+from dagman.evaluation.statistics import COMPARABLE, OF_ALL_SUBJECTS, SMALLER_IS_BETTER, Comparison
 
 METRIC_NAMES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "nsd": "NSD", "asd_mm": "ASD (mm)"}
-WHOLE = "all structures"
+METRIC_NAMES |= {"auroc": "AUROC", "ap": "AP", "iou": "IoU", "iobb": "IoBB", "centre_inside": "centre inside"}
+METRIC_NAMES |= {f"t_iou_{t}": f"T(IoU) {t}" for t in ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7")}
+METRIC_NAMES |= {f"t_iobb_{t}": f"T(IoBB) {t}" for t in ("0.1", "0.25", "0.5", "0.75", "0.9")}
+METRIC_NAMES |= {f"error_{axis}_mm": f"error along {axis} (mm)" for axis in "xyz"}
+METRIC_NAMES |= {"pointing": "pointing", "pointing_near": "pointing, near", "peak_mm": "distance of the peak (mm)"}
+METRIC_NAMES |= {"voxel_ap": "voxel AP"}
 _COLUMNS = ("side", "reference", *(field.name for field in fields(Comparison)))
-_HEADS = ("Structure", "Reference", "Side", "Difference", "95 % interval", "p (Holm)", "Win/tie/loss", "Subjects")
+_HEADS = ("", "Reference", "Side", "Difference", "95 % interval", "p (Holm)", "Win/tie/loss", "Subjects")
 
-Found = Mapping[str, Sequence[Comparison]]  # side -> the mean, then each structure
+Found = Mapping[str, Sequence[Comparison]]  # side -> the mean, then each structure or finding
+
+
+def parts_of(metric: str) -> str:
+    """What a metric is of."""
+    return "structures" if metric in COMPARABLE else "findings"
+
+
+def tested_by(metric: str) -> str:
+    """What p is, for people."""
+    return "bootstrap" if metric in OF_ALL_SUBJECTS else "Wilcoxon signed-rank"
 
 
 def as_csv(reference: str, by_metric: Mapping[str, Found]) -> str:
@@ -41,7 +58,7 @@ def as_markdown(reference: str, metric: str, by_metric: Mapping[str, Found]) -> 
     """A table a side for the metric that was asked for, and one of the means of every metric."""
     lines = [f"# {METRIC_NAMES[metric]} against {_in_cell(reference)}", ""]
     for side, comparisons in by_metric[metric].items():
-        lines += [f"## {_in_cell(side)}", "", *_markdown_table(_HEADS, map(_cells, comparisons)), ""]
+        lines += [f"## {_in_cell(side)}", "", *_markdown_table(_heads(metric), map(_cells, comparisons)), ""]
         noted: dict[str, list[str]] = {}
         for one in comparisons:
             noted.setdefault(one.note, []).append(_name(one))
@@ -54,7 +71,7 @@ def as_markdown(reference: str, metric: str, by_metric: Mapping[str, Found]) -> 
             for one, found in by_metric.items()
             for side, comparisons in found.items()
         ]
-        lines += ["## Every metric, mean over structures", "", *_markdown_table(heads, means), ""]
+        lines += [f"## Every metric, mean over {parts_of(metric)}", "", *_markdown_table(heads, means), ""]
         lines += ["p is not adjusted over metrics: choose one before looking.", ""]
     return "\n".join([*lines, _reading(by_metric[metric])]) + "\n"
 
@@ -66,7 +83,7 @@ def as_latex(reference: str, found: Found) -> str:
         f"% {METRIC_NAMES[metric]}; a difference is the side minus the reference; {_reading(found)}",
         r"\begin{tabular}{lrrrrrrr}",
         r"\hline",
-        " & ".join(map(latex_escaped, _HEADS)) + r" \\",
+        " & ".join(map(latex_escaped, _heads(metric))) + r" \\",
     ]
     for side, comparisons in found.items():
         lines += [r"\hline", rf"\multicolumn{{8}}{{l}}{{{latex_escaped(f'{side} against {reference}')}}} \\", r"\hline"]
@@ -112,6 +129,10 @@ def signed(value: float, digits: int = 3) -> str:
     return "\u2013" if math.isnan(value) else f"{value:+.{digits}f}"
 
 
+def _heads(metric: str) -> tuple[str, ...]:
+    return parts_of(metric).capitalize().removesuffix("s"), *_HEADS[1:]
+
+
 def _cells(one: Comparison) -> tuple[str, ...]:
     return (
         _name(one),
@@ -120,13 +141,13 @@ def _cells(one: Comparison) -> tuple[str, ...]:
         signed(one.difference),
         "\u2013" if math.isnan(one.low) else f"{signed(one.low)} to {signed(one.high)}",
         "\u2013" if math.isnan(one.p_holm) else f"{one.p_holm:.3f}" if one.p_holm >= 0.001 else "<0.001",
-        f"{one.wins}/{one.ties}/{one.losses}",
+        "\u2013" if one.wins is None else f"{one.wins}/{one.ties}/{one.losses}",
         str(one.subjects),
     )
 
 
 def _name(one: Comparison) -> str:
-    return WHOLE if one.class_ is None else one.name
+    return f"all {parts_of(one.metric)}" if one.class_ is None else one.name
 
 
 def _number(value: float) -> str:
@@ -137,7 +158,8 @@ def _reading(found: Found) -> str:
     metric = next(iter(found.values()))[0].metric
     better = "smaller" if metric in SMALLER_IS_BETTER else "larger"
     return (
-        f"{better} is better; p: Wilcoxon signed-rank over subjects, Holm over structures and sides; intervals: 95 %."
+        f"{better} is better; p: {tested_by(metric)} over subjects, Holm over {parts_of(metric)} and sides; "
+        "intervals: 95 %."
     )
 
 

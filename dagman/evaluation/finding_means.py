@@ -30,13 +30,16 @@ def summary(rows: Sequence[Row], measures: Sequence[str], *, seed: int = 0) -> d
 
 @dataclass(frozen=True)
 class Difference:
-    """What method b has more than a (b - a) in one measure, over the boxes for which both have a value.
+    """What method b has more than a (b - a) in one measure, over the boxes for which both have a value; the means of
+    both over these.
 
     p is Wilcoxon's, two-sided and exact, on the subjects' means; wins are subjects for which b is better, which for
     the distances in mm is less.
     """
 
     measure: str
+    a: float
+    b: float
     difference: float
     low: float
     high: float
@@ -58,6 +61,7 @@ def difference(a: Sequence[Row], b: Sequence[Row], measure: str, *, seed: int = 
         raise DataFault(f"{len(lone)} boxes were judged by one method alone ({said}); judge both on the same")
     changes = {key: second[key][measure] - first[key][measure] for key in first}
     changes = {key: change for key, change in changes.items() if not math.isnan(change)}
+    means_of = [_mean({key: side[key][measure] for key in changes}) for side in (first, second)]
     of_subject: dict[str, list[float]] = defaultdict(list)
     for (subject, *_), change in changes.items():
         of_subject[subject].append(change)
@@ -66,7 +70,9 @@ def difference(a: Sequence[Row], b: Sequence[Row], measure: str, *, seed: int = 
     found = macro(changes, seed=seed)
     counts = (sum(x > 0 for x in better), sum(x == 0 for x in better), sum(x < 0 for x in better))
     p = signed_rank_p(means) if means else math.nan
-    return Difference(measure, found.mean, found.low, found.high, p, *counts, len(means), len(changes), found.note)
+    return Difference(
+        measure, *means_of, found.mean, found.low, found.high, p, *counts, len(means), len(changes), found.note
+    )
 
 
 def macro(values: Mapping[tuple, float], *, seed: int = 0, resamples: int = RESAMPLES) -> MeanInterval:
@@ -84,7 +90,7 @@ def macro(values: Mapping[tuple, float], *, seed: int = 0, resamples: int = RESA
         place = subjects.index(subject), findings.index(finding)
         sums[place] += value
         counts[place] += 1
-    mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
+    mean = _mean(kept)
     if len(subjects) == 1:
         return MeanInterval(mean, math.nan, math.nan, 1, "1 subject: no interval")
     drawn = _drawn(len(subjects), seed, resamples)
@@ -94,6 +100,14 @@ def macro(values: Mapping[tuple, float], *, seed: int = 0, resamples: int = RESA
     few = len(subjects) < FEW_SUBJECTS
     note = f"only {len(subjects)} subjects: the interval is too narrow to trust" if few else ""
     return MeanInterval(mean, float(low), float(high), len(subjects), note)
+
+
+def _mean(kept: Mapping[tuple, float]) -> float:
+    """Over the values of each finding, then over findings; NaN of none."""
+    of: dict[str, list[float]] = defaultdict(list)
+    for (_, finding, *_), value in kept.items():
+        of[finding].append(value)
+    return math.fsum(math.fsum(one) / len(one) for one in of.values()) / len(of) if of else math.nan
 
 
 @lru_cache(maxsize=2)  # all measures of the same subjects draw the same

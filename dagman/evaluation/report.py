@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dagman.evaluation.assurances import assurances, coverage, warnings
 from dagman.evaluation.case_pictures import HOW_TO_LOOK, CasePicture, case_pictures
-from dagman.evaluation.comparison_tables import METRIC_NAMES
+from dagman.evaluation.comparison_tables import METRIC_NAMES, parts_of, tested_by
 from dagman.evaluation.paired_chart import paired_chart
 from dagman.evaluation.scores import case_means, mean, read_rows, read_summary
 from dagman.evaluation.statistics import (
@@ -189,21 +189,23 @@ def comparison_report(
     lead, sections = [], []
     for arm in others:
         found = comparisons[arm]
-        lead.append(tag("p", headline(found[0], reference, arm), class_="verdict"))
-        lead.append(_evidence(found[0], reference))
-        lead += (
-            [callout("warning" if found[0].subjects < FEW_SUBJECTS else "note", found[0].note)] if found[0].note else []
-        )
+        lead += verdict_of(found[0], reference, arm)
         observed = _differences(found[0].metric, rows[reference], rows[arm])
         title = f"Mean {METRIC_NAMES[found[0].metric]} of each subject"
         pairs = _by_subject(found[0].metric, rows[reference], rows[arm])
         smaller = found[0].metric in SMALLER_IS_BETTER
         paired = paired_chart(pairs, title, (reference, arm), smaller_is_better=smaller)
-        shown = (paired, *_compared(found, observed, reference, arm))
+        shown = (paired, *compared(found, observed, reference, arm))
         sections.append(Section(f"{arm} against {reference}", shown, _READ_IT))
     sections.append(Section("Runs", (_each_run(arms),), "Each run as it stands by itself."))
     title = f"{', '.join(others)} against {reference}"
     return write_page(out / "report.html", page("Comparison", title, lead, sections, footer=_FOOTER))
+
+
+def verdict_of(whole: Comparison, reference: str, arm: str) -> list[Html]:
+    """What a page says first of a side: a sentence, its numbers, and what is to be doubted."""
+    said = [tag("p", headline(whole, reference, arm), class_="verdict"), _evidence(whole, reference)]
+    return said + ([callout("warning" if whole.subjects < FEW_SUBJECTS else "note", whole.note)] if whole.note else [])
 
 
 def headline(whole: Comparison, reference: str, arm: str) -> str:
@@ -218,42 +220,48 @@ def headline(whole: Comparison, reference: str, arm: str) -> str:
     side = _side(whole)
     if side:
         return f"{arm} had a {'better' if side > 0 else 'worse'} mean {metric} than {reference}: {evidence}."
-    few = f", and {counted(whole.subjects, 'subject')} could not show one" if whole.smallest_p > MOST_P else ""
+    few = f", and {counted(whole.subjects, 'subject')} could not show one" if whole.subjects < FEW_SUBJECTS else ""
     return f"No difference in {metric} shown between {arm} and {reference}{few}: {evidence}."
 
 
 def _evidence(whole: Comparison, reference: str) -> Html:
     metric = METRIC_NAMES[whole.metric]
+    test = tested_by(whole.metric).removesuffix(" signed-rank")
+    judged = f"{whole.wins} better, {whole.ties} equal, {whole.losses} worse"
+    if whole.wins is None:
+        judged = f"{counted(whole.pairs, 'pair')} of studies"
     return figures(
         (f"Mean {metric}", number(whole.mean_b, 3), f"{reference} {number(whole.mean_a, 3)}"),
         ("Difference", _signed(whole.difference), _interval((whole.low, whole.high))),
-        ("Subjects", number(whole.subjects), f"{whole.wins} better, {whole.ties} equal, {whole.losses} worse"),
-        ("p", number(whole.p, 3), f"two-sided Wilcoxon; the least possible is {number(whole.smallest_p, 3)}"),
+        ("Subjects", number(whole.subjects), judged),
+        ("p", number(whole.p, 3), f"two-sided {test}; the least possible is {number(whole.smallest_p, 3)}"),
     )
 
 
 def _side(found: Comparison) -> int:
     """1 for better, -1 for worse, 0 where none is shown: only when the interval lies wholly on one side of zero and the
-    test, adjusted for the number of structures, agrees. NaN shows nothing."""
-    if not found.p_holm <= MOST_P:
+    test, adjusted for the number of structures, agrees. NaN and few subjects show nothing."""
+    if not found.p_holm <= MOST_P or found.subjects < FEW_SUBJECTS:
         return 0
     side = int(found.low > 0) - int(found.high < 0)
     return -side if found.metric in SMALLER_IS_BETTER else side
 
 
-def _compared(
+def compared(
     found: Sequence[Comparison], observed: Mapping[int | None, tuple[float, ...]], reference: str, arm: str
 ) -> Iterator[Html]:
-    metric = METRIC_NAMES[found[0].metric]
-    names = ["All structures" if c.class_ is None else c.name for c in found]
+    """A side's differences as a chart and a table. `observed`: what single cases differ by, of each class."""
+    metric, parts = METRIC_NAMES[found[0].metric], parts_of(found[0].metric)
+    names = [f"All {parts}" if c.class_ is None else c.name for c in found]
     estimates = [
-        Estimate(name, observed[c.class_], c.difference, c.low, c.high, _side(c) != 0)
+        Estimate(name, observed.get(c.class_, ()), c.difference, c.low, c.high, _side(c) != 0)
         for name, c in zip(names, found, strict=True)
     ]
     lower, higher = (arm, reference) if found[0].metric in SMALLER_IS_BETTER else (reference, arm)
     sides = (f"{lower} better", f"{higher} better")
     yield interval_chart(estimates, f"{metric} of {arm} minus {metric} of {reference}", sides=sides)
-    columns = [Column("Structure"), Column(reference, 3), Column(arm, 3), Column("Difference"), Column("95 % interval")]
+    part = parts.capitalize().removesuffix("s")
+    columns = [Column(part), Column(reference, 3), Column(arm, 3), Column("Difference"), Column("95 % interval")]
     columns += [Column("p (Holm)", 3), Column("Win/tie/loss"), Column("Pairs"), Column("Left out"), Column("Reading")]
     lines = [
         (
@@ -263,19 +271,18 @@ def _compared(
             _signed(c.difference),
             _interval((c.low, c.high), ""),
             c.p_holm,
-            f"{c.wins}/{c.ties}/{c.losses}",
+            "\u2013" if c.wins is None else f"{c.wins}/{c.ties}/{c.losses}",
             c.pairs,
             c.left_out,
             ("no difference shown", "better", "worse")[_side(c)],
         )
         for name, c in zip(names, found, strict=True)
     ]
-    yield table(
-        columns, lines, "p: Wilcoxon signed-rank over subjects, adjusted over all structures of all sides (Holm)."
-    )
+    test = tested_by(found[0].metric)
+    yield table(columns, lines, f"p: {test} over subjects, adjusted over all {parts} of all sides (Holm).")
     remarks = [f"{name}: {c.note}" for name, c in zip(names, found, strict=True) if c.note and c.class_ is not None]
     if remarks:
-        yield folded("Remarks on single structures", names_list(remarks))
+        yield folded(f"Remarks on single {parts}", names_list(remarks))
 
 
 def _differences(

@@ -10,11 +10,38 @@ from spade3d.faults import DataFault
 
 # What every reader of a summary counts on, and what it must say about subjects on both sides of a split.
 _SUMMARY = frozenset({"mean_dice", "mean_dice_interval", "mean_hd95_mm", "mean_nsd", "protocol", "coverage", "split"})
+_STUDIES = frozenset(
+    {"macro_auroc", "macro_auroc_interval", "macro_ap", "per_finding", "undefined", "task", "localisation"}
+) | {"taught", "labels", "seed", "fold", "protocol", "coverage", "split"}
 _LEAKAGE = frozenset({"validation_in_training", "validation_in_pretraining", "pretraining"})
 
 
 def read_summary(run: Path) -> dict:
     """RUN/summary.json; DataFault when it is missing, damaged or incomplete."""
+    path, summary = run / "summary.json", _said(run)
+    if "macro_auroc" in summary:
+        raise DataFault(f"{path}: of a run that classifies studies; give runs of segmentation, which have cases.csv")
+    if missing := sorted((_SUMMARY - summary.keys()) | (_LEAKAGE - summary["leakage"].keys())):
+        raise DataFault(f"{path}: no {', '.join(missing)}; evaluate the run again")
+    return summary
+
+
+def of_studies(run: Path) -> bool:
+    """Whether a finished run is one of classification or localisation."""
+    return "macro_auroc" in _said(run)
+
+
+def read_study_summary(run: Path) -> dict:
+    """RUN/summary.json of classification or localisation; DataFault when it is missing, damaged or incomplete."""
+    path, summary = run / "summary.json", _said(run)
+    if "macro_auroc" not in summary:
+        raise DataFault(f"{path}: no macro_auroc; a run of classification or localisation is needed")
+    if missing := sorted((_STUDIES - summary.keys()) | (_LEAKAGE - summary["leakage"].keys())):
+        raise DataFault(f"{path}: no {', '.join(missing)}; judge the run again")
+    return summary
+
+
+def _said(run: Path) -> dict:
     path = run / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -22,10 +49,6 @@ def read_summary(run: Path) -> dict:
         raise DataFault(f"{path}: cannot be read ({broken}); evaluate the run again") from broken
     if not isinstance(summary, dict) or not isinstance(summary.get("leakage"), dict):
         raise DataFault(f"{path}: no names and values with a `leakage` among them; evaluate the run again")
-    if "macro_auroc" in summary:
-        raise DataFault(f"{path}: of a run that classifies studies; give runs of segmentation, which have cases.csv")
-    if missing := sorted((_SUMMARY - summary.keys()) | (_LEAKAGE - summary["leakage"].keys())):
-        raise DataFault(f"{path}: no {', '.join(missing)}; evaluate the run again")
     return summary
 
 

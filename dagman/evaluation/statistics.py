@@ -24,13 +24,9 @@ COLUMNS = ("case", "subject", "class", "name", "dice", "hd95_mm", "nsd", "voxels
 LATER = ("asd_mm", "volume_difference_ml")  # after COLUMNS, which are frozen; older tables have none or the first few
 WHOLE = ("class", "voxels_true", "voxels_predicted")
 REAL = ("dice", "hd95_mm", "nsd", *LATER)
-SMALLER_IS_BETTER = frozenset({"hd95_mm", "asd_mm"})
-COMPARABLE = (
-    "dice",
-    "hd95_mm",
-    "nsd",
-    "asd_mm",
-)  # with a better and a worse
+COMPARABLE = ("dice", "hd95_mm", "nsd", "asd_mm")  # with a better and a worse
+SMALLER_IS_BETTER = frozenset({"hd95_mm", "asd_mm", "error_x_mm", "error_y_mm", "error_z_mm", "peak_mm"})
+OF_ALL_SUBJECTS = frozenset({"auroc", "ap"})  # no subject has one alone: none wins, and p is of the bootstrap
 FEW_SUBJECTS = 6  # below this no two-sided signed-rank test can reach 0.05: 2 / 2^5 = 0.0625
 RESAMPLES = 9999
 MOST_P = 0.05  # of a difference that is called shown
@@ -87,7 +83,10 @@ def values_by_subject(rows: Iterable[Row], metric: str = "dice", of_class: int |
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run b against run a on the same cases: for one class, or for the mean over classes (`class_` is None)."""
+    """Run b against run a on the same cases: for one class, or for the mean over classes (`class_` is None).
+
+    Of studies classes are findings, and p is as `classification.py` and `finding_means.py` have it.
+    """
 
     name: str
     class_: int | None
@@ -100,9 +99,9 @@ class Comparison:
     p: float  # Wilcoxon signed-rank, two-sided, exact, on the subjects' mean differences
     p_holm: float  # adjusted over the classes; of the mean, which is one question, p itself (see `adjusted_over_sides`)
     smallest_p: float  # what p would be if every subject had changed the same way
-    wins: int  # subjects for which b is better (for distances: smaller)
-    ties: int
-    losses: int
+    wins: int | None  # subjects for which b is better (for distances: smaller); None of OF_ALL_SUBJECTS
+    ties: int | None
+    losses: int | None
     subjects: int
     pairs: int
     left_out: int  # pairs in which at least one run has no value
@@ -153,12 +152,14 @@ def paired_comparison(
     return [overall, *(replace(one, p_holm=p) for one, p in zip(classes, adjusted))]
 
 
-def adjusted_over_sides(found: Mapping[str, Sequence[Comparison]]) -> dict[str, list[Comparison]]:
+def adjusted_over_sides(
+    found: Mapping[str, Sequence[Comparison]], parts: str = "structures"
+) -> dict[str, list[Comparison]]:
     """Several sides against one reference: `p_holm` anew, over all that a reader of the table looks at.
 
     Whoever compares five pretrainings picks the best: so the means of all sides are one family, and the structures of
     all sides another. With one side nothing changes. Where a family is so large that no p of so few subjects survives
-    it, the note says so.
+    it, the note says so. `parts`: what structures are called there.
     """
     means = holm([whole.p for whole, *_ in found.values()])
     structures = holm([one.p for _, *classes in found.values() for one in classes])
@@ -167,7 +168,7 @@ def adjusted_over_sides(found: Mapping[str, Sequence[Comparison]]) -> dict[str, 
     return {
         side: [
             _with_holm(whole, p, families[0], "sides"),
-            *(_with_holm(one, next(left), families[1], "structures and sides") for one in classes),
+            *(_with_holm(one, next(left), families[1], f"{parts} and sides") for one in classes),
         ]
         for (side, (whole, *classes)), p in zip(found.items(), means)
     }

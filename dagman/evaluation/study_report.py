@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from dagman.evaluation.assurances import assurances, coverage, warnings
 from dagman.evaluation.case_pictures import CasePicture, case_pictures
 from dagman.evaluation.classification import Row, read_predictions
-from spade3d.faults import DataFault
+from dagman.evaluation.scores import read_study_summary
 from spade3d.training.charts import Estimate, interval_chart, line_chart
 from spade3d.training.page import (
     Column,
@@ -59,16 +58,16 @@ def study_report(run: Path, pictures: Sequence[CasePicture] = ()) -> Path:
     Reads config.yaml, log.jsonl, provenance.json, predictions.csv and summary.json. `pictures`: findings and their maps
     (truth and prediction are 0 or 1).
     """
-    opened, summary, rows = open_run(run), _summary(run), read_predictions(run / "predictions.csv")
+    opened, summary, rows = open_run(run), read_study_summary(run), read_predictions(run / "predictions.csv")
     defined = len(summary["per_finding"]) - len(summary["undefined"])
     over = f"{counted(defined, 'finding')}, {counted(summary['cases'], 'study', 'studies')} of " + counted(
         summary["subjects"], "subject"
     )
-    found = _between(summary["macro_auroc_interval"])
+    found = between(summary["macro_auroc_interval"])
     verdict = f"Mean AUROC {number(summary['macro_auroc'], 3)} ({found}) over {over}."
     top = figures(
         ("Mean AUROC", number(summary["macro_auroc"], 3), found),
-        ("Mean AP", number(summary["macro_ap"], 3), _between(summary["macro_ap_interval"])),
+        ("Mean AP", number(summary["macro_ap"], 3), between(summary["macro_ap_interval"])),
         ("Findings", number(defined), f"{len(summary['undefined'])} undefined"),
         ("Validation", counted(summary["cases"], "study", "studies"), counted(summary["subjects"], "subject")),
     )
@@ -89,17 +88,6 @@ def study_report(run: Path, pictures: Sequence[CasePicture] = ()) -> Path:
     return write_page(run / "report.html", page(title, run.resolve().name, lead, sections, footer=_FOOTER))
 
 
-def _summary(run: Path) -> dict:
-    path = run / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as broken:
-        raise DataFault(f"{path}: cannot be read ({broken}); judge the run again") from broken
-    if not isinstance(summary, dict) or "macro_auroc" not in summary:
-        raise DataFault(f"{path}: no macro_auroc; a run of classification or localisation is needed")
-    return summary
-
-
 def _findings(summary: Mapping) -> Iterator[Html]:
     of = summary["per_finding"]
     defined = {name: one for name, one in of.items() if one["auroc"] is not None}
@@ -116,9 +104,9 @@ def _findings(summary: Mapping) -> Iterator[Html]:
         (
             name,
             one["auroc"],
-            _between(one["auroc_interval"], ""),
+            between(one["auroc_interval"], ""),
             one["ap"],
-            _between(one["ap_interval"], ""),
+            between(one["ap_interval"], ""),
             one["present"],
             one["absent"],
             one["note"],
@@ -184,7 +172,8 @@ def _looks(rows: Sequence[Mapping]) -> Iterator[Html]:
         yield line_chart([shown], "Mean AUROC of the validation studies while training (it chooses nothing)")
 
 
-def _between(ends: Sequence[float | None], name: str = "95 % interval ") -> str:
-    if any(end is None for end in ends):
+def between(ends: Sequence[float | None], name: str = "95 % interval ") -> str:
+    """An interval as text."""
+    if any(end is None or math.isnan(end) for end in ends):
         return "no interval" if name else "–"
     return f"{name}{number(ends[0], 3)}\u00a0to\u00a0{number(ends[1], 3)}"

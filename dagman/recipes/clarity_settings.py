@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from dagman.recipes.priors import OF_LABELS, PriorSettings, build_priors
-from spade3d.configuration import Count, Positive, Settings, Share, Voxels, with_values
+from spade3d.configuration import Count, Positive, Settings, Share, Voxels, rule, with_values
 from spade3d.faults import DataFault, UsageFault
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class FindingPrior(Settings):
     source   `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled training scans, `one_label`
              of them, the `labels` that a scan has of its own, or `files` that somebody else made
     table    finding -> its organs, by the names that the source has; a finding that is not named may be anywhere
-    least    share, of what the prior is in an organ's best cell, from which on a cell belongs to the organ
+    least    share, of what the prior is in an organ's best cell, from which on a cell belongs to the organ; left open,
+             0.9 where the prior is the organ itself (labels, files), 0.25 where it is a guess
     frame    how places of two scans compare, for mean_image, atlas and one_label
     labelled scans that make the atlas
     folder   of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
@@ -55,7 +56,7 @@ class FindingPrior(Settings):
 
     source: Literal["none", "bands", "mean_image", "atlas", "one_label", "labels", "files"] = "none"
     table: dict[str, InOrgans] = {}
-    least: Annotated[float, Field(gt=0, le=1)] = 0.9
+    least: Annotated[float, Field(gt=0, le=1)] | None = None
     frame: Literal["box", "affine", "learned"] = "affine"
     labelled: Count = 4
     likelihood: Literal["location", "intensity", "both"] = "location"
@@ -63,7 +64,7 @@ class FindingPrior(Settings):
     folder: str | None = None
     wrong: Literal["no", "permuted", "shifted"] = "no"
 
-    @model_validator(mode="after")
+    @rule
     def source_and_table_belong_together(self) -> FindingPrior:
         """Either without the other says nowhere."""
         if (self.source == "none") != (not self.table):
@@ -132,7 +133,7 @@ class ClaritySettings(Settings):
     prior: FindingPrior = FindingPrior()
     teacher: TeacherSettings = TeacherSettings()
 
-    @model_validator(mode="after")
+    @rule
     def heads_share_the_width(self) -> ClaritySettings:
         """Each head has as many channels."""
         if self.dim % self.heads:
@@ -180,8 +181,8 @@ def check_clarity(settings: ClaritySettings, store: VolumeStore, findings: Findi
     """Refuse, while nothing is written, a table of findings or organs that there are not, and a teacher of more folds
     than subjects."""
     organs = [organ for place in where_of(settings.prior, findings.names) for organ in place.organs]
-    if settings.prior.source in OF_LABELS:
-        _structures(store, organs)
+    if organs:
+        _check_organs(settings.prior, store, organs, taught)
     if settings.teacher_weight > 0:
         from dagman.downstream.cnn_teacher import subjects_in_folds
 
@@ -212,7 +213,7 @@ def finding_prior(
     anywhere = [name for name, place in zip(findings, where, strict=True) if not place.organs]
     if anywhere:
         print(f"note: may be anywhere, for the prior does not name them: {', '.join(anywhere)}", file=sys.stderr)
-    return allowed_in(priors, where, least=settings.least)
+    return allowed_in(priors, where, least=settings.least or (0.9 if settings.source in ("labels", "files") else 0.25))
 
 
 def _priors(settings: FindingPrior, store, organs: Sequence[str], taught, cases, seed: int) -> Priors:
@@ -228,6 +229,22 @@ def _priors(settings: FindingPrior, store, organs: Sequence[str], taught, cases,
         asked = with_values(asked, {"regions": _named(settings.folder, store, organs, cases)})
     says, option = "findings are sought by", "--clarity.prior.source"
     return build_priors(asked, store, taught, frames, says=says, option=option)
+
+
+def _check_organs(settings: FindingPrior, store, organs: Sequence[str], taught: Sequence[int]) -> None:
+    """UsageFault for an organ that a source does not have: the names of its regions are known before a scan is read."""
+    from dagman.attention import prior_sources
+    from dagman.downstream.allowed import matching
+
+    if settings.source in OF_LABELS:
+        _structures(store, organs)
+    elif settings.source == "files":
+        _named(settings.folder, store, organs, taught)
+    else:
+        bands = settings.source == "bands"
+        regions = tuple(prior_sources.bands_of(store, taught) if bands else prior_sources.brightnesses())
+        for organ in organs:
+            matching(organ, regions)
 
 
 def _structures(store, organs: Sequence[str]) -> dict[int, str]:

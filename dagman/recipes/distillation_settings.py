@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dagman.recipes.priors import PriorSettings
 from spade3d.configuration import (
@@ -20,6 +20,7 @@ from spade3d.configuration import (
     Settings,
     Share,
     Voxels,
+    rule,
 )
 from spade3d.recipes.pair_crops import CropSettings
 
@@ -61,7 +62,7 @@ class DistillSettings(Settings):
     image_weight: Annotated[float, Field(ge=0)] = 0.1
     global_weight: Annotated[float, Field(ge=0)] = 0.1
 
-    @model_validator(mode="after")
+    @rule
     def hidden_tokens_are_shown_or_left_out(self) -> DistillSettings:
         """Two answers to one question."""
         if self.mask_token and self.drop_hidden:
@@ -108,7 +109,7 @@ class DagmanSettings(Pretraining):
     prior: PriorSettings = PriorSettings()
     optim: Optim = Optim()
 
-    @model_validator(mode="after")
+    @rule
     def one_rule_hides(self) -> DagmanSettings:
         """What is hidden is decided by the masking rule."""
         if self.crop.hidden:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from spade3d.configuration import Count, Positive, Settings, Share
+from spade3d.configuration import Count, Positive, Settings, Share, rule
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes.organs import canonical_organ
 
@@ -53,7 +53,7 @@ class PriorSettings(Settings):
     least: Share = 0.002
     wrong: Literal["no", "permuted", "shifted"] = "no"
 
-    @model_validator(mode="after")
+    @rule
     def regions_have_a_source(self) -> PriorSettings:
         """Names alone say nowhere where to look."""
         if self.source == "none" and self.regions:

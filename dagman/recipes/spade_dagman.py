@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dagman.recipes.distillation import (
     ENCODER_SHARE,
@@ -25,7 +25,7 @@ from dagman.recipes.distillation import (
 )
 from dagman.recipes.distillation_settings import DagmanNetwork, DistillSettings
 from dagman.recipes.priors import PriorSettings
-from spade3d.configuration import Optim, Pretraining, with_values
+from spade3d.configuration import Optim, Pretraining, rule, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
@@ -63,7 +63,7 @@ class SpadeDagmanSettings(Pretraining):
     prior: PriorSettings = PriorSettings()
     optim: Optim = Optim()
 
-    @model_validator(mode="after")
+    @rule
     def one_look_for_both(self) -> SpadeDagmanSettings:
         """Every crop is looked at once, whole grids are decoded."""
         if not self.distill.symmetric:

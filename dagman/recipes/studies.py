@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dagman.recipes.clarity_settings import ClaritySettings, chosen_teacher
 from dagman.recipes.finetuning import FINETUNING_BUDGET_S, network_of
@@ -23,6 +23,7 @@ from spade3d.configuration import (
     Share,
     Voxels,
     read_yaml,
+    rule,
     with_values,
 )
 from spade3d.faults import UsageFault
@@ -105,7 +106,7 @@ class StudySettings(Common):
     optim: Optim = Optim(lr=1e-3, weight_decay=0.05)
     scoring: StudyScoring = StudyScoring()
 
-    @model_validator(mode="after")
+    @rule
     def parts_go_together(self) -> StudySettings:
         """Refused here, before anything is prepared."""
         if self.tuning == "full" and self.arrangement == "cached":

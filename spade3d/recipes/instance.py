@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, with_values
+from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, rule, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
@@ -52,7 +52,7 @@ class InstanceSettings(Pretraining):
     contrast: InstanceContrast = InstanceContrast()
     optim: Optim = Optim()
 
-    @model_validator(mode="after")
+    @rule
     def others_to_be_told_from(self) -> InstanceSettings:
         """One pair of crops is one instance."""
         if self.crop.anchors * self.crop.scans < 2:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, with_values
+from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, rule, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, far_share, pair_stream
@@ -53,7 +53,7 @@ class ContrastSettings(Settings):
     restoration_weight: Annotated[float, Field(ge=0)] = 1.0
     restoration_cell: Literal[1, 2, 4, 8, 16] | None = None
 
-    @model_validator(mode="after")
+    @rule
     def restoration_alone_is_alone(self) -> ContrastSettings:
         """The control without contrast has no weight for one."""
         if self.selection == "restoration" and (self.global_weight or self.local_weight):
@@ -70,7 +70,7 @@ class SpadeSettings(Pretraining):
     contrast: ContrastSettings = ContrastSettings()
     optim: Optim = Optim()
 
-    @model_validator(mode="after")
+    @rule
     def shuffling_needs_others(self) -> SpadeSettings:
         """Places are exchanged between anchors."""
         if self.contrast.selection == "shuffled" and self.crop.anchors < 2:

@@ -156,6 +156,19 @@ def test_the_class_token_s_attention_is_written_where_the_run_has_one(capsys, tm
     torch.testing.assert_close(whole.look(intensities, CPU), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_heads_that_were_guided_are_named_where_they_are_shown_and_not_elsewhere(capsys, tmp_path, run, scans):
+    table = {"attachment": "semantic", "stage": 2, "heads": 4, "regions": ["liver", "spleen"]}
+    (run / "guided_heads.json").write_text(json.dumps(table))
+    said, noted = predict(capsys, run, scans, "--out", tmp_path / "out", "--attention")
+    assert said["attention"]["regions"] == ["liver", "spleen"] and "; guided heads 0: liver, 1: spleen" in noted
+    blocks, noted = predict(capsys, run, scans, "--out", tmp_path / "blocks", "--attention", "--attention-stage", 2)
+    assert "regions" not in blocks["attention"] and "guided" not in noted
+    (run / "guided_heads.json").write_text(json.dumps(table | {"attachment": "native"}))
+    assert attention_of_run(run, 2).regions == ("liver", "spleen") and attention_of_run(run, 3).regions == ()
+    (run / "guided_heads.json").write_text("{}")
+    assert attention_of_run(run, None).regions == ()
+
+
 @pytest.mark.parametrize("stage, crop", [((), None), (("--attention-stage", 2), None), ((), [24, 24, 24])])
 def test_a_run_without_a_class_token_shows_what_cells_receive(capsys, tmp_path, run, scans, stage, crop):
     """Or a stage that was asked for; without the settings of its run an encoder sees its own attention window."""

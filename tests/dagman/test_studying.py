@@ -291,3 +291,44 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tokens, code, 
     ended, said = refused(capsys, place / "store", "--out", tmp_path / "run", "--steps", 2, *SMALL, *task, *given)
     assert ended == code and message in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("head: clarity", ["--clarity.dim", 64, "--clarity.heads", 4], "no findings given"),
+        ("clarity: {heads: 4}", ["--head", "clarity", "--clarity.dim", 64], "no findings given"),
+        ("arrangement: bag", ["--tuning", "full", "--encoder-lr", 0.5], "no findings given"),
+        ("head: linear", ["--task", "localisation"], "a linear probe of the mean token has no map"),
+        ("head: linear", ["--clarity.dim", 48], "the head is linear; --head clarity has it"),
+        ("clarity: {heads: 5}", ["--head", "clarity", "--clarity.dim", 64], "5 heads cannot share 64 channels evenly"),
+    ],
+)
+def test_what_goes_together_is_asked_of_file_and_flags_as_one(text, flags, message, place, tmp_path, capsys):
+    (tmp_path / "half.yaml").write_text(text)
+    task = [] if "--task" in flags else TASK
+    given = [place / "store", "--config", tmp_path / "half.yaml", "--out", tmp_path / "run", *task, *flags]
+    code, said = refused(capsys, *given)
+    assert code == 2 and message in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_are_compared_and_new_scans_are_told_by_one(place, tmp_path, capsys):
+    run(
+        *(place / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "linear", *HEAD),
+        *("--head", "linear", "--tokens", place / "run" / "tokens"),
+    )
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(io.StringIO()) as printed:
+        dagman.commands.compare([*map(str, (place / "run", tmp_path / "linear", "--out", tmp_path / "both")), "--json"])
+    said = json.loads(printed.getvalue())
+    assert ended.value.code == 0 and said["reference"] == "from scratch, head attention"
+    assert "2 pairs of 2 subjects" in said["from scratch, head linear, against it"]
+    scan = place / "scans" / "RawData" / "Training" / "img" / "img0003.nii.gz"
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(io.StringIO()) as printed:
+        dagman.commands.predict([*map(str, (place / "run", scan, "--out", tmp_path / "told")), "--json"])
+    told = json.loads(printed.getvalue())["probabilities"]["img0003"]
+    with open(place / "run" / "predictions.csv", newline="") as file:
+        mine = {row["finding"]: float(row["probability"]) for row in csv.DictReader(file) if row["case"] == "img0003"}
+    assert ended.value.code == 0 and told == pytest.approx(mine, abs=2e-3)  # tokens on disk are float16
+    written = [path.name for path in (tmp_path / "told").iterdir()]
+    assert sorted(written) == [*(f"img0003_{name}.nii.gz" for name in ("cyst", "lump", "never")), "predictions.csv"]

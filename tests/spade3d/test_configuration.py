@@ -2,21 +2,26 @@
 
 import time
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from spade3d.configuration import (
+    FLAGS,
     Common,
     Data,
     Optim,
+    Settings,
     from_environment,
     known_keys,
     parse_yaml,
     read_yaml,
     resolve,
+    rule,
     spelled_out,
     to_yaml,
     with_values,
@@ -302,3 +307,59 @@ def test_a_relative_path_is_left_as_written(write, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write("data: {path: ../scans}")
     assert resolve(Tree, [Path("config.yaml")], {}, {}).data.path == "../scans"
+
+
+class Pair(Settings):
+    """Two keys that go together."""
+
+    low: int = 0
+    high: int = 0
+
+    @rule
+    def in_order(self):
+        if self.low > self.high:
+            raise ValueError("low is above high")
+        return self
+
+
+class WithPair(Common):
+    pair: Pair = Pair()
+
+    @rule
+    def seed_has_a_pair(self):
+        if self.seed and not self.pair.high:
+            raise ValueError("a seed needs a pair")
+        return self
+
+
+FLAG_ADAPTER = TypeAdapter(Annotated[WithPair, FLAGS])
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("pair: {high: 5}", {"pair": {"low": 3}}, ""),
+        ("folds: 9", {"fold": 7}, ""),
+        ("pair: {high: 1}", {"seed": 2}, ""),
+        ("pair: {high: 2}", {"pair": {"low": 3}}, r"^command line: pair: \{.*\} given; low is above high$"),
+        ("folds: 3", {"fold": 4}, "^command line: fold: 4 given; folds are counted from 0 to 2"),
+        ("{}", {"seed": 2}, "^a seed needs a pair$"),
+    ],
+)
+def test_what_goes_together_is_asked_of_the_whole_and_not_of_flags_alone(write, text, flags, said):
+    told = FLAG_ADAPTER.validate_python(flags).model_dump(exclude_unset=True)
+    assert told == flags
+    if not said:
+        assert resolve(WithPair, [write(text)], told, {}).model_dump(include=flags.keys(), exclude_unset=True)
+        return
+    with pytest.raises(UsageFault, match=said):
+        resolve(WithPair, [write(text)], told, {})
+
+
+def test_a_flag_by_itself_is_still_looked_at_and_trees_made_by_hand_obey_every_rule():
+    with pytest.raises(ValidationError, match="valid integer"):
+        FLAG_ADAPTER.validate_python({"seed": "many"})
+    for wrong in ({"seed": 1}, {"pair": {"low": 1}}, {"fold": 5}):
+        FLAG_ADAPTER.validate_python(wrong)
+        with pytest.raises(ValidationError):
+            WithPair.model_validate(wrong)

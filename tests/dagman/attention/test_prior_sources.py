@@ -8,7 +8,7 @@ import pytest
 
 from dagman.attention.intensity_bands import Band, clusters
 from dagman.attention.intensity_likelihood import BINS, bins_of, likelihoods
-from dagman.attention.prior_sources import atlas, bands, from_files, mean_image, one_label
+from dagman.attention.prior_sources import atlas, bands, from_files, mean_image, one_label, own_labels
 from dagman.attention.scan_blocks import body_of, largest, scan_blocks
 from dagman.attention.spatial_prior import wrong_atlas
 from spade3d.crops.crop import Box, Crop, box_to_mm, cut_labels, scan_bounds
@@ -307,6 +307,18 @@ def test_priors_go_to_workers(boxes):
     for priors in (bands(boxes, [0, 1]), atlas(boxes, [0], frames), one_label(boxes, 0, frames)):
         here = priors.of_crop(crop, 4)
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(priors)).of_crop(crop, 4), here)
+
+
+def test_a_scans_own_labels_are_its_prior_and_of_others_nothing_is_known(boxes):
+    priors = own_labels(boxes, [1], ["left kidney", "right kidney"], resolution_mm=4.0)
+    assert priors.regions == ("left kidney", "right kidney")
+    truth = np.stack([boxes.labels(1) == 8, boxes.labels(1) == 7])
+    np.testing.assert_allclose(priors.of_crop(whole(boxes, 1, (24, 20, 12)), 1), truth, atol=1e-5)
+    assert not priors.of_crop(whole(boxes, 0, (24, 20, 12)), 1).any()
+    halves = own_labels(boxes, [1], ["right kidney"], resolution_mm=8.0).of_crop(whole(boxes, 1, (12, 10, 6)), 1)
+    np.testing.assert_allclose(halves.sum(), truth[1].sum() / 8, rtol=0.02)  # shares of blocks of 2 x 2 x 2 voxels
+    with pytest.raises(DataFault, match="spleen"):
+        own_labels(boxes, [0, 1], ["spleen"])
 
 
 def test_priors_from_files_lie_where_their_headers_say(boxes, tmp_path):

@@ -1,6 +1,7 @@
 """CLARiTy's settings: which pieces a head is built with, where findings may be, and what a teacher is shown."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +109,34 @@ def test_organs_and_folds_that_there_are_not_are_refused_at_once(store):
             check_clarity(settings_of(**given), store, findings, ALL)
 
 
+@pytest.mark.parametrize(
+    ("source", "right", "there"),
+    [
+        ("bands", "soft tissue", "lung, fat, soft tissue, bone"),
+        ("mean_image", "brightness 2 of 4", "brightness 1 of 4, brightness 2 of 4, "),
+        ("files", "kidney", "kidney left, liver"),
+    ],
+)
+def test_a_region_that_a_source_without_labels_does_not_have_is_refused_at_once(source, right, there, store, tmp_path):
+    """Its scans are not even there to be read: names and modality are all that is asked for."""
+    known = SimpleNamespace(cases=store.cases)
+    studies = tuple(Study(case.name, case.name, "training", (1.0, 0.0, 0.0)) for case in store.cases)
+    findings = Findings(FINDINGS, studies, ())
+    folder = tmp_path / store.cases[1].name
+    folder.mkdir()
+    for name in ("liver", "kidney_left"):
+        (folder / f"{name}.nii.gz").touch()
+    more = {"folder": str(tmp_path)} if source == "files" else {}
+
+    def check(organ):
+        table = {"anything": {"organs": [organ]}}
+        check_clarity(settings_of(prior={"source": source, "table": table, **more}), known, findings, ALL)
+
+    check(right)
+    with pytest.raises(UsageFault, match=f"a finding in 'brain': there is no prior for it; there are {there}"):
+        check("brain")
+
+
 def test_a_tree_with_a_table_is_written_and_read_back(tmp_path):
     settings = with_prior(labelled=2)
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
@@ -120,16 +149,16 @@ def test_the_table_follows_the_order_of_the_findings_and_knows_no_others():
         where_of(with_prior().prior, ("dark_liver",))
 
 
-@pytest.mark.parametrize("source", ["atlas", "one_label"])
-def test_an_atlas_allows_nearly_all_of_the_organ_and_not_the_whole_body(store, source, capsys):
+@pytest.mark.parametrize(("source", "covered"), [("atlas", 0.6), ("one_label", 0.4)])
+def test_an_atlas_allows_most_of_the_organ_and_little_beside_it(store, source, covered, capsys):
     prior = finding_prior(with_prior(source).prior, store, FINDINGS, ALL, ALL)
     assert "sought by" in (said := capsys.readouterr().err) and "may be anywhere" in said and "anything" in said
     cells = cells_of(body_crop(2, store.cases[2], (4.0, 4.0, 4.0)))
     liver, kidney, anything = prior(cells)
     labels = cut_labels(store, cells)
     value_of = {name: value for value, name in store.label_names.items()}
-    assert liver[labels == value_of["liver"]].mean() > 0.9 and 0.05 < liver.mean() < 0.6
-    assert kidney[labels == value_of["left kidney"]].mean() > 0.8 and kidney.mean() < 0.6
+    assert liver[labels == value_of["liver"]].mean() > covered and 0.05 < liver.mean() < 0.15
+    assert 0 < kidney.mean() < 0.05
     assert (anything == 1).all()
 
 
@@ -165,7 +194,7 @@ def test_files_of_each_scan_are_a_prior_and_scans_without_files_are_free(store, 
     prior = finding_prior(with_prior("files", folder=str(tmp_path)).prior, store, FINDINGS, ALL, ALL)
     liver, kidney, _ = prior(cells_of(body_crop(0, case, (4.0, 4.0, 4.0))))
     labels = cut_labels(store, cells_of(body_crop(0, case, (4.0, 4.0, 4.0))))
-    assert (liver[labels == 6] == 1).all() and (kidney[labels == 3] == 1).all() and liver.mean() < 0.7
+    assert (labels[liver == 1] == 6).all() and (labels[kidney == 1] == 3).all() and liver.sum() > 3 and kidney.any()
     assert (prior(cells_of(body_crop(1, store.cases[1], (4.0, 4.0, 4.0)))) == 1).all()
     with pytest.raises(DataFault, match="no priors of these scans there"):
         finding_prior(with_prior("files", folder=str(tmp_path / "nowhere")).prior, store, FINDINGS, ALL, ALL)

@@ -60,7 +60,7 @@ def test_nothing_is_left_open_and_choosing_again_changes_nothing(store, device, 
     unclipped = {"optim.clip_norm"} if name == "dagman-paper" else set()  # an answer: SMIT's code does not clip
     assert (
         open_keys(chosen.model_dump())
-        == {"data.path", "hold_out", "loaders", "prior.regions", "prior.sigma_mm"} | unclipped
+        == {"data.path", "hold_out", "loaders", "prior.folder", "prior.regions", "prior.sigma_mm"} | unclipped
     )
     assert chosen.device == device and chosen.recipe == name
     (tmp_path / "config.yaml").write_text(to_yaml(chosen))

@@ -1,0 +1,250 @@
+"""Comparison of runs of classification and localisation: AUROC and AP by study, maps by annotated box, pairs by seed.
+
+A side is what the runs began with and, where the runs learned otherwise, in what: "from scratch, head clarity". What
+they are judged by must be the same. AUROC and AP are of all subjects together, with an interval and p of the bootstrap
+over subjects; what maps are measured by is paired by box, with Wilcoxon's p over subjects (`finding_means.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dagman.evaluation.classification import METRICS, RESAMPLES, compare_findings, read_predictions
+from dagman.evaluation.comparison_files import headlines, write_tables
+from dagman.evaluation.comparison_sides import BEGUN, first_difference, pair_of, side_of, sides_of
+from dagman.evaluation.finding_means import Difference, difference
+from dagman.evaluation.localisation import MEASURES
+from dagman.evaluation.scores import read_study_summary
+from dagman.evaluation.statistics import FEW_SUBJECTS, Comparison, adjusted_over_sides
+from dagman.evaluation.study_comparison_report import study_comparison_report
+from spade3d import console
+from spade3d.configuration import read_yaml
+from spade3d.faults import DataFault
+
+MEASURED = (*METRICS, *MEASURES)
+PREDICTIONS, LOCALISED = "predictions.csv", "localisation.json"  # of a run
+JUDGED_BY = ("name", "split", "spacing_mm", "overlap", "imbalance", "weights", "definitions")  # of a run's protocol
+# Settings of which no side is made: what they say is compared elsewhere, or changes no number.
+ELSEWHERE = frozenset(
+    {"task", "findings", "boxes", "init", "labels", "seed", "fold", "folds", "tokens", "device", "workers", "loaders"}
+    | {"save_every", "skip_bad_batches", "data.path", "data.spacing", "scoring.looks", "scoring.overlap"}
+    | {"scoring.tolerance_mm"}
+)
+HEADS = ("attention", "clarity")  # that have settings of their own, under their name
+LONGEST = 40  # characters of a setting that are said in full
+
+Rows = list[dict[str, Any]]
+Runs = Mapping[str, Path]  # pair -> run
+
+
+def compare_studies(runs: Sequence[Path], out: Path, metric: str = "auroc") -> dict:
+    """`compare_runs` for runs of studies. `metric`, one of MEASURED, is what the report is about; the CSV has all that
+    all runs have: without localisation.json AUROC and AP alone.
+
+    DataFault where the runs were judged by other studies, labels or boxes, learned from other studies, or do not have
+    the metric.
+    """
+    summaries = {run: read_study_summary(run) for run in runs}
+    check_studies(summaries)
+    ways = ways_of_learning(runs)
+    names = {run: ", ".join(filter(None, (side_of(summary), ways[run]))) for run, summary in summaries.items()}
+    sides = sides_of(summaries, names)
+    predictions = {side: _of_pairs(of, lambda run: read_predictions(run / PREDICTIONS)) for side, of in sides.items()}
+    by_metric = {one: _studies_compared(predictions, one) for one in METRICS}
+    boxes = None
+    if all(summary["localisation"] is not None for summary in summaries.values()):
+        boxes = {side: _of_pairs(of, read_boxes_judged) for side, of in sides.items()}
+        check_boxes(summaries, boxes)
+        by_metric |= {one: _boxes_compared(boxes, one) for one in MEASURES}
+    if metric not in by_metric:
+        without = next(run for run, summary in summaries.items() if summary["localisation"] is None)
+        raise DataFault(f"{without}: judged no maps and has no {metric}; give its run --boxes, or leave it out")
+    console.results_folder(out)
+    first = next(iter(summaries.values()))
+    said = {"task": first["task"], "findings": list(first["per_finding"]), "fold": first["fold"]}
+    said |= {"protocol": {key: first["protocol"].get(key) for key in JUDGED_BY}, "labels": first["labels"]}
+    write_tables(out, metric, by_metric, sides, said)
+    report = study_comparison_report(out, metric, by_metric, sides, boxes)
+    return headlines(out, next(iter(sides)), by_metric[metric], report)
+
+
+def check_studies(summaries: Mapping[Path, Mapping]) -> None:
+    """DataFault where runs do another task, or were judged or taught by other studies."""
+    (first, said), *others = summaries.items()
+    taught = {pair_of(summary): (run, summary) for run, summary in reversed(summaries.items())}
+    for run, summary in others:
+        for key, theirs, ours in (
+            ("task", said["task"], summary["task"]),
+            ("findings", ", ".join(said["per_finding"]), ", ".join(summary["per_finding"])),
+            ("fold", said["fold"], summary["fold"]),
+            ("protocol", *({key: one["protocol"].get(key) for key in JUDGED_BY} for one in (said, summary))),
+            ("labels", said["labels"], summary["labels"]),
+        ):
+            if theirs != ours:
+                other = first_difference(theirs, ours)
+                raise DataFault(f"{run}: another {key} than {first} ({other}); compare runs that share it")
+        if summary["split"]["validation"] != said["split"]["validation"]:
+            raise DataFault(f"{run}: judged on other subjects than {first}; compare runs of one --fold and one dataset")
+    for run, summary in summaries.items():
+        twin, theirs = taught[pair_of(summary)]
+        if summary["split"]["train"] != theirs["split"]["train"]:
+            raise DataFault(f"{run}: learned from other subjects than {twin}, with the same seed; run both anew")
+        if summary["taught"] != theirs["taught"]:
+            raise DataFault(f"{run}: learned from other labels than {twin}; compare runs of one --findings")
+
+
+def ways_of_learning(runs: Sequence[Path]) -> dict[Path, str]:
+    """What runs learned by, in settings, as far as it is not the same in all that have the setting: a run says nothing
+    of heads that are not its own."""
+    told = {run: _own(_flat(read_yaml(run / BEGUN))) for run in runs}
+    keys = dict.fromkeys(key for of in told.values() for key in of)
+    other = [key for key in keys if len({_text(of[key]) for of in told.values() if key in of}) > 1]
+    return {run: ", ".join(f"{key} {_text(of[key])}" for key in other if key in of) for run, of in told.items()}
+
+
+def check_boxes(summaries: Mapping[Path, Mapping], boxes: Mapping[str, Rows]) -> None:
+    """DataFault where maps were judged otherwise, or by other boxes; whose are missing, the pairing says."""
+    ways = {
+        run: {key: value for key, value in summary["localisation"]["judging"].items() if key != "seed"}
+        for run, summary in summaries.items()
+    }
+    first = next(iter(ways))
+    for run, how in ways.items():
+        if how != ways[first]:
+            other = first_difference(ways[first], how)
+            raise DataFault(f"{run}: judges maps otherwise than {first} ({other}); compare runs that share it")
+    sizes: dict[tuple, float] = {}
+    for row in (row for rows in boxes.values() for row in rows):
+        key = row["subject"], row["finding"], row["box"]
+        if sizes.setdefault(key, row["diameter_mm"]) != row["diameter_mm"]:
+            raise DataFault(
+                f"{' '.join(map(str, key))}: a box of {sizes[key]:g} mm in one run and of {row['diameter_mm']:g} mm in "
+                "another; judge all runs by the same boxes"
+            )
+
+
+def read_boxes_judged(run: Path) -> Rows:
+    """The rows of localisation.json, NaN for what has no value; DataFault for what cannot be read."""
+    path = run / LOCALISED
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            row |= {name: math.nan if row[name] is None else float(row[name]) for name in (*MEASURES, "diameter_mm")}
+    except (OSError, ValueError, KeyError, TypeError) as broken:
+        raise DataFault(f"{path}: cannot be read ({broken!r}); judge the run again") from broken
+    return rows
+
+
+def _of_pairs(runs: Runs, read) -> Rows:
+    """The rows of a side's runs, each with its pair, under the name that either pairing knows."""
+    return [{**row, "pair": pair, "seed": pair} for pair, run in runs.items() for row in read(run)]
+
+
+def _studies_compared(rows: Mapping[str, Rows], metric: str) -> dict[str, list[Comparison]]:
+    reference, *others = rows
+    found = {}
+    for side in others:
+        changes = compare_findings(rows[reference], rows[side], metric=metric)
+        found[side] = [_of_change(n, change, rows[reference]) for n, change in enumerate(changes)]
+    return adjusted_over_sides(found, "findings")
+
+
+def _of_change(n: int, change, rows: Rows) -> Comparison:
+    """A row of the comparison; `n` counts findings from 1."""
+    whole = change.finding is None
+    of = [row for row in rows if whole or row["finding"] == change.finding]
+    known = [row for row in of if not math.isnan(row["label"])]
+    studies, judged = ({(row["case"], row["pair"]) for row in some} for some in (of, known))
+    subjects = len({row["subject"] for row in known})
+    return Comparison(
+        name="mean" if whole else change.finding,
+        class_=None if whole else n,
+        metric=change.metric,
+        mean_a=change.a,
+        mean_b=change.b,
+        difference=change.difference,
+        low=change.low,
+        high=change.high,
+        p=change.p,
+        p_holm=change.p,
+        smallest_p=2 / (RESAMPLES + 1),
+        wins=None,
+        ties=None,
+        losses=None,
+        subjects=subjects,
+        pairs=len(judged),
+        left_out=len(studies) - len(judged),
+        note="; ".join(filter(None, _doubts(change, subjects, [] if whole else known))),
+    )
+
+
+def _doubts(change, subjects: int, known: Rows) -> tuple[str, ...]:
+    """Why a difference should not be trusted. `known`: the rows of one finding that have a label."""
+    few = f"only {subjects} subjects: the interval is too narrow to trust" if subjects < FEW_SUBJECTS else ""
+    if math.isnan(change.difference):
+        return (few, "undefined: it takes studies with the finding and studies without it")
+    kinds = [len({row["subject"] for row in known if row["label"] == kind}) for kind in (1, 0)]
+    rare = f"subjects with it {kinds[0]}, without it {kinds[1]}: few" if known and min(kinds) < FEW_SUBJECTS else ""
+    return (few, rare)
+
+
+def _boxes_compared(rows: Mapping[str, Rows], measure: str) -> dict[str, list[Comparison]]:
+    reference, *others = rows
+    findings = sorted({row["finding"] for row in rows[reference]})
+    found = {}
+    for side in others:
+        whole = _of_boxes(None, "mean", len(rows[side]), difference(rows[reference], rows[side], measure))
+        found[side] = [whole]
+        for n, finding in enumerate(findings, start=1):
+            a, b = ([row for row in rows[one] if row["finding"] == finding] for one in (reference, side))
+            found[side].append(_of_boxes(n, finding, len(b), difference(a, b, measure)))
+    return adjusted_over_sides(found, "findings")
+
+
+def _of_boxes(n: int | None, name: str, boxes: int, change: Difference) -> Comparison:
+    return Comparison(
+        name=name,
+        class_=n,
+        metric=change.measure,
+        mean_a=change.a,
+        mean_b=change.b,
+        difference=change.difference,
+        low=change.low,
+        high=change.high,
+        p=change.p,
+        p_holm=change.p,
+        smallest_p=min(1.0, 2.0 ** (1 - change.subjects)) if change.subjects else math.nan,
+        wins=change.wins,
+        ties=change.ties,
+        losses=change.losses,
+        subjects=change.subjects,
+        pairs=change.boxes,
+        left_out=boxes - change.boxes,
+        note=change.note,
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted keys; a table of findings is one setting."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and key != "table"
+        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def _own(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a side is made of."""
+    idle = tuple(f"{head}." for head in HEADS if head != settings.get("head"))
+    return {key: value for key, value in settings.items() if key not in ELSEWHERE and not key.startswith(idle)}
+
+
+def _text(value: object) -> str:
+    """A setting in words; of a long one eight digits that tell it from others."""
+    text = json.dumps(value, sort_keys=True).replace('"', "")
+    return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,160 @@
+"""Prediction of studies: any scans in; the probability of each finding, and maps of where they are, out."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dagman.attention_prediction import MODEL
+from dagman.downstream.study_model import StudyModel, load_study_model
+from dagman.prediction import ENDING, check_table, file_stem
+from dagman.recipes.predicting import Segmenting
+from spade3d import console
+from spade3d.commands import find_device
+from spade3d.faults import DataFault, Fault, UsageFault
+from spade3d.volumes.layouts import Case, read_layout
+from spade3d.volumes.volume import Grid, read_volume, write_volume
+
+STUDIES = "dagman-study-"  # how the format of a model of studies begins
+PREDICTIONS = "predictions.csv"
+COLUMNS = ("case", "subject", "finding", "probability")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was said of one scan: the probability of each finding."""
+
+    case: str
+    seconds: float
+    probabilities: dict[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {share:.3f}" for name, share in self.probabilities.items())
+        return f"{self.case}: {self.seconds:.1f} s; {parts}"
+
+
+def is_study_model(path: Path) -> bool:
+    """Whether a run, or its model.safetensors, is one of classification or localisation."""
+    from safetensors import SafetensorError, safe_open
+
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        return False
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return (opened.metadata() or {}).get("format", "").startswith(STUDIES)
+    except SafetensorError:  # the reader of other models says what it is
+        return False
+
+
+def predict_studies(
+    model_path: Path,
+    scans: Sequence[Path],
+    out: Path,
+    device: str,
+    strict: bool,
+    how: Segmenting | None = None,
+    *,
+    attention: bool = False,
+    tell: Callable[[Told], None] | None = None,
+) -> dict:
+    """Write OUT/predictions.csv, a row for each scan and finding, and, where the model's head has maps, the map of each
+    finding on the scan's own grid, OUT/<scan>_<finding>.nii.gz: evidence, 0 and more, not a probability.
+
+    A bad scan is named and left out unless `strict`; `tell` hears of each scan as it is done. Returns what the command
+    prints. UsageFault for what segments (`how`), and for `attention`.
+    """
+    check_asked(how or Segmenting(), attention)
+    model = load_study_model(model_path)
+    place = torch.device(find_device(device))
+    cases = [case for path in scans for case in read_layout(path).cases]
+    check_names(cases, model, out)
+    check_table(out / PREDICTIONS, COLUMNS)
+    done: list[Told] = []
+    with console.progress_of("looking for findings") as progress:
+        for number, case in enumerate(cases):
+            progress(number, len(cases), case.name)
+            try:
+                done.append(predict_study(model, case, out, place))
+            except DataFault as fault:
+                if strict:
+                    raise
+                print(f"left out {case.name}: {fault}", file=sys.stderr)
+                continue
+            if tell is not None:
+                tell(done[-1])
+        progress(len(cases), len(cases), cases[-1].name)
+    if not done:
+        raise DataFault(f"none of {len(cases)} scans could be read; the reasons stand above")
+    return {
+        "predictions": str(out / PREDICTIONS),
+        "scans": len(done),
+        "left_out": len(cases) - len(done),
+        "maps": model.has_maps,
+        "seconds": {one.case: one.seconds for one in done},
+        "probabilities": {one.case: one.probabilities for one in done},
+    }
+
+
+def check_asked(how: Segmenting, attention: bool) -> None:
+    """UsageFault for options that do nothing here."""
+    if how != Segmenting():
+        raise UsageFault(
+            "--batch, --flips, --largest-component and --format are for label maps, and this model tells findings of "
+            "whole studies; leave them out, or give a run of dagman-finetune --task segmentation"
+        )
+    if attention:
+        raise UsageFault(
+            "--attention shows where an encoder looks, and this model has maps of its findings, which are written "
+            "where its head has any; leave it out, or give the encoder.safetensors that the run began with"
+        )
+
+
+def predict_study(model: StudyModel, case: Case, out: Path, place: torch.device) -> Told:
+    """Read one scan, ask, and write what was found."""
+    begun = time.perf_counter()
+    volume = read_volume(case.image, modality=case.modality, subject=case.subject, series=case.series)
+    found = model.volume(volume, place)
+    folder, grid = console.results_folder(out), Grid(volume.shape, volume.affine)
+    if found.maps is not None:
+        for n, finding in enumerate(model.findings):
+            write_volume(folder / map_name(case, finding), found.on_grid(n, grid), grid.affine)
+    told = dict(zip(model.findings, found.probabilities.tolist(), strict=True))
+    add_rows(folder / PREDICTIONS, case, told)
+    return Told(case.name, round(time.perf_counter() - begun, 2), told)
+
+
+def map_name(case: Case, finding: str) -> str:
+    return f"{file_stem(case)}_{finding}".replace("/", "_") + ENDING
+
+
+def check_names(cases: Sequence[Case], model: StudyModel, out: Path) -> None:
+    """Two results may not be one file, nor of one name, and nothing is written over: OUT may be the folder of the
+    scans."""
+    if twice := [name for name, count in Counter(case.name for case in cases).items() if count > 1]:
+        raise DataFault(f"two scans would both be called {twice[0]}; predict them into different --out folders")
+    if not model.has_maps:
+        return
+    maps = Counter(map_name(case, finding) for case in cases for finding in model.findings)
+    for name, count in maps.items():
+        if (out / name).exists():
+            raise DataFault(f"{out / name}: exists already, and would be written over; give another --out")
+        if count > 1:
+            raise DataFault(f"two maps would both be called {name}; predict their scans into different --out folders")
+
+
+def add_rows(table: Path, case: Case, told: dict[str, float]) -> None:
+    """The probabilities of a scan, all digits, as rows behind those that a table has."""
+    rows = [(case.name, case.subject, finding, share) for finding, share in told.items()]
+    try:
+        with open(table, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows if file.tell() else [COLUMNS, *rows])
+    except OSError as error:
+        raise Fault(f"{table}: cannot be written ({error.strerror}); give another --out") from error
