@@ -25,7 +25,7 @@ from spade3d.volumes.phantoms import write_dataset
 TINY = ["--data.spacing", 30, 30, 30, "--crop.shape", 16, 16, 16, "--crop.crops", 1, "--network.feature-size", 12]
 TINY += ["--network.window", 2, "--scoring.looks", 0, "--scoring.overlap", 0, "--device", "cpu", "--steps", 2]
 TINY += ["--save-every", 1]
-FEW = [*TINY, "--labels", 2]
+FEW = [*TINY, "--labels", 2, "--tuning.layer-decay", 0.9]
 
 
 def run(*tokens) -> dict:
@@ -85,7 +85,7 @@ def test_draws_and_twins_are_runs_of_their_own(study):
         assert (pretrained["draw"], pretrained["seed"]) == (draw, 0) and len(pretrained["split"]["train"]) == 2
         assert pretrained["pair"] == scratch["pair"] == f"seed 0, draw {draw}"
         assert pretrained["coverage"]["loaded"] == pretrained["coverage"]["total"] and scratch["coverage"] is None
-        assert (pretrained["tuning"]["layer_decay"], scratch["tuning"]["layer_decay"]) == (0.75, 1.0)
+        assert (pretrained["tuning"]["layer_decay"], scratch["tuning"]["layer_decay"]) == (0.9, 1.0)
     assert said[NAMES[0]]["split"]["train"] != said[NAMES[2]]["split"]["train"]
     assert said[NAMES[0]]["split"]["validation"] == said[NAMES[2]]["split"]["validation"]
 

@@ -167,8 +167,9 @@ def measure(heat: HeatMap, truths: Sequence[Annotation], how: Judging) -> Measur
     check_heat(heat.values)
     of_boxes = np.full((len(how.thresholds), len(truths), 6), np.nan)
     of_boxes[..., :3] = 0
+    shown, affine = _shown(heat, min(how.thresholds))
     for n, threshold in enumerate(how.thresholds):
-        predicted = [box.in_mm(heat.affine) for box in boxes_of(heat.values, threshold, keep=how.keep, mass=how.mass)]
+        predicted = [box.in_mm(affine) for box in boxes_of(shown, threshold, keep=how.keep, mass=how.mass)]
         for m, truth in enumerate(truths):
             if predicted:
                 best = max(predicted, key=lambda box: iou(truth.box_mm, box))
@@ -178,7 +179,6 @@ def measure(heat: HeatMap, truths: Sequence[Annotation], how: Judging) -> Measur
                 of_boxes[n, m] = iou(truth.box_mm, best), highest, held, *error
     pointing, near, peak_mm = _pointed(heat, truths, how.tolerance_mm)
     region = _region(heat, truths)
-    some = region.any()
     return Measured(
         of_boxes[..., 0],
         of_boxes[..., 1],
@@ -188,8 +188,32 @@ def measure(heat: HeatMap, truths: Sequence[Annotation], how: Judging) -> Measur
         pointing,
         near,
         peak_mm,
-        float(average_precision_score(region.ravel(), heat.values.ravel())) if some else math.nan,
+        _voxel_ap(heat.values, region),
     )
+
+
+def _shown(heat: HeatMap, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a map that holds all that any threshold from this one on leaves, and its affine: a map of a body is
+    little of it, and boxes are sought at many thresholds."""
+    highest = heat.values.max(initial=0)
+    if highest <= 0:
+        return heat.values, heat.affine
+    (part,) = ndimage.find_objects((heat.values >= threshold * highest).astype(np.int8))
+    affine = heat.affine.copy()
+    affine[:3, 3] = apply_affine(heat.affine, np.array([side.start for side in part]))
+    return heat.values[part], affine
+
+
+def _voxel_ap(values: np.ndarray, region: np.ndarray) -> float:
+    """Voxels at 0 are one tie, however many they are: they are sorted as two, inside and outside, by weight."""
+    if not region.any():
+        return math.nan
+    above = values > 0
+    truth, found = np.append(region[above], [True, False]), np.append(values[above], [0.0, 0.0])
+    inside_at_0 = int(np.count_nonzero(region & ~above))
+    weights = np.ones(len(truth))
+    weights[-2:] = inside_at_0, values.size - np.count_nonzero(above) - inside_at_0
+    return float(average_precision_score(truth, found, sample_weight=weights))
 
 
 def _pointed(heat: HeatMap, truths: Sequence[Annotation], tolerance_mm: float) -> tuple[float, float, float]:

@@ -69,11 +69,12 @@ class FinetuneOptim(Optim):
 class Tuning(Settings):
     """How much of the network learns, and how fast (downstream/regimes.py).
 
-    Layer decay and warm-up keep what a checkpoint holds: a run from scratch has nothing to keep, and goes without them.
+    Layer decay and warm-up, both off by default, keep what a checkpoint holds: a run from scratch has nothing to keep,
+    and goes without them.
     """
 
     encoder: Literal["full", "frozen", "linear"] = "full"
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     encoder_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

@@ -235,7 +235,7 @@ def test_a_linear_decoder_takes_the_encoder_it_is_given():
 @pytest.mark.parametrize(
     ("tuning", "init", "expected"),
     [
-        ({}, "e.safetensors", Regime("full", 0.75, 0.0)),
+        ({}, "e.safetensors", Regime()),
         ({"layer_decay": 0.7, "encoder_warmup": 0.2}, "e.safetensors", Regime("full", 0.7, 0.2)),
         ({"layer_decay": 0.7, "encoder_warmup": 0.2}, None, Regime()),  # nothing to keep
         ({"encoder": "frozen", "encoder_warmup": 0.2}, "e.safetensors", Regime("frozen")),
