@@ -37,6 +37,7 @@ from spade3d.volumes.split import Split, draw_labelled
 from spade3d.volumes.store import VolumeStore, is_store
 
 Chosen = TypeVar("Chosen", bound=FinetuneSettings)
+MOMENTS = 32  # batches by which a linear decoder whitens what it reads
 
 
 def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, strict: bool) -> dict:
@@ -119,10 +120,12 @@ def trained_and_judged(
         modalities=tuple(sorted({store.cases[i].modality for i in taught})),
         taught=settings.crop.flip,
     )
-    looks = settings.scoring.looks
+    looks, stream = settings.scoring.looks, build_stream(settings, store, taught, classes)
+    if decoder_of(settings) == "linear":  # a resumed run takes what its checkpoint has
+        network.to(device).eval().whiten(batch.images.to(device) for batch in stream.stream(0, MOMENTS))
     train(
         Segmentation(network, regime_of(settings)),
-        prefetched(build_stream(settings, store, taught, classes), settings.loaders, device),
+        prefetched(stream, settings.loaders, device),
         steps=settings.steps,
         out=out,
         optimiser=Optimiser(**settings.optim.model_dump()),

@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from dagman.downstream.segment_cam import SegmentCAM, ranked_pooling, refined
 from dagman.downstream.study_heads import (
     FREQUENCIES,
-    Moments,
     Places,
     StudyOutput,
     Tokens,
     Valid,
-    Whitening,
     begin_at_prevalence,
     place_codes,
 )
+from dagman.downstream.whitening import Moments, Whitening
 from spade3d.faults import UsageFault
 
 LOGITS = ("token_logits", "pooled_logits", "patch_logits")  # of the branches that answer
@@ -99,7 +98,7 @@ class ClassTokens(nn.Module):
 
     def whiten(self, cells: Moments, means: Moments) -> None:
         """By the cells of studies, those where findings may be."""
-        self.whitening.fit(cells.mean, cells.covariance)
+        self.whitening.fit(cells)
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin each branch at the log odds of each finding among these labels."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dagman.downstream.whitening import Whitening, moments_of
 from spade3d.networks.features import Features
 from spade3d.networks.swin import SwinTransformer
 from spade3d.networks.swin_unetr import SwinUNETR
@@ -14,8 +18,8 @@ STAGES = 5  # the patch embedding and the four stages
 
 
 class LinearDecoder(nn.Module):
-    """A 1x1x1 convolution on each stage (layer-normed, as the U-shaped decoder gets it), upsampled and summed: the
-    logits of a voxel are a linear function of the features over it.
+    """A linear layer on each cell of each stage (layer-normed, as the U-shaped decoder gets it, and whitened),
+    upsampled and summed: the logits of a voxel are a linear function of the features over it.
 
     It answers as a SwinUNETR does (`network(images)`, then `network.logits`), with the encoder under `swinViT`.
     """
@@ -25,15 +29,24 @@ class LinearDecoder(nn.Module):
         self.swinViT = encoder
         # One bias is enough for a sum.
         self.readouts = nn.ModuleList(
-            nn.Conv3d(feature_size * 2**stage, classes, 1, bias=stage == 0) for stage in range(STAGES)
+            nn.Linear(feature_size * 2**stage, classes, bias=stage == 0) for stage in range(STAGES)
         )
+        self.whitening = nn.ModuleList(Whitening(feature_size * 2**stage) for stage in range(STAGES))
+
+    @torch.no_grad()
+    def whiten(self, crops: Iterable[Float[Tensor, "b c i j k"]]) -> None:
+        """By what the encoder says of some crops, each stage by itself; once, before training."""
+        seen = (tuple(rearrange(x, "b c i j k -> (b i j k) c") for x in self.swinViT(images)) for images in crops)
+        for whitening, found in zip(self.whitening, moments_of(seen), strict=True):
+            whitening.fit(found)
 
     def forward(self, images: Float[Tensor, "b c i j k"]) -> Features:
         """The stages, and the logits of every voxel as the only decoded map."""
         stages = self.swinViT(images)
-        said = self.readouts[-1](stages[-1])
-        for readout, stage in zip(self.readouts[-2::-1], stages[-2::-1], strict=True):
-            said = readout(stage) + doubled(said, stage.shape[2:])
+        said = None
+        for stage, whitening, readout in reversed([*zip(stages, self.whitening, self.readouts, strict=True)]):
+            here = rearrange(whitening(rearrange(stage, "b c i j k -> b i j k c"), readout), "b i j k c -> b c i j k")
+            said = here if said is None else here + doubled(said, stage.shape[2:])
         return Features(tuple(stages), (doubled(said, images.shape[2:]),))
 
     def logits(self, features: Features) -> Float[Tensor, "b classes i j k"]:

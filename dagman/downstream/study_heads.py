@@ -11,25 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from dagman.downstream.whitening import Moments, Whitening
 
 Tokens = Float[Tensor, "b c p q r"]
 Places = Float[Tensor, "b 3 p q r"]
 Valid = Bool[Tensor, "b p q r"]
 
-RIDGE = 0.01  # of the mean variance of the channels, added to each direction that is whitened
 FREQUENCIES = 6  # of the codes of a place along each axis: 1, 2, 4, ... half waves over the body's box
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean and covariance of the channels of some tokens."""
-
-    mean: Float[Tensor, " c"]
-    covariance: Float[Tensor, "c c"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,41 +38,6 @@ class StudyOutput:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Whitening(nn.Module):
-    """y = R (x - mean): no direction of the tokens is louder than another, nor says what another says.
-
-        R = (C + RIDGE tr(C) / c)^(-1/2)      C: covariance of the tokens that a head learns from, float64
-
-    One direction has four fifths of the variance of an encoder's cells (how bright the tissue is), and what a finding
-    looks like is among the last hundredths. Labels of a few hundred studies do not find it there: with each channel
-    brought to spread 1 instead, heads stayed at chance (docs/log.md). The ridge keeps directions that hardly vary from
-    being all noise. R is symmetric: no channel loses its name.
-    """
-
-    mean: Float[Tensor, " c"]
-    root: Float[Tensor, "c c"]
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("root", torch.eye(channels))
-
-    def fit(self, mean: Float[Tensor, " c"], covariance: Float[Tensor, "c c"]) -> None:
-        """From now on; tokens that are all the same are left as large as they are."""
-        variances, axes = torch.linalg.eigh(covariance.double())
-        level = variances.clamp_min(0).mean()
-        if level > 0:
-            self.root.copy_(axes / (variances.clamp_min(0) + RIDGE * level).sqrt() @ axes.T)
-        self.mean.copy_(mean)
-
-    def forward(self, tokens: Float[Tensor, "*cells c"], then: nn.Linear | None = None) -> Float[Tensor, "*cells d"]:
-        """Whitened, and given to a linear layer where one is to follow: the two are one product of all cells. float32,
-        whatever the precision of the rest: what counts is small beside what bf16 keeps."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            centred = tokens.float() - self.mean
-            return centred @ self.root if then is None else F.linear(centred, then.weight @ self.root.T, then.bias)
-
-
 class LinearProbe(nn.Module):
     """A linear layer on the mean token of a study, whitened as cells are."""
 
@@ -93,7 +50,7 @@ class LinearProbe(nn.Module):
     def whiten(self, cells: Moments, means: Moments) -> None:
         """By how cells vary, which is known better than how few means do, and about the mean of the means. The means
         of many cells hardly differ: they are brought to the size of cells together."""
-        self.whitening.fit(means.mean, cells.covariance)
+        self.whitening.fit(Moments(means.mean, cells.covariance))
         spread = (self.whitening.root @ means.covariance @ self.whitening.root).diagonal().mean().clamp_min(0).sqrt()
         self.whitening.root.div_(spread.clamp_min(0.1))  # those of few studies differ less than they will
 
@@ -129,7 +86,7 @@ class AttentionPooling(nn.Module):
 
     def whiten(self, cells: Moments, means: Moments) -> None:
         """By the cells of studies."""
-        self.whitening.fit(cells.mean, cells.covariance)
+        self.whitening.fit(cells)
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin at the log odds of each finding among these labels."""

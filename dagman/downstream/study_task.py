@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dagman.downstream.clarity_losses import label_loss
 from dagman.downstream.studies import StudyBatch
-from dagman.downstream.study_heads import Moments, StudyOutput, mean_token
+from dagman.downstream.study_heads import StudyOutput, mean_token
 from dagman.downstream.token_grids import encode
+from dagman.downstream.whitening import Moments, moments_of
 from spade3d.networks.swin import SwinTransformer
 from spade3d.training.loop import Task
 
@@ -77,21 +78,10 @@ def labels_alone(output: StudyOutput, batch: StudyBatch) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def moments(task: StudyTask, batches: Iterable[StudyBatch], device: torch.device) -> tuple[Moments, Moments]:
-    """What the tokens of some batches look like before training, as mean and covariance: their cells, those where some
-    finding may be, and the mean tokens of studies. The task is moved to the device."""
+    """What the tokens of some batches look like before training: their cells, those where some finding may be, and the
+    mean tokens of studies. The task is moved to the device."""
     task.to(device)
-    sums: tuple[Tensor, Tensor] | None = None  # (c + 1, c + 1) of cells and of means: of 1 and channels, times the same
-    for batch in batches:
-        there = batch.to(device)
-        tokens, counted = task.tokens(there).double(), there.valid
-        if there.allowed is not None:
-            counted = counted & there.allowed.bool().any(dim=1)
-        cells = rearrange(tokens, "b c p q r -> b p q r c")[counted]
-        found = tuple(_products(rows) for rows in (cells, mean_token(tokens, there.valid)))
-        sums = found if sums is None else (sums[0] + found[0], sums[1] + found[1])
-    if sums is None:
-        raise ValueError("no studies to take moments of")
-    cells, means = (_moments(total) for total in sums)
+    cells, means = moments_of(_cells_and_means(task, batch.to(device)) for batch in batches)
     return cells, means
 
 
@@ -101,12 +91,8 @@ def prepare_head(head: nn.Module, found: tuple[Moments, Moments], labels: Float[
     head.begin_at_prevalence(labels)
 
 
-def _products(rows: Float[Tensor, "n c"]) -> Float[Tensor, "c1 c1"]:
-    with_one = torch.cat([torch.ones_like(rows[:, :1]), rows], dim=1)
-    return with_one.T @ with_one
-
-
-def _moments(total: Float[Tensor, "c1 c1"]) -> Moments:
-    mean = total[0, 1:] / total[0, 0].clamp_min(1)
-    covariance = total[1:, 1:] / total[0, 0].clamp_min(1) - torch.outer(mean, mean)
-    return Moments(mean.float().cpu(), covariance.float().cpu())
+def _cells_and_means(task: StudyTask, batch: StudyBatch) -> tuple[Float[Tensor, "n c"], Float[Tensor, "b c"]]:
+    tokens, counted = task.tokens(batch).double(), batch.valid
+    if batch.allowed is not None:
+        counted = counted & batch.allowed.bool().any(dim=1)
+    return rearrange(tokens, "b c p q r -> b p q r c")[counted], mean_token(tokens, batch.valid)

@@ -196,12 +196,24 @@ def test_the_linear_decoder_is_linear_in_the_features_of_every_stage():
         features = decoder(images)
         summed = decoder.readouts[0].bias[None, :, None, None, None]
         for stage, (readout, cells) in enumerate(zip(decoder.readouts, features.stages, strict=True)):
-            said = torch.einsum("oc,bcijk->boijk", readout.weight[:, :, 0, 0, 0], cells)
+            said = torch.einsum("oc,bcijk->boijk", readout.weight, cells)
             for _ in range(stage + 1):
                 said = F.interpolate(said, scale_factor=2, mode="trilinear")
             summed = summed + said
         assert decoder.logits(features).shape == (1, 3, 32, 32, 32)
         torch.testing.assert_close(decoder.logits(features), summed, atol=1e-4, rtol=1e-4)
+
+
+def test_the_linear_decoder_reads_whitened_stages():
+    decoder = network("linear", classes=3).eval()
+    crops = torch.rand(3, 2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
+    decoder.whiten(crops)
+    with torch.no_grad():
+        stages = [torch.cat(stage) for stage in zip(*map(decoder.swinViT, crops), strict=True)]
+    for stage, whitening in zip(stages, decoder.whitening, strict=True):
+        rows = whitening(stage.movedim(1, -1).flatten(0, -2))
+        spreads = torch.linalg.eigvalsh(torch.cov(rows.T, correction=0).double()).clamp_min(0).sqrt()
+        assert 0.9 < spreads.max() < 1.01 and rows.mean(0).abs().max() < 1e-2  # RIDGE, and float32
 
 
 def test_a_linear_decoder_answers_for_crops_of_any_size():
