@@ -77,6 +77,7 @@ def predict_studies(
     cases = [case for path in scans for case in read_layout(path).cases]
     check_names(cases, model, out)
     check_table(out / PREDICTIONS, COLUMNS)
+    check_rows(cases, out / PREDICTIONS)
     done: list[Told] = []
     with console.progress_of("looking for findings") as progress:
         for number, case in enumerate(cases):
@@ -148,6 +149,16 @@ def check_names(cases: Sequence[Case], model: StudyModel, out: Path) -> None:
             raise DataFault(f"{out / name}: exists already, and would be written over; give another --out")
         if count > 1:
             raise DataFault(f"two maps would both be called {name}; predict their scans into different --out folders")
+
+
+def check_rows(cases: Sequence[Case], table: Path) -> None:
+    """DataFault for a scan that the table has already: it does not say by which model."""
+    if not table.is_file():
+        return
+    with open(table, newline="", encoding="utf-8") as file:
+        there = {row["case"] for row in csv.DictReader(file)}
+    if again := [case.name for case in cases if case.name in there]:
+        raise DataFault(f"{table}: has {again[0]} already; give another --out")
 
 
 def add_rows(table: Path, case: Case, told: dict[str, float]) -> None:

@@ -186,7 +186,7 @@ def own_labels(
     DataFault for a case without labels, or where no scan holds a region; UsageFault for one that the table lacks.
     """
     names, values = _structures(store, labelled, regions)
-    make = partial(_label_volume, store, frozenset(labelled), values, resolution_mm)
+    make = partial(_label_volume, store, frozenset(labelled), values, resolution_of(store, labelled, resolution_mm))
     return _priors(store, names, f"the labels of {len(labelled)} scans", Kept(make, int(kept_mb * 2**20)))
 
 
@@ -231,7 +231,7 @@ def _label_volume(
     if case not in labelled:
         return None
     blocks = scan_blocks(store, case, resolution_mm)
-    labels = store.labels(case)[tuple(slice(None, None, step) for step in blocks.stride(store.cases[case].spacing))]
+    labels = store.labels(case)[blocks.stored]
     return PriorVolume(in_steps(np.stack([blocks.mean(labels == v) for v in values], axis=-1)), blocks.from_scan)
 
 

@@ -22,12 +22,14 @@ THIN_MM, THIN_SHARE = 8.0, 1 / 40  # of the longest side: what is thinner (a tab
 class ScanBlocks:
     """Every n-th stored voxel of a scan, along each axis so that a block holds one or two of them.
 
+    stored     which of the stored voxels these are, along i, j, k
     voxels     int16 as stored
     affine     (4, 4): these voxels -> RAS+ mm
     block      voxels of a block along i, j, k; the last block holds what is left
     from_scan  (4, 4): millimetres of the scan -> blocks
     """
 
+    stored: tuple[slice, slice, slice]
     voxels: Int16[np.ndarray, "i j k"]
     affine: Float[np.ndarray, "4 4"]
     block: tuple[int, int, int]
@@ -37,11 +39,6 @@ class ScanBlocks:
     def spacing(self) -> tuple[float, float, float]:
         """Distance in mm between these voxels."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return i, j, k
-
-    def stride(self, spacing: tuple[float, float, float]) -> tuple[int, int, int]:
-        """Every how many voxels of a scan with this spacing, in mm, one of these is."""
-        i, j, k = np.round(np.array(self.spacing) / spacing).astype(int).tolist()
         return i, j, k
 
     def mean(self, values: Shaped[np.ndarray, "i j k"]) -> Float32[np.ndarray, "p q r"]:
@@ -64,11 +61,14 @@ def scan_blocks(store, i: int, resolution_mm: float) -> ScanBlocks:
     stride = np.maximum(1, (resolution_mm / spacing / 2).astype(int))
     block = np.maximum(1, np.round(resolution_mm / (spacing * stride))).astype(int)
     first = stride // 2
-    voxels = np.ascontiguousarray(store.image(i)[tuple(slice(a, None, n) for a, n in zip(first, stride))])
+    a, b, c = (slice(start, None, step) for start, step in zip(first.tolist(), stride.tolist(), strict=True))
+    voxels = np.ascontiguousarray(store.image(i)[a, b, c])
     to_stored = stretch(stride, first)
     of_block = to_stored @ stretch(block, (block - 1) / 2)
     p, q, r = map(int, block)
-    return ScanBlocks(voxels, case.affine @ to_stored, (p, q, r), np.linalg.inv(of_block) @ mm_to_stored(case))
+    return ScanBlocks(
+        (a, b, c), voxels, case.affine @ to_stored, (p, q, r), np.linalg.inv(of_block) @ mm_to_stored(case)
+    )
 
 
 def resolution_of(store, cases: Sequence[int], most_mm: float) -> float:

@@ -69,7 +69,8 @@ class Priors:
     ) -> Float32[np.ndarray, "region p q r"]:
         """The share (0..1) of each cell that a region takes, for cells of `cell` voxels of the crop.
 
-        samples  along each axis of a cell, at most; None: as many as the crop has room for (SAMPLES)
+        samples  along each axis of a cell, at most and whatever the crop, so that shares of two crops compare; None: as
+                 many as the crop has room for (SAMPLES)
 
         The last cell of an odd size is what the crop shows of it. All is 0 outside the prior's volume and for a scan
         of which nothing is known. UsageFault where the whole crop is one cell: there is no place to look at.
@@ -116,9 +117,9 @@ def pooled(
     samples: int | None = None,
 ) -> Float32[np.ndarray, "p q r region"]:
     """The mean of a volume over each cell of a crop, from as many samples a cell as it holds voxels of the volume
-    (along an axis; fewer where all cells together would hold more than SAMPLES, or a cell more than `samples`)."""
+    (along an axis; not more than `samples`, or than all cells together have room for)."""
     to_volume = volume.from_scan @ crop.to_mm
-    room = max(1, min(int((SAMPLES / prod(grid)) ** (1 / 3) + 1e-9), samples or SAMPLES))
+    room = samples or max(1, int((SAMPLES / prod(grid)) ** (1 / 3) + 1e-9))
     extents = np.linalg.norm(to_volume[:3, :3], axis=0) * cell
     at = [
         _samples(size, side, min(room, max(1, ceil(extent - 1e-6))))

@@ -19,14 +19,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 
-from dagman.attention.spatial_prior import Priors
+from dagman.attention.spatial_prior import Priors, is_mirrored
 from dagman.downstream.token_grids import CELL, body_crop, cells_of
 from spade3d.crops.crop import Crop
 from spade3d.faults import UsageFault
 from spade3d.volumes.organs import canonical_organ
 
 SAMPLES = 3  # of a prior along each axis of a cell, at most, and whatever the grid, so that shares compare
-AT_ONCE = 50_000  # samples that a prior takes at once
+SHOWN_WELL = 0.1  # of what the best cell of the body holds of an organ: one of a cell lies across eight others
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,36 @@ def allowed_in(
 ) -> Callable[[Crop], Float32[np.ndarray, "f p q r"]]:
     """A function from a grid of cells (a `Crop` whose voxels are cells) to 1 where each finding may be, 0 elsewhere.
 
-    A cell belongs to an organ where its prior is at least `least` of what the prior is in the organ's best cell of that
-    scan. Allowed are those cells and all within `margin_mm` of them (between centres). A finding
+    A cell belongs to an organ where its prior is at least `least` of what the prior is in the organ's best cell: that
+    of the crop where it shows the organ well, else that of the whole body. Allowed are those cells and all within
+    `margin_mm` of them (between centres). A finding
     of no organs, or whose organs the prior does not find anywhere in the body of this scan, may be anywhere: a finding
     that is present is somewhere. UsageFault for an organ that is not among the regions of the priors.
     """
     rows = [[row for organ in place.organs for row in matching(organ, priors.regions)] for place in where]
 
     @lru_cache(maxsize=4096)
-    def best(case: int, mm: tuple[float, float, float]) -> Float[np.ndarray, " region"]:
+    def of_body(case: int, mm: tuple[float, float, float]) -> Float[np.ndarray, " region"]:
         """What the prior of each region is in its best cell of the whole body."""
-        body = body_crop(case, priors.store.cases[case], tuple(side / CELL for side in mm))
-        return _shares(priors, cells_of(body)).max(axis=(1, 2, 3))
+        body = cells_of(body_crop(case, priors.store.cases[case], tuple(side / CELL for side in mm)))
+        return _shares(priors, _grown(body, np.ones(3, int))).max(axis=(1, 2, 3))
 
-    def regions(cells: Crop) -> Bool[np.ndarray, "f p q r"]:
-        return _regions(priors, cells, rows, where, least * best(cells.case, _sides_mm(cells)))
+    def best(cells: Crop) -> Float[np.ndarray, " region"]:
+        """The same for cells about as large, in the picture: a mirrored one shows each side's organ on the other."""
+        i, j, k = np.exp2(np.round(2 * np.log2(_sides_mm(cells))) / 2).tolist()
+        found = of_body(cells.case, (i, j, k))
+        if not is_mirrored(cells.to_mm, priors.store.cases[cells.case].affine):
+            return found
+        here = dict(zip(priors.regions, found, strict=True)) | {None: 0.0}
+        return np.array([here[priors.mirror[region]] for region in priors.regions])
 
     def somewhere(cells: Crop) -> Bool[np.ndarray, " f"]:
         """Whether each finding has an allowed cell in the whole body."""
-        found = best(cells.case, _sides_mm(cells)) > 0
+        found = best(cells) > 0
         return np.array([not place.organs or found[of].any() for of, place in zip(rows, where, strict=True)])
 
     def allowed(cells: Crop) -> Float32[np.ndarray, "f p q r"]:
-        found = regions(cells)
+        found = _regions(priors, cells, rows, where, least, best(cells))
         if not found.any(axis=(1, 2, 3)).all():
             found[~somewhere(cells)] = True
         return found.astype(np.float32)
@@ -89,14 +96,22 @@ def matching(organ: str, regions: Sequence[str]) -> list[int]:
 
 
 def _regions(
-    priors: Priors, cells: Crop, rows: Sequence[Sequence[int]], where: Sequence[Where], least: np.ndarray
+    priors: Priors,
+    cells: Crop,
+    rows: Sequence[Sequence[int]],
+    where: Sequence[Where],
+    least: float,
+    best: Float[np.ndarray, " region"],
 ) -> Bool[np.ndarray, "f p q r"]:
     """The allowed cells, before anything is said of findings that have none."""
     sides = np.array(_sides_mm(cells))
-    beyond = 1 + np.ceil(max(place.margin_mm for place in where) / sides).astype(int)
+    beyond = np.ceil(max(place.margin_mm for place in where) / sides).astype(int)
     held = _shares(priors, _grown(cells, beyond))
-    here = (held >= least[:, None, None, None]) & (least > 0)[:, None, None, None]
-    inner = tuple(slice(n, -n) for n in beyond.tolist())
+    inner = tuple(slice(n, side - n) for n, side in zip(beyond.tolist(), held.shape[1:], strict=True))
+    # Cells of a turned crop lie otherwise in an organ than the body's own: what shows it well is asked by its own best.
+    own = held[:, *inner].max(axis=(1, 2, 3))
+    needed = least * np.where(own >= SHOWN_WELL * best, own, best)
+    here = (held >= needed[:, None, None, None]) & (needed > 0)[:, None, None, None]
     return np.stack([_spread(here[of], place, sides)[inner] for of, place in zip(rows, where, strict=True)])
 
 
@@ -110,16 +125,8 @@ def _spread(organs: Bool[np.ndarray, "n p q r"], place: Where, sides: np.ndarray
 
 
 def _shares(priors: Priors, cells: Crop) -> Float32[np.ndarray, "region p q r"]:
-    """The prior of each cell, slab by slab, so that a large grid is not sampled more thinly than a small one."""
-    slabs = int(np.ceil(SAMPLES**3 * np.prod(cells.shape) / AT_ONCE))
-    parts = np.array_split(np.arange(cells.shape[0]), min(slabs, cells.shape[0]))
-    return np.concatenate([priors.of_crop(_slab(cells, int(p[0]), len(p)), 1, SAMPLES) for p in parts], axis=1)
-
-
-def _slab(cells: Crop, first: int, count: int) -> Crop:
-    to_mm = cells.to_mm.copy()
-    to_mm[:3, 3] += to_mm[:3, 0] * first
-    return Crop(cells.case, (count, *cells.shape[1:]), to_mm)
+    """The prior of each cell."""
+    return priors.of_crop(cells, 1, SAMPLES)
 
 
 def _grown(cells: Crop, by: np.ndarray) -> Crop:

@@ -131,7 +131,10 @@ def load_model(path: Path) -> SegmentationModel:
     classes = Classes(tuple(said["classes"]["names"]), tuple(said["classes"]["values"]))
     decoder = said.get("decoder", "swin-unetr")
     network = with_decoder(build_network(settings, out_channels=len(classes)), decoder, len(classes))
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataFault(f"{file}: its weights are not those of its network ({error}); fine-tune again") from error
     how = Preprocessing.from_dict(said["preprocessing"])
     return SegmentationModel(
         network,

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+STEPS = 2**20  # of a share, when shares are added up
 ANYWHERE = 20.0  # logit of a foreground that suppresses nothing
 
 
@@ -111,7 +112,8 @@ def ranked_pooling(
     flat, share = maps.float().flatten(2), share.flatten(2)
     ranked, order = flat.masked_fill(share == 0, -torch.inf).sort(-1, descending=True)
     share = share.gather(-1, order)
-    above = share.cumsum(-1) - share
+    # In whole steps: CUDA adds up floats in no fixed order.
+    above = (share * STEPS).round().long().cumsum(-1).to(share.dtype) / STEPS - share
     weights = share * decay**above
     return (ranked.masked_fill(share == 0, 0) * weights).sum(-1) / weights.sum(-1).clamp_min(1e-12)
 

@@ -79,10 +79,11 @@ def labels_alone(output: StudyOutput, batch: StudyBatch) -> dict[str, Tensor]:
 @torch.no_grad()
 def moments(task: StudyTask, batches: Iterable[StudyBatch], device: torch.device) -> tuple[Moments, Moments]:
     """What the tokens of some batches look like before training: their cells, those where some finding may be, and the
-    mean tokens of studies. The task is moved to the device."""
+    mean tokens of studies. All valid cells, where those are fewer than channels, whose covariance they would not tell.
+    The task is moved to the device."""
     task.to(device)
-    cells, means = moments_of(_cells_and_means(task, batch.to(device)) for batch in batches)
-    return cells, means
+    allowed, valid, means = moments_of(_cells_and_means(task, batch.to(device)) for batch in batches)
+    return allowed if allowed.rows >= len(allowed.mean) else valid, means
 
 
 def prepare_head(head: nn.Module, found: tuple[Moments, Moments], labels: Float[Tensor, "n f"]) -> None:
@@ -91,8 +92,10 @@ def prepare_head(head: nn.Module, found: tuple[Moments, Moments], labels: Float[
     head.begin_at_prevalence(labels)
 
 
-def _cells_and_means(task: StudyTask, batch: StudyBatch) -> tuple[Float[Tensor, "n c"], Float[Tensor, "b c"]]:
-    tokens, counted = task.tokens(batch).double(), batch.valid
-    if batch.allowed is not None:
-        counted = counted & batch.allowed.bool().any(dim=1)
-    return rearrange(tokens, "b c p q r -> b p q r c")[counted], mean_token(tokens, batch.valid)
+def _cells_and_means(
+    task: StudyTask, batch: StudyBatch
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, "m c"], Float[Tensor, "b c"]]:
+    tokens, valid = task.tokens(batch).double(), batch.valid
+    allowed = valid if batch.allowed is None else valid & batch.allowed.bool().any(dim=1)
+    cells = rearrange(tokens, "b c p q r -> b p q r c")
+    return cells[allowed], cells[valid], mean_token(tokens, valid)

@@ -20,10 +20,11 @@ RIDGE = 0.01  # of the mean variance of the channels, added to each direction th
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and covariance of the channels of some rows, float32 on the CPU."""
+    """Mean and covariance of the channels of some rows, float32 on the CPU, and how many rows there were."""
 
     mean: Float[Tensor, " c"]
     covariance: Float[Tensor, "c c"]
+    rows: int = 0
 
 
 def moments_of(rows: Iterable[tuple[Float[Tensor, "_ _"], ...]]) -> tuple[Moments, ...]:
@@ -78,4 +79,4 @@ def _products(rows: Float[Tensor, "n c"]) -> Float[Tensor, "c1 c1"]:
 def _moments(total: Float[Tensor, "c1 c1"]) -> Moments:
     mean = total[0, 1:] / total[0, 0].clamp_min(1)
     covariance = total[1:, 1:] / total[0, 0].clamp_min(1) - torch.outer(mean, mean)
-    return Moments(mean.float().cpu(), covariance.float().cpu())
+    return Moments(mean.float().cpu(), covariance.float().cpu(), int(total[0, 0]))

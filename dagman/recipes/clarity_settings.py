@@ -232,14 +232,23 @@ def _priors(settings: FindingPrior, store, organs: Sequence[str], taught, cases,
 
 
 def _check_organs(settings: FindingPrior, store, organs: Sequence[str], taught: Sequence[int]) -> None:
-    """UsageFault for an organ that a source does not have: the names of its regions are known before a scan is read."""
+    """UsageFault for an organ that a source does not have, DataFault for a source without what it needs, as far as that
+    is known before a scan is read."""
     from dagman.attention import prior_sources
+    from dagman.attention.prior_files import check_files
     from dagman.downstream.allowed import matching
+    from dagman.recipes.priors import prior_files_in
 
     if settings.source in OF_LABELS:
         _structures(store, organs)
+        if not any(store.cases[i].has_labels for i in taught):
+            raise DataFault(
+                f"{store.path}: none of the {len(taught)} scans that teach has labels, which --clarity.prior.source "
+                f"{settings.source} needs; use bands, mean_image or files, or label one"
+            )
     elif settings.source == "files":
-        _named(settings.folder, store, organs, taught)
+        named = _named(settings.folder, store, organs, taught)
+        check_files(store, prior_files_in(settings.folder, store, taught, named), None)
     else:
         bands = settings.source == "bands"
         regions = tuple(prior_sources.bands_of(store, taught) if bands else prior_sources.brightnesses())

@@ -115,8 +115,9 @@ def build_priors(
 def prior_files_in(
     folder: str, store: VolumeStore, cases: Sequence[int], regions: Sequence[str] | None = None
 ) -> dict[str, dict[str, Path]]:
-    """The files FOLDER/<case>/<region>.nii.gz of some cases, as far as they are there; of `regions` alone, where they
-    are named, by canonical name. DataFault where no case has any."""
+    """The files FOLDER/<case>/<region>.nii.gz of those of some cases that have files; of `regions` alone, where they
+    are named, by canonical name. All that have files have the same regions: a lost spleen is a file of zeros. DataFault
+    where no case has any."""
     asked = None if regions is None else {canonical_organ(region) for region in regions}
     found: dict[str, dict[str, Path]] = {}
     for i in cases:
@@ -142,8 +143,10 @@ def build_guidance(
     from dagman.attention.guidance import GuidedHeads
     from dagman.distillation.guided import Guidance
 
-    of_labels = settings.source in OF_LABELS  # whose priors are those asked for, by the store's own names
-    table = GuidedHeads(heads, priors.regions if of_labels or not settings.regions else settings.regions)
+    # By the priors' own names, in the order that was asked for.
+    named = {canonical_organ(region): region for region in priors.regions}
+    asked = [named.get(canonical_organ(region), region) for region in settings.regions or priors.regions]
+    table = GuidedHeads(heads, tuple(asked))
     rows = table.rows(priors.regions)
     how = settings.model_dump(include={"attachment", "kind", "weight", "warmup", "least"})
     guidance = Guidance(table, stage=stage, **how)

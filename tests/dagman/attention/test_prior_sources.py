@@ -321,6 +321,22 @@ def test_a_scans_own_labels_are_its_prior_and_of_others_nothing_is_known(boxes):
         own_labels(boxes, [0, 1], ["spleen"])
 
 
+@pytest.mark.parametrize("mm", [1.0, 0.7])
+def test_blocks_of_fine_labels_lie_where_those_of_the_image_do(in_memory, mm):
+    labels = np.zeros((33, 29, 21), dtype=np.uint16)
+    labels[8:20, 6:20, 4:16] = 7
+    image = np.where(labels == 7, 200, -1000)
+    affine = np.diag([mm, mm, mm, 1.0])
+    store = named(in_memory([image], affines=[affine], labels=[labels], label_names={7: "liver"}, normalisation=SHOWN))
+    priors = own_labels(store, [0], resolution_mm=4.0)
+    crop = whole(store, 0, (11, 10, 7))
+    share = priors.of_crop(crop, 1)[0]
+    centre = np.argwhere(labels == 7).mean(axis=0)
+    found = (share[..., None] * np.moveaxis(np.indices(share.shape), 0, -1)).sum((0, 1, 2)) / share.sum()
+    there = crop.to_mm @ [*found, 1]
+    np.testing.assert_allclose(there[:3] / mm, centre, atol=0.6)  # voxels; a stride's offset would be 1
+
+
 def test_priors_from_files_lie_where_their_headers_say(boxes, tmp_path):
     for value, name in ((7, "right"), (8, "left")):
         mask = (boxes.labels(0) == value).astype(np.uint8)

@@ -92,7 +92,7 @@ def test_cells_are_means_of_samples_that_are_spread_over_them(scan, seed):
     shape = (32, 24, 16)
     finer = crop.to_mm @ np.array([[0.25, 0, 0, -0.375], [0, 0.25, 0, -0.375], [0, 0, 0.25, -0.375], [0, 0, 0, 1]])
     exact = cut(scan, Crop(0, shape, finer)).reshape(2, 16, 2, 12, 2, 8).mean(axis=(1, 3, 5))
-    assert np.abs(priors.of_crop(crop, (4, 3, 2))[0] - exact).max() < 0.06  # of noise, the worst that a prior can be
+    assert np.abs(priors.of_crop(crop, (4, 3, 2))[0] - exact).max() < 0.1  # of noise, the worst that a prior can be
 
 
 def test_the_last_cell_of_an_odd_size_is_what_the_crop_shows_of_it(in_memory):

@@ -80,6 +80,33 @@ def test_a_crop_is_allowed_what_the_whole_is_there(organs, start):
     np.testing.assert_array_equal(part, allowed(cells())[:, i, j, k])
 
 
+@pytest.mark.parametrize("degrees", [0, 10, 45])
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_crop_that_shows_a_small_organ_has_a_cell_of_it_however_its_grid_lies(organs, shift, degrees):
+    """A kidney of one cell of the body's own grid lies across eight of another."""
+    angle = np.radians(degrees)
+    turned = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    middle = np.array([51.5, 11.5, 11.5])
+    to_mm = np.eye(4)
+    to_mm[:3, :3] = turned * CELL_MM
+    to_mm[:3, 3] = middle - turned @ np.full(3, (2 + shift) * CELL_MM)
+    crop = Crop(0, (5, 5, 5), to_mm)
+    kidney = allowed_in(priors_of(organs), [Where(("right kidney",))])(crop)[0]
+    centres = to_mm[:3, :3] @ np.argwhere(kidney).T + to_mm[:3, 3:]
+    assert 1 <= kidney.sum() <= 8 and np.abs(centres - middle[:, None]).max() <= CELL_MM
+
+
+def test_a_mirrored_crop_asks_each_side_by_the_organ_that_it_shows_there(organs):
+    organs[48:56, 32:40, 8:16, 2] = 0.1  # the left kidney is hardly sure of itself
+    mirrored = cells()
+    to_mm = mirrored.to_mm @ np.diag([-1.0, 1, 1, 1])
+    to_mm[:3, 3] += mirrored.to_mm[:3, 0] * 7
+    right, left = allowed_in(priors_of(organs), [Where(("right kidney",)), Where(("left kidney",))])(
+        Crop(0, (8, 6, 5), to_mm)
+    )
+    assert np.argwhere(right).tolist() == [[1, 4, 1]] and np.argwhere(left).tolist() == [[1, 1, 1]]
+
+
 def test_a_crop_beside_the_organ_forbids_everything(organs):
     assert allowed_in(priors_of(organs), [Where(("liver",))])(cells((5, 0, 0), (3, 6, 5))).sum() == 0
 

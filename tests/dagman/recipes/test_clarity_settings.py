@@ -125,7 +125,7 @@ def test_a_region_that_a_source_without_labels_does_not_have_is_refused_at_once(
     folder = tmp_path / store.cases[1].name
     folder.mkdir()
     for name in ("liver", "kidney_left"):
-        (folder / f"{name}.nii.gz").touch()
+        write_volume(folder / f"{name}.nii.gz", np.zeros(store.cases[1].shape, np.uint8), store.cases[1].affine)
     more = {"folder": str(tmp_path)} if source == "files" else {}
 
     def check(organ):
@@ -150,7 +150,7 @@ def test_the_table_follows_the_order_of_the_findings_and_knows_no_others():
 
 
 @pytest.mark.parametrize(("source", "covered"), [("atlas", 0.6), ("one_label", 0.4)])
-def test_an_atlas_allows_most_of_the_organ_and_little_beside_it(store, source, covered, capsys):
+def test_an_atlas_allows_much_of_the_organ_and_little_beside_it(store, source, covered, capsys):
     prior = finding_prior(with_prior(source).prior, store, FINDINGS, ALL, ALL)
     assert "sought by" in (said := capsys.readouterr().err) and "may be anywhere" in said and "anything" in said
     cells = cells_of(body_crop(2, store.cases[2], (4.0, 4.0, 4.0)))
@@ -159,6 +159,8 @@ def test_an_atlas_allows_most_of_the_organ_and_little_beside_it(store, source, c
     value_of = {name: value for value, name in store.label_names.items()}
     assert liver[labels == value_of["liver"]].mean() > covered and 0.05 < liver.mean() < 0.15
     assert 0 < kidney.mean() < 0.05
+    near = [np.abs(np.argwhere(kidney) - at).max(axis=1).min() for at in np.argwhere(labels == value_of["left kidney"])]
+    assert max(near) <= 2  # cells: another patient's kidney
     assert (anything == 1).all()
 
 
