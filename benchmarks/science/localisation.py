@@ -35,7 +35,8 @@ from rich.table import Table
 from dagman.downstream.grad_cam import WithGradCam
 from dagman.downstream.studies import read_findings
 from dagman.downstream.study_model import load_study_model
-from dagman.downstream.token_grids import CELL
+from dagman.downstream.token_cache import TokenCache, mark_of
+from dagman.downstream.token_grids import CELL, channels_of
 from dagman.evaluation.annotations import Annotation, HeatMap, read_boxes
 from dagman.evaluation.boxes import inside
 from dagman.evaluation.finding_means import Row, difference, summary
@@ -209,7 +210,7 @@ def of_arms(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
         for seed in asked.seeds:
             folder = tuned(asked, (arm, seed))
             if arm == GRAD_CAM:
-                found = judge(judged, grad_cams(folder, judged), seed)
+                found = judge(judged, grad_cams(folder, judged, asked.out / f"tokens-pretrained-{seed}"), seed)
             else:
                 found = read_judged(folder)
             rows.setdefault(arm, []).extend(row | {"seed": seed} for row in found)
@@ -259,14 +260,16 @@ def drawn(judged: Judged, way: Callable[[int, str], np.ndarray]) -> Iterator[Hea
         yield HeatMap(stored.subject, finding, way(case, finding), stored.affine)
 
 
-def grad_cams(folder: Path, judged: Judged) -> Iterator[HeatMap]:
-    """Of the linear head in a run of classification."""
+def grad_cams(folder: Path, judged: Judged, tokens: Path) -> Iterator[HeatMap]:
+    """Of the linear head in a run of classification, on the tokens that it was trained with."""
     model = load_study_model(folder)
     model = replace(model, head=WithGradCam(model.head))
+    kept = TokenCache(judged.store, model.windows, tokens, mark_of(model.encoder), channels_of(model.encoder))
     found = {}
     for case, finding in judged.asked():
         if case not in found:
-            found = {case: model.study(judged.store, case, torch.device("cpu"))}
+            given = kept.tokens(case).astype(np.float32), judged.store.cases[case], kept.cells(case)
+            found = {case: model.of_tokens(*given, torch.device("cpu"))}
         stored = judged.store.cases[case]
         values = found[case].on_grid(model.findings.index(finding), Grid(stored.shape, stored.affine))
         yield HeatMap(stored.subject, finding, values, stored.affine)
