@@ -40,7 +40,7 @@ from dagman.downstream.token_grids import CELL, channels_of
 from dagman.evaluation.annotations import Annotation, HeatMap, read_boxes
 from dagman.evaluation.boxes import inside
 from dagman.evaluation.finding_means import Row, difference, summary
-from dagman.evaluation.localisation import MEASURES, Judging, scores
+from dagman.evaluation.localisation import MEASURES, Judging, measured, rows_of, scores
 from dagman.evaluation.localisation_baselines import (
     centre_map,
     organ_core_map,
@@ -223,7 +223,7 @@ def read_judged(folder: Path) -> list[Row]:
 
 
 def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
-    """Maps without a network; chance is drawn anew with each seed, and so are the halves that choose thresholds."""
+    """Maps without a network; the halves that choose thresholds are drawn anew with each seed."""
     store, cells = judged.store, (CELL,) * 3
 
     def organ(case: int, finding: str) -> np.ndarray:
@@ -235,23 +235,20 @@ def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Ro
         own = [box for box in judged.annotations if (box.subject, box.finding) == (stored.subject, finding)]
         return np.any([inside(box.box_mm, stored.shape, stored.affine) for box in own], axis=0)
 
-    def chance(seed: int) -> Callable[[int, str], np.ndarray]:
-        rng = np.random.default_rng(seed)
-        return lambda case, finding: random_map(store.cases[case].shape, cells, rng)
-
-    ways = {
-        "random": chance,
-        "centre": lambda seed: lambda case, finding: centre_map(store.cases[case].shape),
-        "organ": lambda seed: lambda case, finding: organ_map(organ(case, finding)),
-        "organ, its middle": lambda seed: (
-            lambda case, finding: organ_core_map(organ(case, finding), store.cases[case].affine)
-        ),
-        "truth on cells": lambda seed: lambda case, finding: truth_on_cells(truth(case, finding), cells),
+    rng = np.random.default_rng(0)
+    ways: dict[str, Callable[[int, str], np.ndarray]] = {
+        "random": lambda case, finding: random_map(store.cases[case].shape, cells, rng),
+        "centre": lambda case, finding: centre_map(store.cases[case].shape),
+        "organ": lambda case, finding: organ_map(organ(case, finding)),
+        "organ, its middle": lambda case, finding: organ_core_map(organ(case, finding), store.cases[case].affine),
+        "truth on cells": lambda case, finding: truth_on_cells(truth(case, finding), cells),
     }
-    return {
-        name: [row | {"seed": seed} for seed in asked.seeds for row in judge(judged, drawn(judged, way(seed)), seed)]
-        for name, way in ways.items()
-    }
+    rows = {}
+    for name, way in ways.items():
+        print(f"judging {name}", flush=True)
+        found = measured(drawn(judged, way), judged.annotations)
+        rows[name] = [row | {"seed": seed} for seed in asked.seeds for row in rows_of(found, Judging(seed=seed))]
+    return rows
 
 
 def drawn(judged: Judged, way: Callable[[int, str], np.ndarray]) -> Iterator[HeatMap]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,9 @@ __all__ = [
     "boxes_of",
     "difference",
     "localised",
+    "measured",
     "read_boxes",
+    "rows_of",
     "scores",
 ]
 
@@ -130,21 +132,33 @@ def localised(maps: Iterable[HeatMap], annotations: Sequence[Annotation], how: J
 
     With one annotated subject there is no other half: its measures of boxes are NaN.
     """
+    return rows_of(measured(maps, annotations, how), how)
+
+
+def measured(
+    maps: Iterable[HeatMap], annotations: Sequence[Annotation], how: Judging = Judging()
+) -> dict[tuple[str, str], Measured]:
+    """(subject, finding) -> what its map says at every threshold; the same whatever the seed of the judging."""
     truths: dict[tuple[str, str], list[Annotation]] = defaultdict(list)
     for one in annotations:
         truths[one.subject, one.finding].append(one)
-    measured: dict[tuple[str, str], Measured] = {}
+    found: dict[tuple[str, str], Measured] = {}
     for heat in maps:
         key = heat.subject, heat.finding
-        if key in measured:
+        if key in found:
             raise DataFault(f"{heat.subject}: two maps of {heat.finding}; boxes in mm are of one scan: give one map")
         if key in truths:
-            measured[key] = measure(heat, truths[key], how)
-    if missing := sorted(truths.keys() - measured.keys()):
+            found[key] = measure(heat, truths[key], how)
+    if missing := sorted(truths.keys() - found.keys()):
         said = ", ".join(" ".join(key) for key in missing[:4])
         raise DataFault(f"{len(missing)} annotated findings have no map ({said}); give maps of all annotated studies")
-    judges = tuned({key: one.iou for key, one in measured.items()}, how.seed)
-    return [row for key, one in measured.items() for row in _rows(key, one, judges[key], how)]
+    return found
+
+
+def rows_of(found: Mapping[tuple[str, str], Measured], how: Judging = Judging()) -> list[Row]:
+    """The rows of what was measured, thresholds chosen by halves that `how.seed` draws."""
+    judges = tuned({key: one.iou for key, one in found.items()}, how.seed)
+    return [row for key, one in found.items() for row in _rows(key, one, judges[key], how)]
 
 
 @dataclass(frozen=True, eq=False)
