@@ -5,7 +5,7 @@ priors that heads may follow in pretraining (`dagman.attention.prior_sources`), 
 AxialNet does with organ masks (Draelos and Carin 2021, its code), with all sides of an organ whose side is not named.
 AxialNet allows any cell that holds some of the organ; here a cell is allowed that is the organ's nearly alone. A cell
 across its border has fat or air in it, which stands out more than any finding does: with such cells among the allowed
-ones, labels of studies taught nothing (docs/log.md). A margin in mm brings the others back.
+ones, labels of studies taught next to nothing (docs/log.md). A margin in mm brings the others back.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ def sides_of(summaries: Mapping[Path, Mapping], names: Mapping[Path, str]) -> di
             raise UsageFault(f"{run} and {sides[side][pair]}: both are {side} with {pair}; give one of each")
         sides[side][pair] = run
     if len(sides) < 2:
-        raise UsageFault(f"all runs are {next(iter(sides))}; to compare, give runs that began with another encoder")
+        raise UsageFault(
+            f"all runs are {next(iter(sides))}; to compare, give runs that began with "
+            "another encoder, or of studies that learned otherwise"
+        )
     scratch = {names[run] for run, summary in summaries.items() if not summary["coverage"]}
     first = scratch.pop() if len(scratch) == 1 else next(iter(sides))
     pairs = {pair_of(said): (said["seed"], said.get("draw") or 0) for said in summaries.values()}
