@@ -14,38 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 
 from dagman.attention.maps import Looker, enlarged, relative_maps
 from dagman.attention.spatial_prior import Priors
+from dagman.evaluation.average_precision import average_precision
 from dagman.evaluation.crop_features import Probing, Scores
 from dagman.evaluation.retrieval import draw_crops
 from spade3d.crops.crop import Crop, cut, cut_labels
 from spade3d.crops.pairs import as_images
-from spade3d.faults import DataFault, UsageFault
+from spade3d.faults import DataFault
 
 BATCH = 8  # crops at once
 
 MapsOf = Callable[[Sequence[Crop]], Float[np.ndarray, "crop map i j k"]]  # higher where a map sees more of its organ
-
-
-def average_precision(scores: Shaped[np.ndarray, "*voxel"], truth: Bool[np.ndarray, "*voxel"]) -> float:
-    """The area under the steps of precision over recall:  sum over thresholds n of  (R_n - R_n-1) P_n.
-
-    Every value that occurs is a threshold, from the highest down; voxels of one value pass it together, so that their
-    order decides nothing and a map that says the same everywhere gets the prevalence. NaN where nothing is true. (It
-    is scikit-learn's `average_precision_score`.) UsageFault for scores that are not finite.
-    """
-    if not np.isfinite(scores).all():
-        raise UsageFault("scores that are not finite have no order; give finite ones")
-    if not truth.any():
-        return float("nan")
-    # Only where something true is found does recall rise, so only values of true voxels are thresholds that count.
-    true, false = np.sort(scores[truth]), np.sort(scores[~truth])
-    values, counts = np.unique(true, return_counts=True)
-    found = counts[::-1].cumsum()[::-1]  # true voxels of this value and higher
-    wrong = len(false) - np.searchsorted(false, values)
-    return float((counts * (found / (found + wrong))).sum() / len(true))
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
-from sklearn.metrics import average_precision_score
 
 from dagman.evaluation.annotations import Annotation, HeatMap, annotations_of_labels, read_boxes
+from dagman.evaluation.average_precision import average_precision
 from dagman.evaluation.boxes import boxes_of, check_heat, diameter_mm, inside, iobb, iou
 from dagman.evaluation.chosen_thresholds import tuned
 from dagman.evaluation.finding_means import Row, difference, summary
@@ -202,7 +202,7 @@ def measure(heat: HeatMap, truths: Sequence[Annotation], how: Judging) -> Measur
         pointing,
         near,
         peak_mm,
-        _voxel_ap(heat.values, region),
+        average_precision(heat.values, region),
     )
 
 
@@ -216,18 +216,6 @@ def _shown(heat: HeatMap, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     affine = heat.affine.copy()
     affine[:3, 3] = apply_affine(heat.affine, np.array([side.start for side in part]))
     return heat.values[part], affine
-
-
-def _voxel_ap(values: np.ndarray, region: np.ndarray) -> float:
-    """Voxels at 0 are one tie, however many they are: they are sorted as two, inside and outside, by weight."""
-    if not region.any():
-        return math.nan
-    above = values > 0
-    truth, found = np.append(region[above], [True, False]), np.append(values[above], [0.0, 0.0])
-    inside_at_0 = int(np.count_nonzero(region & ~above))
-    weights = np.ones(len(truth))
-    weights[-2:] = inside_at_0, values.size - np.count_nonzero(above) - inside_at_0
-    return float(average_precision_score(truth, found, sample_weight=weights))
 
 
 def _pointed(heat: HeatMap, truths: Sequence[Annotation], tolerance_mm: float) -> tuple[float, float, float]:

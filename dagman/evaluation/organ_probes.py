@@ -15,6 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from dagman.evaluation.average_precision import average_precision
 from dagman.evaluation.crop_features import Scores
 from dagman.evaluation.organ_places import OrganPlaces
 
@@ -139,19 +140,9 @@ def judged(
         ours = subject == one
         shown = [(n, organ[ours] == value) for n, value in enumerate(organs) if (organ[ours] == value).any()]
         found["accuracy"][one] = [float(np.mean([right[ours][its].mean() for _, its in shown]))]
-        ranked = [average_precision(its, probabilities[ours, n]) for n, its in shown]
+        ranked = [average_precision(probabilities[ours, n], its) for n, its in shown]
         found["precision"][one] = [float(np.mean(ranked))]
     return found
-
-
-def average_precision(of: Bool[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float:
-    """The mean, over the places of an organ, of the share of it among all places ranked as high or higher.
-
-    scikit-learn's average_precision_score, of which a run would need thousands, at a hundredth of its time.
-    """
-    at = score[of]
-    higher, of_organ = (len(one) - np.searchsorted(np.sort(one), at) for one in (score, at))
-    return float(np.mean(of_organ / higher))
 
 
 def chance(places: OrganPlaces) -> dict[str, dict[str, list[float]]]:

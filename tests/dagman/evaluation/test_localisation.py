@@ -5,13 +5,12 @@ from itertools import product
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
 
 from dagman.evaluation.annotations import Annotation, HeatMap, annotations_of_labels, read_boxes
 from dagman.evaluation.boxes import around
 from dagman.evaluation.chosen_thresholds import halves, tuned
 from dagman.evaluation.finding_means import difference, macro
-from dagman.evaluation.localisation import Judging, _voxel_ap, localised, measure, scores
+from dagman.evaluation.localisation import Judging, localised, measure, scores
 from dagman.evaluation.organ_iou import organ_iou, organ_scores
 from spade3d.faults import DataFault, UsageFault
 
@@ -254,13 +253,3 @@ def test_organ_iou_is_the_share_in_the_organ_of_what_is_above_the_threshold():
     by_subject = {row["subject"]: row["organ_iou"] for row in found["rows"]}
     assert set(by_subject) == set("abcd") and by_subject["d"] in (pytest.approx(2 / 6), 0.0)
     assert found["organ_iou"]["mean"] == pytest.approx(sum(by_subject.values()) / 4)
-
-
-@pytest.mark.parametrize("zeros", [0.0, 0.6, 0.95])
-def test_voxels_at_zero_are_one_tie_of_the_average_precision(zeros):
-    rng = np.random.default_rng(3)
-    values = np.where(rng.random((9, 8, 7)) < zeros, 0.0, rng.random((9, 8, 7)).round(2))
-    region = rng.random((9, 8, 7)) < 0.1
-    expected = average_precision_score(region.ravel(), values.ravel())
-    assert _voxel_ap(values, region) == pytest.approx(expected, abs=1e-12)
-    assert _voxel_ap(np.zeros((9, 8, 7)), region) == pytest.approx(region.mean())

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
 
 from dagman.evaluation.organ_places import OrganPlaces
 from dagman.evaluation.organ_probes import (
-    average_precision,
     by_linear_map,
     by_neighbours,
     folds_by_subject,
@@ -77,14 +75,6 @@ def test_measures_are_counted_by_hand():
     assert found["accuracy"] == {"a": [pytest.approx((0.5 + 1) / 2)], "b": [0.5]}
     # a, organ 1: found at ranks 1 and 3 of 3; organ 2: at rank 2, behind 0.8.
     assert found["precision"] == {"a": [pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)], "b": [1.0]}
-
-
-def test_average_precision_is_scikit_learns_ties_and_all():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        of, score = rng.random(30) < 0.3, rng.integers(5, size=30) / 5
-        of[0] = True
-        assert average_precision(of, score) == pytest.approx(average_precision_score(of, score))
 
 
 def test_an_organ_that_one_subject_alone_shows_is_missed_not_dropped():
