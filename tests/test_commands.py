@@ -62,6 +62,7 @@ STUDIES = """--task --findings --boxes --init --labels --arrangement --head --tu
     --low-mm --crop.crops --attention.dim --attention.places --scoring.overlap --scoring.looks --scoring.tolerance-mm
     --clarity.dim --clarity.blocks --clarity.heads --clarity.registers --clarity.joint --clarity.attention-pooling
     --clarity.segment-cam --clarity.width --clarity.convolved --clarity.rank-decay
+    --clarity.prior-forcing
     --clarity.orthogonal-weight --clarity.orthogonal-by --clarity.foreground-weight
     --clarity.outside-weight --clarity.teacher-weight
     --clarity.prior.source --clarity.prior.table --clarity.prior.least --clarity.prior.frame --clarity.prior.labelled

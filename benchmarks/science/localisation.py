@@ -65,6 +65,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "clarity": WHOLE,
     "no-segment-cam": (*WHOLE, "--clarity.no-segment-cam"),
     UNTRAINED: WHOLE,
+    "no-forcing": (*WHOLE, "--clarity.no-prior-forcing"),
     "no-orthogonal": (*WHOLE, "--clarity.orthogonal_weight", "0"),
     "no-pooling": (*WHOLE, "--clarity.no-attention-pooling"),
     "no-prior": CLARITY,

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dagman.downstream.class_tokens import LOGITS
+from dagman.downstream.segment_cam import says_where
 from dagman.downstream.studies import StudyBatch
 from dagman.downstream.study_heads import StudyOutput
 from spade3d.faults import UsageFault
@@ -89,7 +90,7 @@ def foreground_loss(
     """Cross-entropy + (1 - Dice) of sigmoid(F) against the share of each cell where the finding may be; mean over the
     pairs of study and finding whose region leaves some valid cell out (one of all cells says nothing of a place)."""
     shown = valid[:, None].float().expand_as(allowed)
-    told = ((allowed < 1) & valid[:, None]).any(dim=(2, 3, 4))
+    told = says_where(allowed, valid).flatten(1)
     cells = shown.sum(dim=SPACE).clamp_min(1)
     entropy = F.binary_cross_entropy_with_logits(logits.float(), allowed, reduction="none")
     found = logits.float().sigmoid() * shown

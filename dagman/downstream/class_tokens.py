@@ -15,9 +15,10 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dagman.downstream.segment_cam import SegmentCAM, ranked_pooling, refined
+from dagman.downstream.segment_cam import SegmentCAM, ranked_pooling, refined, says_where
 from dagman.downstream.study_heads import (
     FREQUENCIES,
+    Allowed,
     Places,
     StudyOutput,
     Tokens,
@@ -28,6 +29,7 @@ from dagman.downstream.study_heads import (
 from dagman.downstream.whitening import Moments, Whitening
 from spade3d.faults import UsageFault
 
+FAINT = 1e-3  # weight, in what tokens gather, of a cell that is no foreground at all
 LOGITS = ("token_logits", "pooled_logits", "patch_logits")  # of the branches that answer
 
 
@@ -36,12 +38,17 @@ class ClassTokens(nn.Module):
 
         x_k  = W y_k + code of the patient coordinates of cell k; y_k: its token, whitened
         t_c  = token of finding c after `blocks` blocks, A_c its attention to the cells, mean over heads and blocks;
-               where SegmentCAM has a foreground F, the weight of a cell is sigmoid(F_c) times what it else would be
+               where SegmentCAM has a foreground F, the weight of a cell is f_c = sigmoid(F_c) times what it else
+               would be
         z_c  = w_c . t_c + b_c                  logits of the tokens
         z'_c = u_c . sum_k A_c(k) x_k + b'_c    attention pooling, where it is on
         z''_c                                   class maps pooled by rank within the foreground, where SegmentCAM is on
 
     The logit of a finding is the mean of those that are on; its map is A_c, refined by SegmentCAM where that is on.
+
+    While it learns, f_c is what the prior says of the study, not what F makes of it yet (`prior_forcing`; teacher
+    forcing, Williams and Zipser 1989): before F knows the organ, the loudest cell of a study is never the finding, and
+    what is learned from it stays (docs/log.md).
 
     channels, findings  of the cells that are given; of the logits
     dim, heads, blocks  width of tokens and cells, and of their attention; heads divide dim
@@ -49,6 +56,7 @@ class ClassTokens(nn.Module):
     joint               cells attend to all cells and tokens, too, as in a ViT; by default only tokens look (class
                         attention, as CaiT has it), which is linear in the cells
     width, convolved, rank_decay   of SegmentCAM and of the pooling of its class maps
+    prior_forcing       whether `allowed` stands for the foreground, where it is given and says a place
     groups              for SegmentCAM: for each finding which foreground it shares with others, None for a finding
                         that may be anywhere; () for no foreground at all
     crops               how many crops one behind the other along p the cells are, where they are a bag
@@ -73,6 +81,7 @@ class ClassTokens(nn.Module):
         width: int = 64,
         convolved: bool = False,
         rank_decay: float = 0.8,
+        prior_forcing: bool = True,
         groups: Sequence[int | None] = (),
         crops: int = 1,
     ):
@@ -92,7 +101,7 @@ class ClassTokens(nn.Module):
         self.of_pooled = _ByFinding(findings, dim) if attention_pooling else None
         how = {"width": width, "convolved": convolved, "groups": groups, "crops": crops}
         self.cam = SegmentCAM(dim, findings, **how) if segment_cam else None
-        self.rank_decay = rank_decay
+        self.rank_decay, self.prior_forcing = rank_decay, prior_forcing
         self.apply(_initialise)
         nn.init.trunc_normal_(self.class_token, std=0.02)
 
@@ -106,16 +115,17 @@ class ClassTokens(nn.Module):
             if branch is not None:
                 begin_at_prevalence(branch.bias, labels)
 
-    def forward(self, tokens: Tokens, places: Places, valid: Valid) -> StudyOutput:
-        """What is found in each study, and where."""
+    def forward(self, tokens: Tokens, places: Places, valid: Valid, allowed: Allowed | None = None) -> StudyOutput:
+        """What is found in each study, and where; `allowed` where each finding may be, as far as that is known."""
         grid, shown = valid.shape[1:], valid.flatten(1)
         cells = self._embedded(tokens, places, shown)
         x = self.class_token.to(cells.dtype).expand(len(cells), -1, -1)
         parts, favour = {}, None
         if self.cam is not None:
             parts = self.cam(rearrange(self.norm_cells(cells), "b n d -> b d n").unflatten(2, grid), valid)
-            parts["patch_logits"] = ranked_pooling(parts["class_maps"], _counted(parts, valid), self.rank_decay)
-            favour = self._favour(parts)
+            inside = _inside(parts, valid, allowed if self.prior_forcing else None)
+            parts["patch_logits"] = ranked_pooling(parts["class_maps"], inside * valid[:, None], self.rank_decay)
+            favour = self._favour(inside)
         looks = []
         for block in self.blocks:
             x, cells, weights = block(x, cells, shown, favour)
@@ -131,14 +141,11 @@ class ClassTokens(nn.Module):
         logits = torch.stack([parts[name].float() for name in LOGITS if name in parts]).mean(dim=0)
         return StudyOutput(logits, refined(parts), parts)
 
-    def _favour(self, parts: Mapping[str, Tensor]) -> Float[Tensor, "b t m"] | None:
-        """log sigmoid(F), added to how much each finding's token likes each cell; 0 for registers, and for tokens among
-        what is looked at. No gradient: labels would bend the foreground to what is convenient."""
-        if "foreground" not in parts:
-            return None
+    def _favour(self, inside: Float[Tensor, "b f p q r"]) -> Float[Tensor, "b t m"]:
+        """log f, added to how much each finding's token likes each cell; 0 for registers, and for tokens among what is
+        looked at."""
         count = len(self.class_token)
-        of_cells = F.logsigmoid(parts["foreground"].detach()).flatten(2)
-        return F.pad(of_cells, (count, 0, 0, count - self.findings))
+        return F.pad(inside.clamp_min(FAINT).log().flatten(2), (count, 0, 0, count - self.findings))
 
     def _embedded(self, tokens: Tokens, places: Places, shown: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """The cells as they are looked at; 0 where invalid."""
@@ -222,10 +229,13 @@ class _ByFinding(nn.Module):
 
 
 @torch.no_grad()
-def _counted(parts: Mapping[str, Tensor], valid: Valid) -> Float[Tensor, "b f p q r"]:
-    """How far a cell counts for a finding: as far as it is foreground. No gradient, for the same reason."""
-    shown = valid[:, None].float().expand_as(parts["class_maps"])
-    return shown * parts["foreground"].sigmoid() if "foreground" in parts else shown
+def _inside(parts: Mapping[str, Tensor], valid: Valid, allowed: Allowed | None) -> Float[Tensor, "b f p q r"]:
+    """How far each cell is foreground for a finding: what is allowed, where that says a place, else what the branch
+    says; 1 where there is no branch. No gradient: labels would bend the foreground to what is convenient."""
+    if "foreground" not in parts:
+        return torch.ones_like(parts["class_maps"])
+    guessed = parts["foreground"].sigmoid()
+    return guessed if allowed is None else torch.where(says_where(allowed, valid), allowed, guessed)
 
 
 def _initialise(module: nn.Module) -> None:

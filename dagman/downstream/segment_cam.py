@@ -118,6 +118,11 @@ def ranked_pooling(
     return (ranked.masked_fill(share == 0, 0) * weights).sum(-1) / weights.sum(-1).clamp_min(1e-12)
 
 
+def says_where(allowed: Float[Tensor, "b f p q r"], valid: Bool[Tensor, "b p q r"]) -> Bool[Tensor, "b f 1 1 1"]:
+    """Whether the cells where a finding may be leave some valid cell of the study out: all of them say no place."""
+    return ((allowed < 1) & valid[:, None]).any(dim=(2, 3, 4), keepdim=True)
+
+
 @torch.no_grad()
 def refined(parts: Mapping[str, Tensor]) -> Float[Tensor, "b f p q r"]:
     """H_c = sqrt(A_c relu(M_c)) sigmoid(F_c), without the factors that are not among the parts; A_c without any.

@@ -1,7 +1,8 @@
 """Heads that read a study's cells and answer once for each finding: a linear probe, and attention pooling.
 
-A head is a module: tokens (b, c, p, q, r), their places and which of them are valid -> StudyOutput. It sees every
-study as a set of cells, however they were made. Before training it is told what the tokens of the training studies look
+A head is a module: tokens (b, c, p, q, r), their places and which of them are valid -> StudyOutput; while it learns it
+is also told where findings may be, as far as that is known. It sees every study as a set of cells, however they were
+made. Before training it is told what the tokens of the training studies look
 like (`whiten`) and how often each finding is present (`begin_at_prevalence`); both are part of its state.
 """
 
@@ -20,6 +21,7 @@ from dagman.downstream.whitening import Moments, Whitening
 Tokens = Float[Tensor, "b c p q r"]
 Places = Float[Tensor, "b 3 p q r"]
 Valid = Bool[Tensor, "b p q r"]
+Allowed = Float[Tensor, "b f p q r"]  # 1 where a finding may be
 
 FREQUENCIES = 6  # of the codes of a place along each axis: 1, 2, 4, ... half waves over the body's box
 
@@ -58,8 +60,8 @@ class LinearProbe(nn.Module):
         """Begin at the log odds of each finding among these labels."""
         begin_at_prevalence(self.linear.bias, labels)
 
-    def forward(self, tokens: Tokens, places: Places, valid: Valid) -> StudyOutput:
-        """No maps: what a mean says, it says of no place."""
+    def forward(self, tokens: Tokens, places: Places, valid: Valid, allowed: Allowed | None = None) -> StudyOutput:
+        """No maps: what a mean says, it says of no place; nor is it to know one."""
         return StudyOutput(self.linear(self.whitening(mean_token(tokens, valid))), None)
 
 
@@ -92,7 +94,8 @@ class AttentionPooling(nn.Module):
         """Begin at the log odds of each finding among these labels."""
         begin_at_prevalence(self.bias, labels)
 
-    def forward(self, tokens: Tokens, places: Places, valid: Valid) -> StudyOutput:
+    def forward(self, tokens: Tokens, places: Places, valid: Valid, allowed: Allowed | None = None) -> StudyOutput:
+        """Looks everywhere, whatever is allowed."""
         grid = valid.shape[1:]
         h = self.whitening(rearrange(tokens, "b c p q r -> b (p q r) c"), self.embed)
         if self.place is not None:

@@ -45,7 +45,7 @@ class StudyTask(Task):
             encoder.requires_grad_(tuned)
 
     def losses(self, batch: StudyBatch, progress: float) -> dict[str, Tensor]:
-        output = self.head(self.tokens(batch), batch.places, batch.valid)
+        output = self.head(self.tokens(batch), batch.places, batch.valid, batch.allowed)
         return self.criterion(output, batch)
 
     def tokens(self, batch: StudyBatch) -> Float[Tensor, "b c p q r"]:

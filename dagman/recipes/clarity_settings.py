@@ -109,6 +109,7 @@ class ClaritySettings(Settings):
     segment_cam          class maps, and with a prior a foreground by convolutions of `width` channels, beyond which
                          tokens look less; a third logit from the class maps, the r-th highest cell with weight
                          rank_decay^r. `convolved`: class maps, too, are read from the convolutions
+    prior_forcing        while learning, cells count by the prior itself, not by the foreground learned so far
     orthogonal_weight    of the term that parts class tokens, by `cosine` or MCTformer+'s `contrast`
     foreground_weight    of the foreground's likeness to the prior
     outside_weight       of class maps outside the prior, and anywhere for findings that are absent
@@ -124,6 +125,7 @@ class ClaritySettings(Settings):
     segment_cam: bool = True
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
     convolved: bool = False
+    prior_forcing: bool = True
     rank_decay: Share = 0.8
     orthogonal_weight: Weight = 0.1
     orthogonal_by: Literal["cosine", "contrast"] = "cosine"
@@ -145,7 +147,7 @@ class ClaritySettings(Settings):
         from dagman.downstream.allowed import groups_of
 
         pieces = {"dim", "blocks", "heads", "registers", "joint", "attention_pooling", "segment_cam", "width"}
-        pieces |= {"convolved", "rank_decay"}
+        pieces |= {"convolved", "rank_decay", "prior_forcing"}
         # Where no term teaches the foreground there is none, rather than one that suppresses at random.
         told = self.segment_cam and self.prior.source != "none" and self.foreground_weight > 0
         groups = groups_of(where_of(self.prior, findings)) if told else ()

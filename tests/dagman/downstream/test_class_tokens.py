@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dagman.downstream.clarity_losses import ClarityWeights, clarity_losses
-from dagman.downstream.class_tokens import ClassTokens
+from dagman.downstream.class_tokens import FAINT, ClassTokens
+from dagman.downstream.segment_cam import ranked_pooling
 from dagman.downstream.studies import StudyBatch
 from dagman.downstream.study_heads import place_codes
 from spade3d.faults import UsageFault
@@ -93,6 +94,28 @@ def test_where_there_is_a_foreground_tokens_look_less_beyond_it():
         found, maps, _ = slow_vit(made, tokens[b][:, valid[b]].T, places[b][:, valid[b]].T, False, inside)
         torch.testing.assert_close(output.parts["class_tokens"][b], found, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(output.parts["attention"][b][:, valid[b]], maps, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_allowed_stands_for_the_foreground_where_it_says_a_place():
+    made = head(groups=[0, 1, 1])
+    tokens, places, valid = study()
+    allowed = (normal(2, FINDINGS, *GRID, seed=3) > 0).float()
+    allowed[:, 2] = 1.0  # anywhere: no place is said, and the branch is asked
+    guessed, output = made(tokens, places, valid), made(tokens, places, valid, allowed)
+    for b in range(2):
+        shown = valid[b]
+        inside = output.parts["foreground"][b][:, shown].sigmoid()
+        inside[:2] = allowed[b, :2][:, shown].clamp_min(FAINT)
+        found, maps, _ = slow_vit(made, tokens[b][:, shown].T, places[b][:, shown].T, False, inside)
+        torch.testing.assert_close(output.parts["class_tokens"][b], found, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.parts["attention"][b][:, shown], maps, rtol=1e-4, atol=1e-6)
+    counted = torch.where(torch.tensor([True, True, False])[:, None, None, None], allowed, 1.0)
+    counted[:, 2] = output.parts["foreground"][:, 2].sigmoid()
+    pooled = ranked_pooling(output.parts["class_maps"], counted * valid[:, None], made.rank_decay)
+    torch.testing.assert_close(output.parts["patch_logits"], pooled)
+    torch.testing.assert_close(output.parts["foreground"], guessed.parts["foreground"])
+    assert (output.parts["patch_logits"][:, :2] != guessed.parts["patch_logits"][:, :2]).all()
+    assert (head(groups=[0, 1, 1], prior_forcing=False)(tokens, places, valid, allowed).logits == guessed.logits).all()
 
 
 def test_labels_do_not_bend_the_foreground():
@@ -218,7 +241,9 @@ def test_a_finding_of_an_organ_and_a_texture_is_learned_and_the_map_points_at_th
     taught, _ = draw(96, seed=1)
     for _ in range(60):
         optimiser.zero_grad()
-        terms = clarity_losses(made(taught.tokens, taught.places, taught.valid), taught, ClarityWeights())
+        terms = clarity_losses(
+            made(taught.tokens, taught.places, taught.valid, taught.allowed), taught, ClarityWeights()
+        )
         sum(terms.values()).backward()
         optimiser.step()
 
