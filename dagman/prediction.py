@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ ENDING = ".nii.gz"  # of a label map, after a scan's name
 ENDINGS = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # --format same
 VOLUMES = "volumes.csv"
 COLUMNS = ("case", "class", "name", "voxels", "ml")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,42 +83,53 @@ def predict_scans(
         check_table(out / VOLUMES, COLUMNS)
     if looks:
         print(f"note: {looks.note}", file=sys.stderr)
-    segmented, done = [], 0
-    with console.progress_of("segmenting" if model else "looking") as progress:
-        for number, case in enumerate(cases):
-            progress(number, len(cases), case.name)
-            begun = time.perf_counter()
-            try:
-                ready = prepare(case, model or looks)
-                intensities = ready.normalisation.intensity(ready.voxels)
-                maps = looks.look(intensities, place) if looks else None
-                found = segment(model, intensities, ready, place, how, in_pieces) if model else None
-            except DataFault as fault:
-                if strict:
-                    raise
-                print(f"left out {case.name}: {fault}", file=sys.stderr)
-                continue
-            folder, done = console.results_folder(out), done + 1
-            if looks:
-                looks.write(maps, ready, folder, file_stem(case))
-            if model:
-                write_on_grid(folder / (file_stem(case) + label_ending(case, how)), found, ready.source_grid)
-                ml = add_volumes(folder / VOLUMES, case.name, found, model.classes, ready.source_grid)
-                segmented.append(Segmented(case.name, ready.modality, round(time.perf_counter() - begun, 2), ml))
-                warn_of_modality(segmented[-1], model)
-                if tell is not None:
-                    tell(segmented[-1])
-        progress(len(cases), len(cases), cases[-1].name)
-    if not done:
-        what = "segmented" if model else "looked at"
-        raise DataFault(f"none of {len(cases)} scans could be {what}; the reasons stand above")
-    said = {"predictions": str(out), "scans": done, "left_out": len(cases) - done}
+
+    def predict(case: Case) -> Segmented | None:
+        begun = time.perf_counter()
+        ready = prepare(case, model or looks)
+        intensities = ready.normalisation.intensity(ready.voxels)
+        maps = looks.look(intensities, place) if looks else None
+        found = segment(model, intensities, ready, place, how, in_pieces) if model else None
+        folder = console.results_folder(out)
+        if looks:
+            looks.write(maps, ready, folder, file_stem(case))
+        if not model:
+            return None
+        write_on_grid(folder / (file_stem(case) + label_ending(case, how)), found, ready.source_grid)
+        ml = add_volumes(folder / VOLUMES, case.name, found, model.classes, ready.source_grid)
+        one = Segmented(case.name, ready.modality, round(time.perf_counter() - begun, 2), ml)
+        warn_of_modality(one, model)
+        if tell is not None:
+            tell(one)
+        return one
+
+    segmented = each_scan(cases, ("segmenting", "segmented") if model else ("looking", "looked at"), strict, predict)
+    said = {"predictions": str(out), "scans": len(segmented), "left_out": len(cases) - len(segmented)}
     said |= {"attention": looks.said} if looks else {}
     if model:
         said["other_modality"] = [one.case for one in segmented if is_foreign(one, model)]
         said["seconds"] = {one.case: one.seconds for one in segmented}
         said["volumes_ml"] = {one.case: one.ml for one in segmented}
     return said
+
+
+def each_scan(cases: Sequence[Case], doing: tuple[str, str], strict: bool, predict: Callable[[Case], T]) -> list[T]:
+    """What `predict` made of every scan; a bad one is named and left out unless `strict`. `doing`: what is done and has
+    been done to scans, in words. DataFault where every scan is bad."""
+    done = []
+    with console.progress_of(doing[0]) as progress:
+        for number, case in enumerate(cases):
+            progress(number, len(cases), case.name)
+            try:
+                done.append(predict(case))
+            except DataFault as fault:
+                if strict:
+                    raise
+                print(f"left out {case.name}: {fault}", file=sys.stderr)
+        progress(len(cases), len(cases), cases[-1].name)
+    if not done:
+        raise DataFault(f"none of {len(cases)} scans could be {doing[1]}; the reasons stand above")
+    return done
 
 
 def open_models(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import torch
 
 from dagman.attention_prediction import MODEL
 from dagman.downstream.study_model import StudyModel, load_study_model
-from dagman.prediction import ENDING, check_table, file_stem
+from dagman.prediction import ENDING, check_table, each_scan, file_stem
 from dagman.recipes.predicting import Segmenting
 from spade3d import console
 from spade3d.commands import find_device
@@ -78,22 +77,14 @@ def predict_studies(
     check_names(cases, model, out)
     check_table(out / PREDICTIONS, COLUMNS)
     check_rows(cases, out / PREDICTIONS)
-    done: list[Told] = []
-    with console.progress_of("looking for findings") as progress:
-        for number, case in enumerate(cases):
-            progress(number, len(cases), case.name)
-            try:
-                done.append(predict_study(model, case, out, place))
-            except DataFault as fault:
-                if strict:
-                    raise
-                print(f"left out {case.name}: {fault}", file=sys.stderr)
-                continue
-            if tell is not None:
-                tell(done[-1])
-        progress(len(cases), len(cases), cases[-1].name)
-    if not done:
-        raise DataFault(f"none of {len(cases)} scans could be read; the reasons stand above")
+
+    def predict(case: Case) -> Told:
+        told = predict_study(model, case, out, place)
+        if tell is not None:
+            tell(told)
+        return told
+
+    done = each_scan(cases, ("looking for findings", "read"), strict, predict)
     return {
         "predictions": str(out / PREDICTIONS),
         "scans": len(done),
