@@ -84,7 +84,9 @@ def finetune(tokens: list[str] | None = None) -> None:
         console.existing(Path(chosen.data.path), "a labelled dataset or a store")
         if chosen.init is not None:
             console.existing(Path(chosen.init), "a checkpoint, such as RUN/encoder.safetensors,")
-        console.print_result(run_finetunings(chosen, out, resume=resume, strict=strict), json)
+        result = run_finetunings(chosen, out, resume=resume, strict=strict)
+        if result is not None:
+            console.print_result(result, json)
 
     sys.exit(console.run(app, tokens, FinetuneCommand))
 

@@ -18,7 +18,7 @@ from dagman.evaluation.scores import read_summary
 from dagman.finetuning import opened, run_finetuning, taught_by
 from dagman.recipes.finetuning import PRETRAINED, SCRATCH, FinetuneCommand
 from spade3d import console
-from spade3d.commands import CONFIG, STORE
+from spade3d.commands import CONFIG, STORE, find_device
 from spade3d.configuration import to_yaml, with_values
 from spade3d.provenance import write_text
 from spade3d.training import ranks
@@ -30,27 +30,35 @@ COLUMNS = ("run", "seed", "draw", "labels", "mean_dice", "low", "high", "subject
 LAST = "report.html"  # what a run writes last
 
 
-def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, strict: bool) -> dict:
-    """What `dagman-finetune` does: one run in `out` itself, or several below it; returns what it prints.
+def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, strict: bool) -> dict | None:
+    """What `dagman-finetune` does: one run in `out` itself, or several below it; returns what it prints, None in all
+    but the first of the processes that share it (docs/cluster.md).
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
-    ranks.alone("dagman-finetune")
-    runs = settings.runs()
-    if len(runs) == 1:
-        (only,) = runs.values()
-        return run_finetuning(only, out, resume=resume, strict=strict)
+    with ranks.joined(find_device(settings.device)):
+        runs = settings.runs()
+        if len(runs) == 1:
+            (only,) = runs.values()
+            result = run_finetuning(only, out, resume=resume, strict=strict)
+        else:
+            result = run_in_turn(settings, out, resume=resume, strict=strict)
+        return result if ranks.first() else None
+
+
+def run_in_turn(settings: FinetuneCommand, out: Path, *, resume: bool, strict: bool) -> dict:
+    """Several runs, each in a folder of its own."""
     if not resume:
-        runs = begin(settings, out, strict=strict).runs()
-    folders = {name: out / name for name in runs}
+        settings = ranks.once(lambda: begin(settings, out, strict=strict))
+    folders = {name: out / name for name in settings.runs()}
     store = str(out / STORE) if is_store(out / STORE) else settings.data.path
     with preempted_at_once():
-        for number, (name, run) in enumerate(runs.items(), start=1):
-            if not (folders[name] / LAST).exists():
-                print(f"run {number} of {len(runs)}: {name}", file=sys.stderr)
-                begun = (folders[name] / CONFIG).exists()
+        for number, (name, run) in enumerate(settings.runs().items(), start=1):
+            finished, begun = ranks.once(lambda f=folders[name]: ((f / LAST).exists(), (f / CONFIG).exists()))
+            if not finished:
+                print(f"run {number} of {len(folders)}: {name}", file=sys.stderr)
                 run_finetuning(with_values(run, {"data.path": store}), folders[name], resume=begun, strict=strict)
-        return told(folders, out, twins=settings.from_scratch_twin)
+        return ranks.once(lambda: told(folders, out, twins=settings.from_scratch_twin))
 
 
 def begin(settings: FinetuneCommand, out: Path, *, strict: bool) -> FinetuneCommand:

@@ -29,6 +29,7 @@ from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
+from spade3d.training import ranks
 from spade3d.training.interruption import preempted_at_once
 from spade3d.training.loop import Optimiser, train
 from spade3d.training.precision import autocast_for
@@ -41,18 +42,22 @@ MOMENTS = 32  # batches by which a linear decoder whitens what it reads
 
 
 def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, strict: bool) -> dict:
-    """One run, from settings to report; returns what `dagman-finetune` prints of it."""
-    if resume:
-        store, split = reopened(settings, out)
-        taught = taught_by(settings, store, split)
-    else:
-        with console.fresh_folder(out, CONFIG):
-            settings, store, split = opened(settings, out, strict=strict)
-            taught = taught_by(settings, store, split)
-            write_json(out / PROVENANCE, describe(store, taught, split))
-            write_text(out / CONFIG, to_yaml(settings))
+    """One run, from settings to report, as every one of its processes runs it; returns what `dagman-finetune` prints of
+    it."""
+    if not resume:
+        settings = ranks.once(lambda: begin(settings, out, strict=strict))
+    store, split = reopened(settings, out)
     with preempted_at_once():
-        return trained_and_judged(settings, out, store, split, taught, resume=resume, strict=strict)
+        return trained_and_judged(settings, out, store, split, resume=resume, strict=strict)
+
+
+def begin(settings: FinetuneSettings, out: Path, *, strict: bool) -> FinetuneSettings:
+    """Prepare the scans, choose what was left open, and write down what the run is."""
+    with console.fresh_folder(out, CONFIG):
+        settings, store, split = opened(settings, out, strict=strict)
+        write_json(out / PROVENANCE, describe(store, taught_by(settings, store, split), split))
+        write_text(out / CONFIG, to_yaml(settings))
+    return settings
 
 
 def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, VolumeStore, Split]:
@@ -60,6 +65,7 @@ def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, Volume
     nothing to take back."""
     place = find_device(settings.device)
     autocast_for(settings.precision, torch.device(place))
+    ranks.share(settings.crop.crops, "--crop.crops")
     if settings.init is not None:
         describe_encoder(Path(settings.init))  # before hours of preparing, if it cannot be read
     store = open_labelled(settings, out, strict=strict)
@@ -100,13 +106,15 @@ def taught_by(settings: FinetuneSettings, store: VolumeStore, split: Split) -> t
 
 
 def trained_and_judged(
-    settings: FinetuneSettings, out: Path, store, split: Split, taught: Sequence[int], *, resume: bool, strict: bool
+    settings: FinetuneSettings, out: Path, store, split: Split, *, resume: bool, strict: bool
 ) -> dict:
     """Train, predict, measure, report."""
+    taught = taught_by(settings, store, split)
     classes, device = classes_of(store), torch.device(settings.device)
     network, coverage = fresh_network(settings, classes)
     leakage = find_leakage(store, split, pretraining_of(settings), strict=strict)
-    announce(settings, store, split, taught, classes, coverage)
+    if ranks.first():
+        announce(settings, store, split, taught, classes, coverage)
     say_leakage(leakage)
 
     model = SegmentationModel(
@@ -120,9 +128,11 @@ def trained_and_judged(
         modalities=tuple(sorted({store.cases[i].modality for i in taught})),
         taught=settings.crop.flip,
     )
-    looks, stream = settings.scoring.looks, build_stream(settings, store, taught, classes)
     if decoder_of(settings) == "linear":  # a resumed run takes what its checkpoint has
-        network.to(device).eval().whiten(batch.images.to(device) for batch in stream.stream(0, MOMENTS))
+        whole = build_stream(settings, store, taught, classes)
+        network.to(device).eval().whiten(batch.images.to(device) for batch in whole.stream(0, MOMENTS))
+    stream = build_stream(settings, store, taught, classes, (ranks.rank(), ranks.world()))
+    looks = settings.scoring.looks
     train(
         Segmentation(network, regime_of(settings)),
         prefetched(stream, settings.loaders, device),
@@ -141,23 +151,28 @@ def trained_and_judged(
         label="fine-tuning",
         config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
     )
-    model.save(out / "model.safetensors")
+    if ranks.first():
+        model.save(out / "model.safetensors")
     rows = judge(model, store, split, out / "predictions", settings, device)
-    write_cases(out / "cases.csv", rows)
-    summary = summarise(rows, settings, store, split, taught, loading_of(settings, coverage), leakage)
-    summary["protocol"] |= protocol_said(settings)
-    write_json(out / "summary.json", summary | what_differs(settings))
-    shown = [show(model, store, case, why, device) for case, why in telling_cases(rows)]
-    report = finetuning_report(out, shown)
-    low, high = summary["mean_dice_interval"]
-    return {
-        "mean_dice": summary["mean_dice"],
-        "interval": None if low is None else [low, high],
-        "cases": summary["cases"],
-        "subjects": summary["subjects"],
-        "report": str(report),
-        "predictions": str(out / "predictions"),
-    }
+
+    def told() -> dict:
+        write_cases(out / "cases.csv", rows)
+        summary = summarise(rows, settings, store, split, taught, loading_of(settings, coverage), leakage)
+        summary["protocol"] |= protocol_said(settings)
+        write_json(out / "summary.json", summary | what_differs(settings))
+        shown = [show(model, store, case, why, device) for case, why in telling_cases(rows)]
+        report = finetuning_report(out, shown)
+        low, high = summary["mean_dice_interval"]
+        return {
+            "mean_dice": summary["mean_dice"],
+            "interval": None if low is None else [low, high],
+            "cases": summary["cases"],
+            "subjects": summary["subjects"],
+            "report": str(report),
+            "predictions": str(out / "predictions"),
+        }
+
+    return ranks.once(told)
 
 
 def protocol_said(settings: FinetuneSettings) -> dict[str, Any]:

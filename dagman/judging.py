@@ -13,6 +13,7 @@ from dagman.evaluation.case_pictures import CasePicture
 from dagman.evaluation.metrics import case_metrics, tolerances_of
 from dagman.recipes.finetuning import FinetuneSettings
 from spade3d import console
+from spade3d.training import ranks
 from spade3d.training.loop import Task
 from spade3d.volumes.geometry import canonical_flips, spacing_of
 from spade3d.volumes.split import Split
@@ -23,16 +24,19 @@ from spade3d.volumes.volume import Grid, write_on_grid
 def look(task: Task, model: SegmentationModel, store, split: Split, settings, device) -> dict[str, float]:
     """A quick look while training: mean Dice of a few validation cases. It chooses nothing that is reported."""
     few = split.validation[: settings.scoring.look_cases]
-    dice = []
-    for i in few:
+
+    def dice_of(i: int) -> list[float]:
         case = store.cases[i]
         found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
-        truth = store.truth(i)
+        truth, dice = store.truth(i), []
         for value in model.classes.values:
             both = int(((found == value) & (truth == value)).sum())
             either = int((found == value).sum() + (truth == value).sum())
             if either:
                 dice.append(2 * both / either)
+        return dice
+
+    dice = [one for of_case in ranks.each(few, dice_of) for one in of_case]
     return {"mean_dice": float(np.mean(dice)) if dice else 0.0}
 
 
@@ -41,14 +45,17 @@ def intensities(store: VolumeStore, i: int) -> np.ndarray:
 
 
 def judge(model: SegmentationModel, store, split: Split, folder: Path, settings, device) -> list[dict]:
-    """Predict every validation case, write it on the input's own grid, and measure it on the grid of `scoring`."""
+    """Predict every validation case, write it on the input's own grid, and measure it on the grid of `scoring`.
+    Processes that share a run take the cases in turn."""
     folder.mkdir(exist_ok=True)
     names, tolerances = scored_classes(settings, model.classes)
-    rows = []
+    cases = split.validation
     with console.progress_of("judging") as progress:
-        for done, i in enumerate(split.validation):
+
+        def rows_of(number: int) -> list[dict]:
+            i = cases[number]
             case = store.cases[i]
-            progress(done, len(split.validation), case.name)
+            progress(number, len(cases), case.name)
             found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
             write_on_grid(folder / f"{safe_name(case.name)}.nii.gz", found, case.source_grid)
             truth, spacing = store.truth(i), canonical_spacing(case)
@@ -57,8 +64,10 @@ def judge(model: SegmentationModel, store, split: Split, folder: Path, settings,
                 truth, spacing = store.labels(i), case.spacing
             measured = case_metrics(truth, found, spacing, tuple(names), tolerances)
             who = {"case": case.name, "subject": case.subject}
-            rows += [who | {"name": names[row["class"]]} | row for row in measured]
-        progress(len(split.validation), len(split.validation), case.name)
+            return [who | {"name": names[row["class"]]} | row for row in measured]
+
+        rows = [row for of_case in ranks.each(range(len(cases)), rows_of) for row in of_case]
+        progress(len(cases), len(cases), store.cases[cases[-1]].name)
     return rows
 
 

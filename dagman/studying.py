@@ -54,7 +54,7 @@ MOMENTS = 32  # batches, at most, that the head is whitened by where the encoder
 
 def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool) -> dict:
     """What `dagman-finetune --task classification` and `--task localisation` do; returns what they print."""
-    ranks.alone("dagman-finetune")
+    ranks.alone(f"dagman-finetune --task {settings.task}")
     if resume:
         work = reopened(settings, out)
     else:

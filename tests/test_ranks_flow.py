@@ -1,5 +1,6 @@
 """Several processes, one run: two ranks learn what one learns, and a run goes on with another number of them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spade3d.networks.foreign import save_encoder
+from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
 
@@ -92,6 +95,69 @@ def test_a_run_of_two_ranks_that_was_stopped_goes_on_as_one(scans, tmp_path):
     assert len(losses(tmp_path / "shared")) == 8
     for name, tensor in ours.items():
         torch.testing.assert_close(its[name], tensor, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def finetuning(scans: Path, out: Path, *more: object) -> list[str]:
+    words = f"{scans} --out {out} --steps 4 --crop.shape 16 16 16 --crop.crops 4 --folds 2 --network.feature-size 12"
+    words += " --network.window 4 --device cpu --seed 1 --scoring.looks 2 --scoring.overlap 0"
+    return [*words.split(), *map(str, more)]
+
+
+def test_two_ranks_fine_tune_and_judge_as_one_does(scans, tmp_path):
+    """Dice over the crops of both, looks, and three judged scans of which one process takes two."""
+    entry = tmp_path / "entry.py"
+    entry.write_text("from dagman.commands import finetune; finetune()")
+    torch.manual_seed(7)
+    save_encoder(tmp_path / "encoder.safetensors", SwinUNETR(1, 1, feature_size=12, window=4))
+    words = ("--init", tmp_path / "encoder.safetensors", "--tuning.encoder-warmup", 0.5, "--tuning.layer-decay", 0.8)
+    runs = [
+        subprocess.Popen(
+            [*start, str(entry), *finetuning(scans, tmp_path / name, *words), "--json"],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for name, start in (("one", (sys.executable,)), ("two", TORCHRUN))
+    ]
+    said = []
+    for run in runs:
+        told, noted = run.communicate(timeout=300)
+        assert run.returncode == 0, noted[-2000:]
+        said.append(json.loads(told))  # one process alone speaks
+    alone, shared = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
+    assert len(alone) == len(shared)
+    for ours, its in zip(alone, shared, strict=True):
+        for key in ("losses", "validation"):
+            if key in ours:
+                assert its[key] == pytest.approx(ours[key], rel=1e-3)
+    assert said[0]["cases"] == said[1]["cases"] == 3
+    assert said[1]["mean_dice"] == pytest.approx(said[0]["mean_dice"], abs=2e-3)
+    cases = [(tmp_path / name / "cases.csv").read_text().splitlines() for name in ("one", "two")]
+    first = [[line.split(",")[0] for line in lines] for lines in cases]
+    assert first[0] == first[1] and len(list((tmp_path / "two" / "predictions").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--crop.crops", 3), "--crop.crops 3 cannot be shared evenly by 2 processes"),
+        (("--task", "classification", "--findings", "x.csv"), "--task classification runs in one process, and 2"),
+    ],
+)
+def test_a_fine_tuning_that_cannot_be_shared_is_refused_before_anything_is_prepared(scans, tmp_path, words, said):
+    entry = tmp_path / "entry.py"
+    entry.write_text("from dagman.commands import finetune; finetune()")
+    refused = subprocess.run(
+        [*TORCHRUN, str(entry), str(scans), "--out", str(tmp_path / "odd"), "--device", "cpu", *map(str, words)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+    )
+    assert refused.returncode != 0 and said in refused.stderr
+    assert not (tmp_path / "odd").exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_prepared(scans, tmp_path):

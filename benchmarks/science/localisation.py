@@ -40,7 +40,7 @@ from dagman.downstream.token_grids import CELL, channels_of
 from dagman.evaluation.annotations import Annotation, HeatMap, read_boxes
 from dagman.evaluation.boxes import inside
 from dagman.evaluation.finding_means import Row, difference, summary
-from dagman.evaluation.localisation import MEASURES, Judging, measured, rows_of, scores
+from dagman.evaluation.localisation import MEASURES, Judging, measured, rows_of
 from dagman.evaluation.localisation_baselines import (
     centre_map,
     organ_core_map,
@@ -49,7 +49,7 @@ from dagman.evaluation.localisation_baselines import (
     truth_on_cells,
 )
 from dagman.recipes.studies import trained_crop
-from spade3d.provenance import without_nan, write_json
+from spade3d.provenance import without_nan, write_json, write_text
 from spade3d.volumes.findings import FINDINGS
 from spade3d.volumes.split import split_cases
 from spade3d.volumes.store import VolumeStore
@@ -60,6 +60,7 @@ PRIOR = ("--config", "{work}/prior.yaml")  # in which organs a finding may be
 SIZE = ("--clarity.dim", "96", "--clarity.width", "16")  # for a CPU
 CLARITY = ("--task", "localisation", "--head", "clarity", *SIZE)
 WHOLE = (*CLARITY, *PRIOR)
+JUDGED = 1  # goes up when the judging changes, so that nothing kept of an older one is used
 UNTRAINED, GRAD_CAM = "no-pretraining", "grad-cam"
 ARMS: dict[str, tuple[str, ...]] = {
     "clarity": WHOLE,
@@ -211,7 +212,10 @@ def of_arms(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
         for seed in asked.seeds:
             folder = tuned(asked, (arm, seed))
             if arm == GRAD_CAM:
-                found = judge(judged, grad_cams(folder, judged, asked.out / f"tokens-pretrained-{seed}"), seed)
+                tokens = asked.out / f"tokens-pretrained-{seed}"
+                (found,) = kept(
+                    asked, f"{arm}-{seed}", [seed], judged, lambda f=folder, t=tokens: grad_cams(f, judged, t)
+                )
             else:
                 found = read_judged(folder)
             rows.setdefault(arm, []).extend(row | {"seed": seed} for row in found)
@@ -236,7 +240,7 @@ def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Ro
         own = [box for box in judged.annotations if (box.subject, box.finding) == (stored.subject, finding)]
         return np.any([inside(box.box_mm, stored.shape, stored.affine) for box in own], axis=0)
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # of one baseline alone, so that none depends on which were judged before
     ways: dict[str, Callable[[int, str], np.ndarray]] = {
         "random": lambda case, finding: random_map(store.cases[case].shape, cells, rng),
         "centre": lambda case, finding: centre_map(store.cases[case].shape),
@@ -246,9 +250,25 @@ def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Ro
     }
     rows = {}
     for name, way in ways.items():
-        print(f"judging {name}", flush=True)
-        found = measured(drawn(judged, way), judged.annotations)
-        rows[name] = [row | {"seed": seed} for seed in asked.seeds for row in rows_of(found, Judging(seed=seed))]
+        found = kept(asked, name, asked.seeds, judged, lambda way=way: drawn(judged, way))
+        rows[name] = [row | {"seed": seed} for seed, of in zip(asked.seeds, found, strict=True) for row in of]
+    return rows
+
+
+def kept(
+    asked: argparse.Namespace, name: str, seeds: Sequence[int], judged: Judged, maps: Callable[[], Iterator[HeatMap]]
+) -> list[list[Row]]:
+    """The rows of some maps, for each seed as a run with this seed judges its own; what was judged before is not judged
+    again, for a map of a whole body takes a second."""
+    path = asked.out / f"judged-{name.replace(', ', '-').replace(' ', '-')}.json"
+    what = [JUDGED, [*seeds], sorted((one.subject, one.finding) for one in judged.annotations)]
+    what = json.loads(json.dumps(what))
+    if path.exists() and (said := json.loads(path.read_text(encoding="utf-8")))["what"] == what:
+        return said["rows"]
+    print(f"judging {name}", flush=True)
+    found = measured(maps(), judged.annotations)
+    rows = [rows_of(found, Judging(seed=seed)) for seed in seeds]
+    write_text(path, json.dumps({"what": what, "rows": rows}))  # read here alone, and a map of zeros has NaN
     return rows
 
 
@@ -271,11 +291,6 @@ def grad_cams(folder: Path, judged: Judged, tokens: Path) -> Iterator[HeatMap]:
         stored = judged.store.cases[case]
         values = found[case].on_grid(model.findings.index(finding), Grid(stored.shape, stored.affine))
         yield HeatMap(stored.subject, finding, values, stored.affine)
-
-
-def judge(judged: Judged, maps: Iterator[HeatMap], seed: int) -> list[Row]:
-    """As a run with this seed judges its own."""
-    return scores(maps, judged.annotations, Judging(seed=seed))["rows"]
 
 
 def auroc(asked: argparse.Namespace, run: Run) -> float:

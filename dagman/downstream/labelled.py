@@ -92,12 +92,27 @@ class LabelledSampling:
 
 
 class LabelledStream:
-    """Batches of labelled crops from a store, without end and without state."""
+    """Batches of labelled crops from a store, without end and without state.
 
-    def __init__(self, store, cases: Sequence[int], classes: Classes, sampling: LabelledSampling, *, seed: int = 0):
+    share  (rank, world): of each batch the part that this one of so many processes learns from. All of them draw the
+           whole batch, and cut their own crops.
+    """
+
+    def __init__(
+        self,
+        store,
+        cases: Sequence[int],
+        classes: Classes,
+        sampling: LabelledSampling,
+        *,
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ):
         if not cases:
             raise ValueError("no labelled cases to draw from")
         self.store, self.cases, self.classes, self.sampling, self.seed = store, list(cases), classes, sampling, seed
+        part = sampling.crops // share[1]
+        self.own = slice(share[0] * part, (share[0] + 1) * part)
         self.spots = {case: self.find_spots(case) for case in self.cases}
 
     def find_spots(self, case: int) -> list[np.ndarray]:
@@ -116,7 +131,7 @@ class LabelledStream:
 
     def batch(self, step: int) -> LabelledBatch:
         rng = np.random.default_rng([self.seed, step])
-        crops = [self.draw(rng) for _ in range(self.sampling.crops)]
+        crops = [self.draw(rng) for _ in range(self.sampling.crops)][self.own]
         classes = [
             self.classes.index(cut_labels(self.store, crop), self.store.cases[crop.case].name).astype(np.int64)
             for crop in crops

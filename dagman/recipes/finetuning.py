@@ -224,9 +224,13 @@ def network_of(checkpoint: Path, asked: Network) -> Network:
 
 
 def build_stream(
-    settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int], classes: Classes
+    settings: FinetuneSettings,
+    store: VolumeStore,
+    cases: Sequence[int],
+    classes: Classes,
+    share: tuple[int, int] = (0, 1),
 ) -> LabelledStream:
-    """The labelled crops of a run."""
+    """The labelled crops of a run, or the part of them that one of the processes that share it learns from."""
     from dagman.downstream.labelled import LabelledSampling, LabelledStream
     from spade3d.crops.crop import Views
 
@@ -238,4 +242,4 @@ def build_stream(
         foreground=crop.foreground,
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
     )
-    return LabelledStream(store, cases, classes, sampling, seed=settings.seed)
+    return LabelledStream(store, cases, classes, sampling, seed=settings.seed, share=share)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,9 +26,9 @@ from torch.distributed.rendezvous import rendezvous
 from spade3d.faults import Fault, UsageFault
 
 SILENCE = timedelta(minutes=10)  # of a rank in a step, after which the others give up
-PATIENCE = timedelta(days=7)  # with the first rank while it prepares scans
+PATIENCE = timedelta(days=7)  # with a rank that prepares or judges scans
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,23 @@ def once(do: Callable[[], T]) -> T:
         return do()
     _run.words += 1
     key = str(_run.words)
-    if not first():
-        _run.store.wait([key], PATIENCE)
-        done, outcome = pickle.loads(_run.store.get(key))
-        if not done:
-            raise Told(*outcome)
-        return outcome
+    return _leave_word(key, do) if first() else _hear(key)
+
+
+def each(items: Sequence[S], do: Callable[[S], T]) -> list[T]:
+    """What `do` makes of every item, in their order: ranks take the items in turn, and all get all of it. Some may take
+    hours longer than others. The fault of one rank ends all."""
+    if world() == 1:
+        return [do(item) for item in items]
+    _run.words += 1
+    keys = [f"{_run.words} of {number}" for number in range(world())]
+    _leave_word(keys[rank()], lambda: [do(item) for item in items[rank() :: world()]])
+    parts = [iter(_hear(key)) for key in keys]
+    return [next(parts[number % world()]) for number in range(len(items))]
+
+
+def _leave_word(key: str, do: Callable[[], T]) -> T:
+    """Do something, and tell what came of it."""
     try:
         outcome = do()
     except BaseException as error:
@@ -144,8 +155,17 @@ def once(do: Callable[[], T]) -> T:
     return outcome
 
 
+def _hear(key: str) -> Any:
+    """What a rank told, waiting for it as long as it takes."""
+    _run.store.wait([key], PATIENCE)
+    done, outcome = pickle.loads(_run.store.get(key))
+    if not done:
+        raise Told(*outcome)
+    return outcome
+
+
 class Told(Fault):
-    """What ended the first rank, as the others hear of it; they need not say it again."""
+    """What ended another rank, as the rest hear of it; they need not say it again."""
 
     said = True
 

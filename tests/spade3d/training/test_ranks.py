@@ -26,6 +26,7 @@ def test_alone_everything_is_given_back_as_it_was():
     assert ranks.mean_of_whole(torch.tensor(6.0), torch.tensor(4)) == 1.5
     assert ranks.mean_of_whole(torch.tensor(0.0), torch.tensor(0)) == 0.0
     assert ranks.once(lambda: "done") == "done" and ranks.share(5, "five") == 5
+    assert ranks.each([3, 1, 2], lambda item: item * 10) == [30, 10, 20]
 
 
 def test_processes_without_a_place_to_meet_are_told_what_is_missing(monkeypatch):
@@ -70,6 +71,8 @@ def two_together(rank: int, port: int, answers) -> None:
             "names": ranks.names_of_all([f"scan {rank}", "both"]),
             "own": ranks.own([0, 1, 2, 3]),
             "once": ranks.once(lambda: f"from {ranks.rank()}"),
+            "each": ranks.each("abcde", lambda letter: (letter, ranks.rank())),
+            "none": ranks.each([], refuse),
         }
         try:
             ranks.share(3, "--crop.anchors")
@@ -81,6 +84,10 @@ def two_together(rank: int, port: int, answers) -> None:
             found["fault"] = (str(fault), fault.exit_code, fault.said)
         except ranks.Told as fault:
             found["fault"] = (str(fault), fault.exit_code, fault.said)
+        try:
+            ranks.each([0, 1], lambda item: refuse() if item else item)  # the second rank's item
+        except (DataFault, ranks.Told) as fault:
+            found["fault of one"] = (str(fault), fault.said)
     answers.put((rank, found))
 
 
@@ -111,3 +118,5 @@ def test_two_processes_tell_each_other_what_the_whole_batch_needs():
         assert said["once"] == "from 0"
         assert "cannot be shared evenly by 2 processes" in said["share"]
         assert said["fault"] == ("no scan", 3, rank == 1)
+        assert said["each"] == [("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)] and said["none"] == []
+        assert said["fault of one"] == ("no scan", rank == 0)
