@@ -80,7 +80,7 @@ class ClassTokens(nn.Module):
         segment_cam: bool = True,
         width: int = 64,
         convolved: bool = False,
-        rank_decay: float = 0.8,
+        rank_decay: float = 0.5,
         prior_forcing: bool = True,
         groups: Sequence[int | None] = (),
         crops: int = 1,

@@ -126,7 +126,7 @@ class ClaritySettings(Settings):
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
     convolved: bool = False
     prior_forcing: bool = True
-    rank_decay: Share = 0.8
+    rank_decay: Share = 0.5
     orthogonal_weight: Weight = 0.1
     orthogonal_by: Literal["cosine", "contrast"] = "cosine"
     foreground_weight: Weight = 1.0
