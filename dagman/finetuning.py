@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from dagman.downstream.flips import exchange_of
 from dagman.downstream.labelled import Classes, classes_of
 from dagman.downstream.model import Decoder, SegmentationModel, with_decoder
 from dagman.downstream.protocols import deviations
@@ -34,6 +35,7 @@ from spade3d.training.interruption import preempted_at_once
 from spade3d.training.loop import Optimiser, train
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
+from spade3d.volumes.layouts import Dataset, read_layout
 from spade3d.volumes.split import Split, draw_labelled
 from spade3d.volumes.store import VolumeStore, is_store
 
@@ -70,10 +72,10 @@ def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, Volume
         describe_encoder(Path(settings.init))  # before hours of preparing, if it cannot be read
     store = open_labelled(settings, out, strict=strict)
     report_rejected(store)
-    protocol_of(settings).check_layout(store.layout)
-    split = protocol_of(settings).split(store.cases, settings.folds, settings.fold)
+    split = split_of(settings, store)
     check_split(store, split)
     scored_classes(settings, classes_of(store))
+    exchange_of(classes_of(store), settings.crop.flip, settings.scoring.segmenting().axes)
     # From all who may teach, not from those drawn: runs of other --labels and --draw share crop and steps.
     settings = choose(settings, store, draw_labelled(store.cases, split.train, None, 0), place)
     fresh_network(settings, classes_of(store))
@@ -84,20 +86,38 @@ def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, Volume
 def reopened(settings: FinetuneSettings, out: Path) -> tuple[VolumeStore, Split]:
     """Scans and split of a run that was begun in `out`."""
     store = VolumeStore.open(out / STORE if is_store(out / STORE) else Path(settings.data.path))
-    return store, protocol_of(settings).split(store.cases, settings.folds, settings.fold)
+    return store, split_of(settings, store)
 
 
 def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> VolumeStore:
-    """The store that DATA is, or one made of its labelled scans in `out`."""
+    """The store that DATA is, or one made in `out` of the labelled scans that the protocol asks for. What the protocol
+    refuses by names alone is refused before any scan is prepared."""
     data, workers = Path(settings.data.path), settings.workers
+    wanted = None if is_store(data) else part_of(settings, read_layout(data))
+    how = {"workers": workers, "strict": strict, "labelled_only": True, "dataset": wanted}
     try:
-        return open_scans(data, out / STORE, settings.data, workers=workers, strict=strict, labelled_only=True)
+        return open_scans(data, out / STORE, settings.data, **how)
     except UsageFault as fault:
         if any(key.startswith("data.") for key in protocol_of(settings).settings):
             raise UsageFault(
                 f"{fault} (what is not said otherwise is as --protocol {settings.protocol} has it)"
             ) from None
         raise
+
+
+def part_of(settings: FinetuneSettings, dataset: Dataset) -> Dataset:
+    """The cases of a dataset that teach or judge under the protocol of a run."""
+    split = split_of(settings, dataset)
+    if not split.validation:  # why is said when scans are read: labels may be there and not be readable
+        return dataset
+    return replace(dataset, cases=tuple(dataset.cases[i] for i in sorted({*split.train, *split.validation})))
+
+
+def split_of(settings: FinetuneSettings, scans: Dataset | VolumeStore) -> Split:
+    """Who teaches and who judges; DataFault where the protocol is another dataset's."""
+    protocol = protocol_of(settings)
+    protocol.check_layout(scans.layout)
+    return protocol.split(scans.cases, settings.folds, settings.fold)
 
 
 def taught_by(settings: FinetuneSettings, store: VolumeStore, split: Split) -> tuple[int, ...]:
@@ -160,7 +180,7 @@ def trained_and_judged(
         summary = summarise(rows, settings, store, split, taught, loading_of(settings, coverage), leakage)
         summary["protocol"] |= protocol_said(settings)
         write_json(out / "summary.json", summary | what_differs(settings))
-        shown = [show(model, store, case, why, device) for case, why in telling_cases(rows)]
+        shown = [show(model, store, case, why, settings, device) for case, why in telling_cases(rows)]
         report = finetuning_report(out, shown)
         low, high = summary["mean_dice_interval"]
         return {
@@ -182,6 +202,8 @@ def protocol_said(settings: FinetuneSettings) -> dict[str, Any]:
     return {
         "stated": protocol.describe(),
         "deviations": deviations(settings, protocol),
+        "flips": settings.scoring.segmenting().letters or "none",
+        "largest_component": settings.scoring.largest_component,
         "tuning": settings.tuning.model_dump(),
     }
 

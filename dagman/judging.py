@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dagman.downstream.components import keep_largest
 from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel
 from dagman.evaluation.case_pictures import CasePicture
@@ -56,11 +57,11 @@ def judge(model: SegmentationModel, store, split: Split, folder: Path, settings,
             i = cases[number]
             case = store.cases[i]
             progress(number, len(cases), case.name)
-            found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
+            found = segmented(model, store, i, case.source_grid, settings, device)
             write_on_grid(folder / f"{safe_name(case.name)}.nii.gz", found, case.source_grid)
             truth, spacing = store.truth(i), canonical_spacing(case)
             if settings.scoring.grid == "prepared":
-                found = segment_as_prepared(model, store, i, device)
+                found = segmented(model, store, i, Grid(case.shape, case.affine), settings, device)
                 truth, spacing = store.labels(i), case.spacing
             measured = case_metrics(truth, found, spacing, tuple(names), tolerances)
             who = {"case": case.name, "subject": case.subject}
@@ -80,10 +81,15 @@ def scored_classes(settings: FinetuneSettings, classes: Classes) -> tuple[dict[i
     return names, tolerances_of([*names.values()], scoring.tolerance_mm, scoring.tolerances_mm)
 
 
-def segment_as_prepared(model: SegmentationModel, store, i: int, device: torch.device) -> np.ndarray:
-    """Values of the label table on the prepared grid of the store."""
-    case = store.cases[i]
-    return model.segment_prepared(intensities(store, i), case.affine, Grid(case.shape, case.affine), device)
+def segmented(
+    model: SegmentationModel, store, i: int, grid: Grid, settings: FinetuneSettings, device: torch.device
+) -> np.ndarray:
+    """Values of the label table on a grid, flipped and cleaned as the settings say."""
+    how = settings.scoring.segmenting()
+    found = model.segment_prepared(intensities(store, i), store.cases[i].affine, grid, device, flips=how.axes)
+    if how.largest_component:
+        keep_largest(found, model.classes.values)
+    return found
 
 
 def canonical_spacing(case) -> tuple[float, float, float]:
@@ -97,11 +103,13 @@ def safe_name(name: str) -> str:
     return name.replace("/", "_")
 
 
-def show(model: SegmentationModel, store, name: str, why: str, device: torch.device) -> CasePicture:
+def show(
+    model: SegmentationModel, store, name: str, why: str, settings: FinetuneSettings, device: torch.device
+) -> CasePicture:
     """A case for the report, on the prepared grid of the store."""
     i = store.index_of(name)
     case, image = store.cases[i], intensities(store, i)
-    found = segment_as_prepared(model, store, i, device)
+    found = segmented(model, store, i, Grid(case.shape, case.affine), settings, device)
     norm = case.normalisation
     grey = (image - norm.low) / (norm.high - norm.low)
     return CasePicture(name, grey, store.labels(i).astype(np.int64), found.astype(np.int64), case.spacing, why)

@@ -292,6 +292,14 @@ def pretraining_of(settings: StudySettings) -> dict | None:
     return None if settings.init is None else describe_encoder(Path(settings.init)).get("provenance", {})
 
 
+def told_of_places(settings: StudySettings) -> str:
+    """What class tokens are told of where findings may be."""
+    prior = settings.clarity.prior
+    if prior.source == "none":
+        return "none: no foreground is learned, and class maps are held back nowhere (--clarity.prior.source, .table)"
+    return f"{prior.source}, of {', '.join(prior.table)}"
+
+
 def announce(work: Work, coverage: Coverage | None, out: Path) -> None:
     """What was chosen, before the first step."""
     settings, findings = work.settings, work.findings
@@ -316,6 +324,7 @@ def announce(work: Work, coverage: Coverage | None, out: Path) -> None:
             "encoder": f"{begin}, {'tuned' if settings.tuning == 'full' else 'frozen'}",
             "shows": shown[settings.arrangement],
             "head": settings.head,
+            **({"prior": told_of_places(settings)} if settings.head == "clarity" else {}),
             "spacing": " x ".join(f"{mm:g}" for mm in settings.data.spacing) + " mm",
             "steps": f"{settings.steps} of {min(settings.studies, len(work.taught))} studies",
             "device": settings.device,

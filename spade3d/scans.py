@@ -22,9 +22,17 @@ if TYPE_CHECKING:
 
 
 def open_scans(
-    path: Path, beside: Path, settings: Data, *, workers: int = 0, strict: bool = False, labelled_only: bool = False
+    path: Path,
+    beside: Path,
+    settings: Data,
+    *,
+    workers: int = 0,
+    strict: bool = False,
+    labelled_only: bool = False,
+    dataset: Dataset | None = None,
 ) -> VolumeStore:
-    """The store at `path`, or a store made at `beside` from the scans at `path`, or from those with labels.
+    """The store at `path`, or a store made at `beside` from the scans at `path`, or from those with labels; `dataset`:
+    what was read there already, or the part of it that is wanted.
 
     Spacing left to the data is the median of the set, axis by axis; "native" keeps each scan's own. Raises DataFault
     for what cannot be read, and UsageFault where the settings ask for another preparation than an existing store has.
@@ -34,7 +42,7 @@ def open_scans(
     existing(path, "a folder of scans, a dataset or a store")
     if is_store(path):
         return check_settings(VolumeStore.open(path), settings)
-    dataset = read_layout(path)
+    dataset = dataset or read_layout(path)
     how = preparation(dataset, settings)
     with progress_of(f"preparing {dataset.name}") as progress:
         return prepare(

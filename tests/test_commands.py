@@ -80,7 +80,8 @@ OPTIONS = {
     "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --draw --draws --seeds --from-scratch-twin
         --tuning.encoder --tuning.layer-decay --tuning.encoder-warmup
         --crop.crops --crop.foreground --scoring.grid --scoring.background
-        --scoring.overlap --scoring.tolerance-mm --scoring.tolerances-mm --scoring.looks --scoring.look-cases""",
+        --scoring.overlap --scoring.tolerance-mm --scoring.tolerances-mm --scoring.looks --scoring.look-cases
+        --scoring.flips --scoring.largest-component""",
     "dagman-finetune --task classification": f"DATA {COMMON} {STUDIES}",
     "dagman-finetune --task=localisation": f"DATA {COMMON} {STUDIES}",
     "dagman-predict": """MODEL SCANS --out --device --batch --flips --largest-component --except --format --attention

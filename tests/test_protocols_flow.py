@@ -8,9 +8,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import ndimage
 
 import dagman.commands
 import spade3d.commands
@@ -18,7 +20,7 @@ from dagman.downstream.protocols import PROTOCOLS
 from spade3d.volumes.phantom_layouts import LAYOUTS
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.store import VolumeStore
-from spade3d.volumes.volume import write_volume
+from spade3d.volumes.volume import read_volume, write_volume
 
 SHAPE, MM = (12, 12, 10), 30.0
 TINY = ["--data.spacing", MM, MM, MM, "--crop.shape", 16, 16, 16, "--crop.crops", 1, "--network.feature-size", 12]
@@ -34,6 +36,8 @@ RUNS = {
     "mmwhs-ct-lsm": (HEARTS, [], 16, [f"ct_train_{n}" for n in range(1001, 1005)]),
     "mmwhs-mr-lsm": (("mmwhs", "heart-mr", 20), [], 15, [f"mr_train_{n}" for n in range(1016, 1021)]),
     "mmwhs-5fold": (HEARTS, ["--fold", 1], 16, 4),
+    "mmwhs-5fold-ct": (HEARTS, [], 16, 4),
+    "mmwhs-5fold-mr": (("mmwhs", "heart-mr", 20), ["--fold", 4], 16, 4),
     "msd": (("msd", "heart-mr", 5), [], 4, 1),
 }
 
@@ -135,6 +139,37 @@ def test_what_counts_and_on_which_grid_is_a_setting(background, grid, folders, t
     else:
         store = VolumeStore.open(tmp_path / "store")
         assert voxels == (store.labels(store.index_of(rows[0]["case"])) > 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--protocol", "btcv-24-6"), 3, "no labelled scan is named as BTCV names them"),
+        (("--protocol", "mmwhs-5fold"), 3, "protocol mmwhs-5fold is for MM-WHS as downloaded, these are MSD"),
+        (("--folds", 9, "--fold", 7), 2, "fold 7 of 5 asked for"),
+        (("--protocol", "few-shot"), 2, "--protocol few-shot: of how many subjects? say --labels N"),
+    ],
+)
+def test_what_names_alone_forbid_is_refused_before_any_scan_is_prepared(words, code, said, folders, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        dagman.commands.finetune([*map(str, (folders("msd", "heart-ct", 5), "--out", tmp_path / "out", *words))])
+    told = capsys.readouterr().err
+    assert end.value.code == code and said in told
+    assert "preparing" not in told and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--scoring.flips", "as", "--scoring.largest-component")])
+def test_how_predictions_are_cleaned_is_scored_and_part_of_what_a_number_is_of(more, folders, tmp_path):
+    run(folders("msd", "heart-ct", 5), "--out", tmp_path, "--steps", 1, *TINY, *more)
+    stated = summary_of(tmp_path)["protocol"]
+    assert stated["flips"] == ("as" if more else "none") and stated["largest_component"] == bool(more)
+    pieces = [
+        ndimage.label(found == value, np.ones((3, 3, 3)))[1]
+        for path in (tmp_path / "predictions").iterdir()
+        for found in [read_volume(path).voxels]
+        for value in np.unique(found)[1:]
+    ]
+    assert (max(pieces) == 1) == bool(more)  # a network of one step answers in pieces
 
 
 def test_a_store_prepared_otherwise_is_refused_in_the_name_of_the_protocol(folders, tmp_path, capsys):

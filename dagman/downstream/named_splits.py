@@ -110,15 +110,15 @@ def btcv_folds(protocol: str, cases: Sequence, folds: int, fold: int) -> Split:
     return _numbered_fold(protocol, BTCV, found, everyone, folds, fold)
 
 
-def mmwhs_folds(protocol: str, cases: Sequence, folds: int, fold: int) -> Split:
-    """nnU-Net's folds over the twenty labelled subjects of one modality."""
+def mmwhs_folds(protocol: str, modality: Numbered | None, cases: Sequence, folds: int, fold: int) -> Split:
+    """nnU-Net's folds over the twenty labelled subjects of one modality; None: of the one that is there."""
     there = [of for of in (MMWHS_CT, MMWHS_MR) if any(re.search(of.pattern, case.name) for case in cases)]
-    if len(there) == 2:
+    if modality is None and len(there) == 2:
         raise DataFault(
-            f"{protocol}: CT and MR are both there, and are two benchmarks of 20 subjects each; give the folder "
-            "ct_train or mr_train alone"
+            f"{protocol}: CT and MR are both there, and are two benchmarks of 20 subjects each; say {protocol}-ct or "
+            f"{protocol}-mr"
         )
-    of = there[0] if there else MMWHS_CT
+    of = modality or (there[0] if there else MMWHS_CT)
     found = of.find(cases, protocol)
     _all_there(protocol, of, found, MMWHS_ALL)
     return _numbered_fold(protocol, of, found, MMWHS_ALL, folds, fold)

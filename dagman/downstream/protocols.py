@@ -171,6 +171,8 @@ _LSM_CT: Mapping[str, Any] = {
 }
 _MMWHS_CT_PREPARATION = _LSM_CT | {"data.window_hu": (0.0, 1700.0), "crop.shape": (64, 64, 64)}
 
+_MMWHS_FOLDS_DIFFER = ("the published folds and preparation are not known", CLASS_EVEN)
+
 _ALL = (
     Protocol(
         name="holdout",
@@ -276,8 +278,21 @@ _ALL = (
         settings=_MMWHS_CT_PREPARATION | {"data.mr": "zscore", "folds": 5},
         layouts=("MM-WHS",),
         split_rule="fold --fold of five over the 20 labelled subjects of CT or of MR: 16 teach, 4 judge",
-        draw=partial(mmwhs_folds, "mmwhs-5fold"),
-        differs=("the published folds and preparation are not known", CLASS_EVEN),
+        draw=partial(mmwhs_folds, "mmwhs-5fold", None),
+        differs=_MMWHS_FOLDS_DIFFER,
+    ),
+    *(
+        Protocol(
+            name=f"mmwhs-5fold-{kind.lower()}",
+            summary=f"mmwhs-5fold of the {kind} scans, whatever else lies beside them",
+            source="as mmwhs-5fold",
+            settings=_MMWHS_CT_PREPARATION | {"data.mr": "zscore", "folds": 5},
+            layouts=("MM-WHS",),
+            split_rule=f"fold --fold of five over the 20 labelled subjects of {kind}: 16 teach, 4 judge",
+            draw=partial(mmwhs_folds, f"mmwhs-5fold-{kind.lower()}", of),
+            differs=_MMWHS_FOLDS_DIFFER,
+        )
+        for kind, of in (("CT", MMWHS_CT), ("MR", MMWHS_MR))
     ),
     Protocol(
         name="msd",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from dagman.downstream.protocols import PROTOCOLS, Protocol
+from dagman.recipes.predicting import Segmenting
 from spade3d.configuration import (
     NATIVE,
     Common,
@@ -27,6 +28,7 @@ from spade3d.configuration import (
     merge,
     read_yaml,
     resolve,
+    rule,
     with_values,
 )
 from spade3d.faults import DataFault, UsageFault
@@ -80,15 +82,31 @@ class Tuning(Settings):
 
 class Scoring(Settings):
     """How predictions are made and judged: on the input's own grid or on the prepared one, background left out of the
-    means or counted as one more structure. `tolerances_mm` gives structures, by name, a tolerance of their own."""
+    means or counted as one more structure. `tolerances_mm` gives structures, by name, a tolerance of their own. `flips`
+    (letters of ras, or all) and `largest_component` are those of dagman-predict."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    flips: str | None = None
+    largest_component: bool = False
     grid: Literal["input", "prepared"] = "input"
     background: bool = False
     tolerance_mm: Positive = 2.0
     tolerances_mm: dict[str, Positive] = {}
     looks: Annotated[int, Field(ge=0)] = 4
     look_cases: Annotated[int, Field(ge=1)] = 6
+
+    @rule
+    def flips_are_axes(self) -> Scoring:
+        """Refused before anything is prepared."""
+        try:
+            self.segmenting()
+        except UsageFault as fault:
+            raise ValueError(str(fault)) from None
+        return self
+
+    def segmenting(self) -> Segmenting:
+        """How scans that judge are segmented."""
+        return Segmenting(flips=self.flips, largest_component=self.largest_component)
 
 
 class FinetuneSettings(Common):
@@ -148,6 +166,8 @@ def resolve_finetuning(files: Sequence[Path], flags: Mapping[str, Any], environm
     command = resolve(FinetuneCommand, files, flags, environment, (f"protocol {name}", fixed))
     if command.draws > 1 and command.labels is None:
         raise UsageFault(f"--draws {command.draws} of all labelled subjects are the same; say how many: --labels N")
+    if command.protocol == "few-shot" and command.labels is None:
+        raise UsageFault("--protocol few-shot: of how many subjects? say --labels N, or a share below 1")
     if command.from_scratch_twin and command.init is None:
         raise UsageFault("--from-scratch-twin: the twin of a run that is from scratch, too; give that run an --init")
     return command

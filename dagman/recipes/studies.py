@@ -74,6 +74,12 @@ class StudyScoring(Settings):
     tolerance_mm: Positive = 10.0
 
 
+class StudyOptim(Optim):
+    """AdamW; a head begins from nothing."""
+
+    lr: Positive = 1e-3
+
+
 class StudySettings(Common):
     """Everything that a run of classification or localisation can be told.
 
@@ -103,7 +109,7 @@ class StudySettings(Common):
     crop: StudyCrops = StudyCrops()
     attention: AttentionSettings = AttentionSettings()
     clarity: ClaritySettings = ClaritySettings()
-    optim: Optim = Optim(lr=1e-3, weight_decay=0.05)
+    optim: StudyOptim = StudyOptim()
     scoring: StudyScoring = StudyScoring()
 
     @rule

@@ -25,6 +25,10 @@ class Case:
     series: str | None = None
     part: str = ""
 
+    @property
+    def has_labels(self) -> bool:
+        return self.labels is not None
+
 
 @dataclass(frozen=True)
 class Dataset:

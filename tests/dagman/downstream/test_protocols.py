@@ -92,6 +92,14 @@ def test_the_first_fold_of_btcv_is_this_one():
     assert numbers(cases, split("btcv-5fold", cases).validation) == [4, 9, 23, 26, 29, 37]
 
 
+def test_folds_of_one_modality_pass_by_the_other():
+    cases = [*mmwhs("ct"), *mmwhs("mr")]
+    for kind, first in (("ct", 0), ("mr", 20)):
+        found, alone = split(f"mmwhs-5fold-{kind}", cases, fold=2), split("mmwhs-5fold", mmwhs(kind), fold=2)
+        assert found.train == tuple(first + i for i in alone.train)
+        assert found.validation == tuple(first + i for i in alone.validation)
+
+
 @pytest.mark.parametrize("count", [7, 20, 33])
 def test_folds_of_any_number_of_names_are_those_of_nnunet(count):
     names = [f"case {n:02d}" for n in range(count)]
@@ -142,7 +150,7 @@ def test_without_a_published_split_it_is_that_of_the_toolkit(name):
         ("btcv-24-6", scans(["a_img0001", "b_img0001"]), "a_img0001 and b_img0001 are both number 0001 of BTCV"),
         ("mmwhs-ct-lsm", mmwhs("ct", range(1002, 1021)), "MM-WHS CT 1001 (19 of 20"),
         ("mmwhs-mr-lsm", mmwhs("ct"), "named as MM-WHS MR names them"),
-        ("mmwhs-5fold", [*mmwhs("ct"), *mmwhs("mr")], "give the folder ct_train or mr_train alone"),
+        ("mmwhs-5fold", [*mmwhs("ct"), *mmwhs("mr")], "say mmwhs-5fold-ct or mmwhs-5fold-mr"),
         ("mmwhs-5fold", mmwhs("mr", range(1001, 1020)), "MM-WHS MR 1020"),
         ("mmwhs-5fold", scans("ab"), "named as MM-WHS CT names them"),
         ("amos-ct", amos(200, 99), "99 of 100 in the validation part"),
@@ -181,7 +189,8 @@ def test_a_fold_that_is_not_there_is_refused(name, cases, fold, folds, said):
 
 
 def test_the_protocols_are_these():
-    named = "holdout few-shot btcv-24-6 btcv-5fold amos-ct mmwhs-ct-lsm mmwhs-mr-lsm mmwhs-5fold msd"
+    named = "holdout few-shot btcv-24-6 btcv-5fold amos-ct mmwhs-ct-lsm mmwhs-mr-lsm mmwhs-5fold mmwhs-5fold-ct "
+    named += "mmwhs-5fold-mr msd"
     assert " ".join(PROTOCOLS) == named
 
 
