@@ -17,7 +17,7 @@ from spade3d.configuration import FLAGS, read_yaml, resolve
 from spade3d.faults import DataFault, UsageFault
 
 OF_STUDIES = ("auroc", "ap", "iou", "t_iou_0.1", "t_iou_0.3", "t_iou_0.5", "pointing", "pointing_near", "voxel_ap")
-METRICS = ("dice", "hd95_mm", "nsd", "asd_mm", *OF_STUDIES)  # that a comparison may be about
+METRICS = ("dice", "hd95_mm", "nsd", "asd_mm", "volume_error_ml", *OF_STUDIES)  # that a comparison may be about
 TOLD = ("volumes_ml", "probabilities", "seconds")  # of a prediction: what people have read line by line
 
 
@@ -252,9 +252,9 @@ def compare(tokens: list[str] | None = None) -> None:
     ) -> None:
         """Compare runs of dagman-finetune.
 
-        Runs that began with the same encoder are one side; runs with the same seed and draw are paired. The side from
-        scratch is the reference, else the side of the first run. Runs of --task classification or localisation are
-        sides, too, where they learned by other settings, such as another --head.
+        Runs that began with the same encoder and learned by the same settings are one side; runs with the same seed,
+        draw and fold are paired, and the cases of all folds pooled. The side from scratch is the reference, else the
+        side of the first run.
 
         Parameters
         ----------

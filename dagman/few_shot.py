@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from dagman.evaluation.comparison import compare_runs
-from dagman.evaluation.scores import read_summary
+from dagman.evaluation.pairs import mean_gain
+from dagman.evaluation.scores import read_rows, read_summary
 from dagman.finetuning import opened, run_finetuning, taught_by
 from dagman.recipes.finetuning import PRETRAINED, SCRATCH, FinetuneCommand
 from spade3d import console
@@ -83,19 +85,19 @@ def told(folders: Mapping[str, Path], out: Path, *, twins: bool) -> dict:
     if not twins:
         return result
     compared = compare_runs(list(folders.values()), out / COMPARISON)
-    return result | {"pretrained minus scratch": gains(summaries)} | compared
+    return result | {"pretrained minus scratch": gains(folders, summaries)} | compared
 
 
-def gains(summaries: Mapping[str, Mapping]) -> dict[str, float | None]:
-    """Mean Dice of each run minus that of its twin; None where one of them has none."""
+def gains(folders: Mapping[str, Path], summaries: Mapping[str, Mapping]) -> dict[str, float | None]:
+    """What each run gained in Dice over its twin, as `dagman-compare` has it of the two alone; None where no structure
+    has a value. It need not be the difference of their mean Dice: a structure that only one of them invented is in the
+    mean of that one alone."""
     sides = {
-        begun: {said["pair"]: said["mean_dice"] for name, said in summaries.items() if name.startswith(begun)}
+        begun: {said["pair"]: read_rows(folders[name]) for name, said in summaries.items() if name.startswith(begun)}
         for begun in (PRETRAINED, SCRATCH)
     }
-    return {
-        pair: None if None in (dice, sides[SCRATCH][pair]) else round(dice - sides[SCRATCH][pair], 6)
-        for pair, dice in sides[PRETRAINED].items()
-    }
+    found = {pair: mean_gain(sides[SCRATCH][pair], rows, "dice") for pair, rows in sides[PRETRAINED].items()}
+    return {pair: None if math.isnan(gain) else round(gain, 6) for pair, gain in found.items()}
 
 
 def table_of(summaries: Mapping[str, Mapping]) -> str:

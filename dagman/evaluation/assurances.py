@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from dagman.evaluation.comparison_leakage import SEEN, Leakage, judges_seen, leaks
 from dagman.evaluation.leakage import reasons
 from spade3d.training.page import Html, callout, counted, folded, number, tag
 from spade3d.training.report import names_list
@@ -42,6 +43,11 @@ def warnings(summary: Mapping) -> Iterator[Html]:
             "The checkpoint does not say what it was pretrained on, so nobody can tell whether it has seen "
             "validation subjects.",
         )
+
+
+def leakage_between(leakage: Leakage) -> Html:
+    """The same of a comparison, where each side has an encoder of its own."""
+    return callout("warning" if leaks(leakage) else "good", f"{SEEN.capitalize()}: {judges_seen(leakage)}.")
 
 
 def _told(subjects: Sequence[str], leakage: Mapping) -> Iterator[Html]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from dagman.evaluation.comparison_leakage import SEEN, Leakage, judges_seen
 from dagman.evaluation.comparison_tables import METRIC_NAMES, Found, as_csv, as_latex, as_markdown, signed
 from dagman.evaluation.statistics import Comparison
 from spade3d.provenance import write_json, write_text
@@ -17,30 +18,33 @@ def write_tables(
     metric: str,
     by_metric: Mapping[str, Found],
     sides: Mapping[str, Mapping[str, Path]],
+    leakage: Leakage,
     said: Mapping[str, object],
 ) -> None:
-    """Write the four files into OUT. `sides`: side -> pair -> run, the reference first; `said`: what comparison.json
-    says of the protocol."""
+    """Write the four files into OUT. `sides`: side -> pair -> run, the reference first; `leakage`: as `leakage_of` has
+    it; `said`: what comparison.json says of the protocol."""
     reference, found = next(iter(sides)), by_metric[metric]
     result = {
         "metric": metric,
         "reference": reference,
         **said,
+        "leakage": {SEEN: judges_seen(leakage), "sides": leakage},
         "runs": {side: {pair: str(run) for pair, run in of.items()} for side, of in sides.items()},
         "comparisons": _as_json(found),
         "other_metrics": {one: _as_json(of) for one, of in by_metric.items() if one != metric},
     }
     write_json(out / "comparison.json", result)
     write_text(out / "comparison.csv", as_csv(reference, by_metric))
-    write_text(out / "comparison.md", as_markdown(reference, metric, by_metric))
+    write_text(out / "comparison.md", as_markdown(reference, metric, by_metric, (f"{SEEN}: {judges_seen(leakage)}",)))
     write_text(out / "comparison.tex", as_latex(reference, found))
 
 
-def headlines(out: Path, reference: str, found: Found, report: Path) -> dict[str, str]:
-    """What the command prints: each side against the reference, and where the rest stands."""
+def headlines(out: Path, reference: str, found: Found, leakage: Leakage, report: Path) -> dict[str, str]:
+    """What the command prints: each side against the reference, what leaked, and where the rest stands."""
     return {
         "reference": reference,
         **{f"{side}, against it": _headline(whole) for side, (whole, *_) in found.items()},
+        SEEN: judges_seen(leakage),
         "report": str(report),
         "tables": ", ".join(str(out / f"comparison.{kind}") for kind in ("csv", "md", "tex")),
     }

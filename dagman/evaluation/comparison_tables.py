@@ -19,6 +19,7 @@ from dataclasses import asdict, fields
 from dagman.evaluation.statistics import COMPARABLE, OF_ALL_SUBJECTS, SMALLER_IS_BETTER, Comparison
 
 METRIC_NAMES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "nsd": "NSD", "asd_mm": "ASD (mm)"}
+METRIC_NAMES |= {"volume_error_ml": "volume error (ml)"}
 METRIC_NAMES |= {"auroc": "AUROC", "ap": "AP", "iou": "IoU", "iobb": "IoBB", "centre_inside": "centre inside"}
 METRIC_NAMES |= {f"t_iou_{t}": f"T(IoU) {t}" for t in ("0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7")}
 METRIC_NAMES |= {f"t_iobb_{t}": f"T(IoBB) {t}" for t in ("0.1", "0.25", "0.5", "0.75", "0.9")}
@@ -54,16 +55,18 @@ def as_csv(reference: str, by_metric: Mapping[str, Found]) -> str:
     return text.getvalue()
 
 
-def as_markdown(reference: str, metric: str, by_metric: Mapping[str, Found]) -> str:
-    """A table a side for the metric that was asked for, and one of the means of every metric."""
+def as_markdown(reference: str, metric: str, by_metric: Mapping[str, Found], notes: Sequence[str] = ()) -> str:
+    """A table a side for the metric that was asked for, and one of the means of every metric; `notes` come first."""
     lines = [f"# {METRIC_NAMES[metric]} against {_in_cell(reference)}", ""]
+    for note in notes:
+        lines += [_in_cell(note[:1].upper() + note[1:]) + ".", ""]
     for side, comparisons in by_metric[metric].items():
         lines += [f"## {_in_cell(side)}", "", *_markdown_table(_heads(metric), map(_cells, comparisons)), ""]
         noted: dict[str, list[str]] = {}
         for one in comparisons:
             noted.setdefault(one.note, []).append(_name(one))
-        notes = [f"* {_in_cell(', '.join(names))}: {_in_cell(note)}" for note, names in noted.items() if note]
-        lines += [*notes, ""] if notes else []
+        doubts = [f"* {_in_cell(', '.join(names))}: {_in_cell(note)}" for note, names in noted.items() if note]
+        lines += [*doubts, ""] if doubts else []
     if len(by_metric) > 1:
         heads = ("Compared", "Metric", *_HEADS[1:])
         means = [

@@ -45,7 +45,8 @@ def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any
     in the pretraining.
 
     `pretraining` is the provenance that travels with the encoder: None for a run from scratch, empty where the
-    checkpoint does not say. With `strict`, what is found there is a DataFault; what is suspected never is.
+    checkpoint does not say. With `strict`, what is found there is a DataFault, and so is an encoder that does not say
+    what it has seen; what is suspected never is.
 
     Returns, besides the lists of subjects `validation_in_training`, `validation_in_pretraining` (found) and
     `suspected_in_pretraining`: `pretraining` ("none", "checked" or "unknown"), `evidence` by subject, and
@@ -57,6 +58,12 @@ def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any
         judge.subject for judge in judges if judge.fingerprint in {case.fingerprint for case in taught}
     }
     known = "none" if pretraining is None else "checked" if pretraining.get("cases") else "unknown"
+    if known == "unknown" and strict and judges:
+        raise DataFault(
+            "the file of the encoder does not say what it was pretrained on, so nobody can tell whether it has seen "
+            f"the {len({judge.subject for judge in judges})} validation subjects; give an encoder of spade-pretrain, "
+            "which says so, or drop --strict to run with a warning in the report"
+        )
     seen = pretraining["cases"] if known == "checked" else []
     evidence: dict[str, list[Evidence]] = defaultdict(list)
     if seen:
@@ -83,12 +90,19 @@ def find_leakage(store: VolumeStore, split: Split, pretraining: Mapping[str, Any
 
 
 def say_leakage(leakage: Mapping[str, Any]) -> None:
-    """A warning on standard error where subjects that judge were in the pretraining; the report has the evidence."""
+    """A warning on standard error where subjects that judge were in the pretraining, or nobody can tell; the report has
+    the evidence."""
     if found := leakage["validation_in_pretraining"]:
         some = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
         print(
             f"warning: {len(found)} validation subjects were in the pretraining ({some}), so the result flatters; "
             "pretrain with the same --protocol and --fold, or with --hold-out FILE",
+            file=sys.stderr,
+        )
+    if leakage["pretraining"] == "unknown":
+        print(
+            "note: the file of the encoder does not say what it was pretrained on, so nobody can tell whether it has "
+            "seen validation subjects; look at what its authors say",
             file=sys.stderr,
         )
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dagman.evaluation.assurances import assurances, coverage, warnings
+from dagman.evaluation.assurances import assurances, coverage, leakage_between, warnings
 from dagman.evaluation.case_pictures import HOW_TO_LOOK, CasePicture, case_pictures
+from dagman.evaluation.comparison_leakage import leakage_of
 from dagman.evaluation.comparison_tables import METRIC_NAMES, parts_of, tested_by
 from dagman.evaluation.paired_chart import paired_chart
+from dagman.evaluation.pairs import case_means_of_both, has, matched, value_of, values_of_both
 from dagman.evaluation.scores import case_means, mean, read_rows, read_summary
 from dagman.evaluation.statistics import (
     FEW_SUBJECTS,
@@ -120,17 +122,17 @@ def _per_class(rows: Sequence[Row]) -> Iterator[Html]:
         missed = sum(row["voxels_true"] > 0 and row["voxels_predicted"] == 0 for row in of)
         invented = sum(row["voxels_true"] == 0 and row["voxels_predicted"] > 0 for row in of)
         dice = mean_with_interval(values_by_subject(rows, "dice", label))
-        others = [mean([row.get(metric, math.nan) for row in of]) for metric in REAL[1:]]
+        others = [mean([value_of(row, one) for row in of if has(row, one)]) for one in (*REAL[1:], "volume_error_ml")]
         lines.append((name, dice.mean, *others, len(of) - absent, absent, missed, invented))
         estimates.append(Estimate(name, tuple(row["dice"] for row in of), dice.mean, dice.low, dice.high))
     columns = [Column("Structure"), Column("Dice", 3, bar=True), Column("HD95 (mm)", 1), Column("NSD", 3)]
-    columns += [Column("ASD (mm)", 2), Column("Volume (ml)", 1)]
+    columns += [Column("ASD (mm)", 2), Column("Volume (ml)", 1), Column("Volume error (ml)", 1)]
     columns += [Column("Cases"), Column("Undefined"), Column("Missed"), Column("Invented")]
     title = "Dice of each case, and the mean with its 95 % interval over subjects"
     yield interval_chart(estimates, title, axis="Dice", domain=(0.0, 1.0))
     caption = (
-        "Means over the cases in which the metric is defined. Volume: predicted minus true. Undefined: absent from "
-        "truth and prediction alike."
+        "Means over the cases in which the metric is defined. Volume: predicted minus true; its error: the size of "
+        "that in each case. Undefined: absent from truth and prediction alike."
     )
     yield table(columns, lines, caption)
 
@@ -186,6 +188,7 @@ def comparison_report(
     if set(others) != comparisons.keys() or any(len(arms[arm]) != len(arms[reference]) for arm in others):
         raise ValueError(f"arms {list(arms)} and comparisons {list(comparisons)} do not match run by run")
     rows = {arm: [read_rows(run) for run in runs] for arm, runs in arms.items()}
+    leakage = leakage_of({arm: map(read_summary, runs) for arm, runs in arms.items()})
     lead, sections = [], []
     for arm in others:
         found = comparisons[arm]
@@ -199,6 +202,7 @@ def comparison_report(
         sections.append(Section(f"{arm} against {reference}", shown, _READ_IT))
     sections.append(Section("Runs", (_each_run(arms),), "Each run as it stands by itself."))
     title = f"{', '.join(others)} against {reference}"
+    lead.append(leakage_between(leakage))
     return write_page(out / "report.html", page("Comparison", title, lead, sections, footer=_FOOTER))
 
 
@@ -291,13 +295,11 @@ def _differences(
     """What each pair of runs differs by: for every structure one value a case, and under None the case's mean."""
     of: dict[int | None, list[float]] = {None: []}
     for before, after in zip(reference, arm, strict=True):
-        values = {(row["case"], row["class"]): row[metric] for row in before}
-        cases: dict[str, list[float]] = {}
-        for row in after:
-            difference = row[metric] - values[row["case"], row["class"]]
-            of.setdefault(row["class"], []).append(difference)
-            cases.setdefault(row["case"], []).append(difference)
-        of[None] += [mean(differences) for differences in cases.values()]
+        pairs = matched(before, after)
+        for (_, _, label), *both in pairs:
+            first, second = values_of_both(*both, metric)
+            of.setdefault(label, []).append(second - first)
+        of[None] += [second - first for _, first, second in case_means_of_both(pairs, metric)]
     return {label: tuple(differences) for label, differences in of.items()}
 
 
@@ -307,15 +309,9 @@ def _by_subject(
     """(subject, mean of the reference, mean of the arm), over what both have a value for: what is tested."""
     of: dict[str, tuple[list[float], list[float]]] = {}
     for before, after in zip(reference, arm, strict=True):
-        values = {(row["case"], row["class"]): row[metric] for row in before}
-        cases: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for row in after:
-            pair = (values[row["case"], row["class"]], row[metric])
-            cases.setdefault((row["subject"], row["case"]), []).append(pair)
-        for (subject, _), pairs in cases.items():
-            defined = [pair for pair in pairs if not math.isnan(sum(pair))]
-            for side, numbers in zip(of.setdefault(subject, ([], [])), zip(*defined)):
-                side.append(mean(numbers))
+        for subject, *means in case_means_of_both(matched(before, after), metric):
+            for side, value in zip(of.setdefault(subject, ([], [])), means, strict=True):
+                side.append(value)
     return [(subject, mean(before), mean(after)) for subject, (before, after) in sorted(of.items())]
 
 
@@ -325,12 +321,18 @@ def _signed(value: float) -> str:
 
 def _each_run(arms: Mapping[str, Sequence[Path]]) -> Html:
     columns = [Column("Side"), Column("Run"), Column("Encoder from"), Column("Labels"), Column("Seed")]
-    columns += [Column("Mean Dice", 3, bar=True), Column("95 % interval"), Column("HD95 (mm)", 1), Column("NSD", 3)]
+    columns += [
+        Column("Fold"),
+        Column("Mean Dice", 3, bar=True),
+        Column("95 % interval"),
+        Column("HD95 (mm)", 1),
+        Column("NSD", 3),
+    ]
     lines = []
     for arm, run in ((arm, run) for arm, runs in arms.items() for run in runs):
         summary = read_summary(run)
         source = summary["coverage"]["source"] if summary["coverage"] else "scratch"
-        chosen = (source, _said(summary.get("labels")), _said(summary.get("seed")))
+        chosen = (source, *(_said(summary.get(key)) for key in ("labels", "seed", "fold")))
         dice = (summary["mean_dice"], _interval(summary["mean_dice_interval"], ""))
         lines.append((arm, run.resolve().name, *chosen, *dice, summary["mean_hd95_mm"], summary["mean_nsd"]))
     return table(columns, lines)

@@ -2,7 +2,7 @@
 
 The subject is the unit: two scans of one head, or ten structures of one patient, are not independent, so the
 bootstrap draws whole subjects and the test sees one number per subject. NaN (a structure that neither truth nor
-prediction holds: see metrics.py) enters no mean.
+prediction holds: see metrics.py) enters no mean; of a pair in which one run alone has a value see pairs.py.
 """
 
 import csv
@@ -17,6 +17,18 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
+from dagman.evaluation.pairs import (
+    PERFECT,
+    Row,
+    case_means_of_both,
+    has,
+    invented_by_one,
+    matched,
+    mean_of,
+    pair_of_row,
+    value_of,
+    values_of_both,
+)
 from spade3d.faults import DataFault
 from spade3d.whole_file import whole_file
 
@@ -24,14 +36,13 @@ COLUMNS = ("case", "subject", "class", "name", "dice", "hd95_mm", "nsd", "voxels
 LATER = ("asd_mm", "volume_difference_ml")  # after COLUMNS, which are frozen; older tables have none or the first few
 WHOLE = ("class", "voxels_true", "voxels_predicted")
 REAL = ("dice", "hd95_mm", "nsd", *LATER)
-COMPARABLE = ("dice", "hd95_mm", "nsd", "asd_mm")  # with a better and a worse
-SMALLER_IS_BETTER = frozenset({"hd95_mm", "asd_mm", "error_x_mm", "error_y_mm", "error_z_mm", "peak_mm"})
+COMPARABLE = tuple(PERFECT)  # with a better and a worse
+_OF_MAPS = ("error_x_mm", "error_y_mm", "error_z_mm", "peak_mm")
+SMALLER_IS_BETTER = frozenset({"hd95_mm", "asd_mm", "volume_error_ml", *_OF_MAPS})
 OF_ALL_SUBJECTS = frozenset({"auroc", "ap"})  # no subject has one alone: none wins, and p is of the bootstrap
 FEW_SUBJECTS = 6  # below this no two-sided signed-rank test can reach 0.05: 2 / 2^5 = 0.0625
 RESAMPLES = 9999
 MOST_P = 0.05  # of a difference that is called shown
-
-Row = Mapping[str, str | int | float]
 
 
 class MeanInterval(NamedTuple):
@@ -74,10 +85,10 @@ def values_by_subject(rows: Iterable[Row], metric: str = "dice", of_class: int |
     cases: dict[tuple, list[float]] = defaultdict(list)
     for row in rows:
         if of_class is None or row["class"] == of_class:
-            cases[row["subject"], row["case"], _pair_of(row)].append(row[metric])
+            cases[row["subject"], row["case"], pair_of_row(row)].append(value_of(row, metric))
     subjects: dict[str, list[float]] = defaultdict(list)
     for (subject, _, _), values in cases.items():
-        subjects[subject].append(_mean(values))
+        subjects[subject].append(mean_of(values))
     return dict(subjects)
 
 
@@ -104,7 +115,7 @@ class Comparison:
     losses: int | None
     subjects: int
     pairs: int
-    left_out: int  # pairs in which at least one run has no value
+    left_out: int  # pairs in which neither run has a value
     note: str = ""
 
 
@@ -114,42 +125,47 @@ def paired_comparison(
     """What b gained over a (b - a), paired by case, class and, where rows have one, `pair` (a string) or else `seed`:
     the mean, then each class. `metric` is one of COMPARABLE.
 
-    Raises DataFault, naming the differing cases, if the runs were not evaluated on the same cases and classes, and for
-    a metric that a table does not have.
+    A structure that one run alone invented counts against that run: the other is given the perfect value (pairs.py),
+    and the note says how many there are. Raises DataFault, naming the differing cases, if the runs were not evaluated
+    on the same cases and classes, and for a metric that a table does not have.
     """
     if metric not in COMPARABLE:
         raise ValueError(f"metric {metric}; one of {', '.join(COMPARABLE)} has a better and a worse")
-    if lacking := [run for run, of in (("first", rows_a), ("second", rows_b)) if any(metric not in row for row in of)]:
+    if lacking := [
+        run for run, of in (("first", rows_a), ("second", rows_b)) if any(not has(row, metric) for row in of)
+    ]:
         raise DataFault(f"the {lacking[0]} run was judged before there was {metric}; judge it anew, or compare another")
-    a, b = _keyed("the first run", rows_a), _keyed("the second run", rows_b)
-    _check_same(a, b)
-    names = {row["class"]: row["name"] for row in rows_a}
-
-    # What one run calls absent and the other invents would be lost without a word: it is counted and said.
-    of_class: dict[int, list[tuple]] = {value: [] for value in sorted(names)}
-    of_case: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
-    for key in sorted(a, key=str):
-        _, case, value = key
-        pair = (float(a[key][metric]), float(b[key][metric]))
-        of_class[value].append((a[key]["subject"], *pair))
-        of_case[a[key]["subject"], case, key[0]].append(pair)
-    mean_pairs = []
-    for (subject, _, _), pairs in of_case.items():
-        shared = [pair for pair in pairs if not math.isnan(sum(pair))]  # the same classes on both sides
-        mean_pairs.append((subject, _mean([one for one, _ in shared]), _mean([other for _, other in shared])))
-
-    one_sided = sum(math.isnan(x) != math.isnan(y) for pairs in of_case.values() for x, y in pairs)
-    truths = sum(a[key].get("voxels_true") != b[key].get("voxels_true") for key in a)
-    remarks = (
-        f"{one_sided} pairs left out in which only one run has a value (the other invented an absent structure)"
-        if one_sided
-        else "",
-        f"the truth of {truths} pairs has another number of voxels: the runs saw other grids" if truths else "",
-    )
-    overall = _compare("mean", None, metric, mean_pairs, seed, remarks)
-    classes = [_compare(names[value], value, metric, pairs, seed) for value, pairs in of_class.items()]
+    pairs = matched(rows_a, rows_b)
+    of_class: dict[int, list[tuple]] = defaultdict(list)
+    for pair in pairs:
+        of_class[pair[0][2]].append(pair)
+    truths = sum(a.get("voxels_true") != b.get("voxels_true") for _, a, b in pairs)
+    grids = f"the truth of {truths} pairs has another number of voxels: the runs saw other grids" if truths else ""
+    remarks = (_said_of_invented(pairs, metric), grids)
+    overall = _compare("mean", None, metric, list(case_means_of_both(pairs, metric)), seed, remarks)
+    classes = [
+        _compare(
+            of[0][1]["name"],
+            value,
+            metric,
+            [(a["subject"], *values_of_both(a, b, metric)) for _, a, b in of],
+            seed,
+            (_said_of_invented(of, metric),),
+        )
+        for value, of in sorted(of_class.items())
+    ]
     adjusted = holm([one.p for one in classes])
     return [overall, *(replace(one, p_holm=p) for one, p in zip(classes, adjusted))]
+
+
+def _said_of_invented(pairs: Sequence[tuple], metric: str) -> str:
+    by_a, by_b = invented_by_one(pairs, metric)
+    if not by_a + by_b:
+        return ""
+    return (
+        f"absent structures that one run alone invented: {by_a} by the reference, {by_b} by the other; "
+        "the run that rightly said nothing counts as perfect there"
+    )
 
 
 def adjusted_over_sides(
@@ -275,7 +291,7 @@ def _compare(
     for subject, value_a, value_b in usable:
         changes[subject].append(value_b - value_a)
     interval = mean_with_interval(changes, seed=seed)
-    by_subject = [round(_mean(values), 9) for values in changes.values()]  # or ties are broken by the last bit
+    by_subject = [round(mean_of(values), 9) for values in changes.values()]  # or ties are broken by the last bit
     better = [-change if metric in SMALLER_IS_BETTER else change for change in by_subject]
     p = signed_rank_p(by_subject) if by_subject else math.nan
     smallest = min(1.0, 2.0 ** (1 - len(by_subject))) if by_subject else math.nan
@@ -284,8 +300,8 @@ def _compare(
         name=name,
         class_=class_,
         metric=metric,
-        mean_a=_mean([value for _, value, _ in usable]),
-        mean_b=_mean([value for _, _, value in usable]),
+        mean_a=mean_of([value for _, value, _ in usable]),
+        mean_b=mean_of([value for _, _, value in usable]),
         difference=interval.mean,
         low=interval.low,
         high=interval.high,
@@ -300,46 +316,6 @@ def _compare(
         left_out=len(pairs) - len(usable),
         note="; ".join(remark for remark in (interval.note, reach, *remarks) if remark),
     )
-
-
-def _keyed(run: str, rows: Sequence[Row]) -> dict[tuple, Row]:
-    """Rows by (pair, case, class); the same twice is a fault."""
-    keyed: dict[tuple, Row] = {}
-    for row in rows:
-        key = (_pair_of(row), row["case"], row["class"])
-        if key in keyed:
-            raise DataFault(f"{row['case']}: class {row['class']} comes twice in {run}; one row per case and class")
-        keyed[key] = row
-    return keyed
-
-
-def _pair_of(row: Row) -> str | None:
-    """Which runs belong together: what the run says (seed and draw), else its seed; None for a run by itself."""
-    seed = row.get("seed")
-    return row.get("pair", None if seed is None else f"seed {seed}")
-
-
-def _check_same(a: Mapping[tuple, Row], b: Mapping[tuple, Row]) -> None:
-    """Both runs must have judged the same cases, classes and pairs, and agree on whose scan each is."""
-    for run, more, less in (("first", a, b), ("second", b, a)):
-        lone = sorted({_said(key) for key in more.keys() - less.keys()})
-        if lone:
-            shown = ", ".join(lone[:8]) + (f" and {len(lone) - 8} more" if len(lone) > 8 else "")
-            raise DataFault(f"only the {run} run has {shown}; compare runs that share split, classes and seeds")
-    moved = sorted({key[1] for key in a if a[key]["subject"] != b[key]["subject"]})
-    if moved:
-        raise DataFault(f"the runs give other subjects to {', '.join(moved[:8])}; use one subjects.csv for both")
-
-
-def _said(key: tuple) -> str:
-    pair, case, value = key
-    return f"{case} (class {value})" if pair is None else f"{case} (class {value}, {pair})"
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of what is not NaN; NaN if nothing is left."""
-    present = [value for value in values if not math.isnan(value)]
-    return math.fsum(present) / len(present) if present else math.nan
 
 
 def _resampled(rng: np.random.Generator, sums: np.ndarray, counts: np.ndarray, times: int) -> np.ndarray:

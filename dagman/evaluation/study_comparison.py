@@ -7,7 +7,6 @@ over subjects; what maps are measured by is paired by box, with Wilcoxon's p ove
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,27 +15,20 @@ from typing import Any
 
 from dagman.evaluation.classification import METRICS, RESAMPLES, compare_findings, read_predictions
 from dagman.evaluation.comparison_files import headlines, write_tables
-from dagman.evaluation.comparison_sides import BEGUN, first_difference, pair_of, side_of, sides_of
+from dagman.evaluation.comparison_leakage import leakage_of
+from dagman.evaluation.comparison_sides import first_difference, pairs_of, side_of, sides_of
 from dagman.evaluation.finding_means import Difference, difference
 from dagman.evaluation.localisation import MEASURES
 from dagman.evaluation.scores import read_study_summary
 from dagman.evaluation.statistics import FEW_SUBJECTS, Comparison, adjusted_over_sides
 from dagman.evaluation.study_comparison_report import study_comparison_report
+from dagman.evaluation.ways_of_learning import ways_of_learning
 from spade3d import console
-from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
 
 MEASURED = (*METRICS, *MEASURES)
 PREDICTIONS, LOCALISED = "predictions.csv", "localisation.json"  # of a run
 JUDGED_BY = ("name", "split", "spacing_mm", "overlap", "imbalance", "weights", "definitions")  # of a run's protocol
-# Settings of which no side is made: what they say is compared elsewhere, or changes no number.
-ELSEWHERE = frozenset(
-    {"task", "findings", "boxes", "init", "labels", "seed", "fold", "folds", "tokens", "device", "workers", "loaders"}
-    | {"save_every", "skip_bad_batches", "data.path", "data.spacing", "scoring.looks", "scoring.overlap"}
-    | {"scoring.tolerance_mm"}
-)
-HEADS = ("attention", "clarity")  # that have settings of their own, under their name
-LONGEST = 40  # characters of a setting that are said in full
 
 Rows = list[dict[str, Any]]
 Runs = Mapping[str, Path]  # pair -> run
@@ -51,7 +43,7 @@ def compare_studies(runs: Sequence[Path], out: Path, metric: str = "auroc") -> d
     """
     summaries = {run: read_study_summary(run) for run in runs}
     check_studies(summaries)
-    ways = ways_of_learning(runs)
+    ways = ways_of_learning(runs, {run: summary["fold"] for run, summary in summaries.items()})
     names = {run: ", ".join(filter(None, (side_of(summary), ways[run]))) for run, summary in summaries.items()}
     sides = sides_of(summaries, names)
     predictions = {side: _of_pairs(of, lambda run: read_predictions(run / PREDICTIONS)) for side, of in sides.items()}
@@ -68,15 +60,17 @@ def compare_studies(runs: Sequence[Path], out: Path, metric: str = "auroc") -> d
     first = next(iter(summaries.values()))
     said = {"task": first["task"], "findings": list(first["per_finding"]), "fold": first["fold"]}
     said |= {"protocol": {key: first["protocol"].get(key) for key in JUDGED_BY}, "labels": first["labels"]}
-    write_tables(out, metric, by_metric, sides, said)
+    leakage = leakage_of({side: [summaries[run] for run in of.values()] for side, of in sides.items()})
+    write_tables(out, metric, by_metric, sides, leakage, said)
     report = study_comparison_report(out, metric, by_metric, sides, boxes)
-    return headlines(out, next(iter(sides)), by_metric[metric], report)
+    return headlines(out, next(iter(sides)), by_metric[metric], leakage, report)
 
 
 def check_studies(summaries: Mapping[Path, Mapping]) -> None:
     """DataFault where runs do another task, or were judged or taught by other studies."""
     (first, said), *others = summaries.items()
-    taught = {pair_of(summary): (run, summary) for run, summary in reversed(summaries.items())}
+    pairs = pairs_of(summaries)
+    taught = {pairs[run]: (run, summary) for run, summary in reversed(summaries.items())}
     for run, summary in others:
         for key, theirs, ours in (
             ("task", said["task"], summary["task"]),
@@ -91,20 +85,11 @@ def check_studies(summaries: Mapping[Path, Mapping]) -> None:
         if summary["split"]["validation"] != said["split"]["validation"]:
             raise DataFault(f"{run}: judged on other subjects than {first}; compare runs of one --fold and one dataset")
     for run, summary in summaries.items():
-        twin, theirs = taught[pair_of(summary)]
+        twin, theirs = taught[pairs[run]]
         if summary["split"]["train"] != theirs["split"]["train"]:
             raise DataFault(f"{run}: learned from other subjects than {twin}, with the same seed; run both anew")
         if summary["taught"] != theirs["taught"]:
             raise DataFault(f"{run}: learned from other labels than {twin}; compare runs of one --findings")
-
-
-def ways_of_learning(runs: Sequence[Path]) -> dict[Path, str]:
-    """What runs learned by, in settings, as far as it is not the same in all that have the setting: a run says nothing
-    of heads that are not its own."""
-    told = {run: _own(_flat(read_yaml(run / BEGUN))) for run in runs}
-    keys = dict.fromkeys(key for of in told.values() for key in of)
-    other = [key for key in keys if len({_text(of[key]) for of in told.values() if key in of}) > 1]
-    return {run: ", ".join(f"{key} {_text(of[key])}" for key in other if key in of) for run, of in told.items()}
 
 
 def check_boxes(summaries: Mapping[Path, Mapping], boxes: Mapping[str, Rows]) -> None:
@@ -227,24 +212,3 @@ def _of_boxes(n: int | None, name: str, boxes: int, change: Difference) -> Compa
         left_out=boxes - change.boxes,
         note=change.note,
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted keys; a table of findings is one setting."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping) and key != "table"
-        found |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return found
-
-
-def _own(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that a side is made of."""
-    idle = tuple(f"{head}." for head in HEADS if head != settings.get("head"))
-    return {key: value for key, value in settings.items() if key not in ELSEWHERE and not key.startswith(idle)}
-
-
-def _text(value: object) -> str:
-    """A setting in words; of a long one eight digits that tell it from others."""
-    text = json.dumps(value, sort_keys=True).replace('"', "")
-    return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dagman.evaluation.assurances import leakage_between
+from dagman.evaluation.comparison_leakage import leakage_of
 from dagman.evaluation.comparison_tables import METRIC_NAMES, Found, signed
 from dagman.evaluation.paired_chart import paired_chart
 from dagman.evaluation.report import compared, verdict_of
@@ -40,6 +42,7 @@ def study_comparison_report(
     boxes  of each side the rows that maps were judged by, with `pair`; None where none were
     """
     reference, *others = sides
+    leakage = leakage_of({side: map(read_study_summary, of.values()) for side, of in sides.items()})
     lead, sections = [], []
     for side in others:
         found = by_metric[metric][side]
@@ -52,6 +55,7 @@ def study_comparison_report(
         sections.append(Section(f"{side} against {reference}", shown, _READ_IT))
     sections.append(Section("Runs", (_each_run(sides),), "Each run as it stands by itself."))
     title = f"{', '.join(others)} against {reference}"
+    lead.append(leakage_between(leakage))
     return write_page(out / "report.html", page("Comparison", title, lead, sections, footer=_FOOTER))
 
 

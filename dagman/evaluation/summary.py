@@ -7,12 +7,14 @@ from typing import Any
 from dagman.evaluation.statistics import REAL, MeanInterval, Row, mean_with_interval, values_by_subject
 from spade3d.volumes.split import Split
 
+LATER_MEANS = (*REAL[2:], "volume_error_ml")
 DEFINITIONS = {
     "dice": "2 |T n P| / (|T| + |P|)",
     "hd95_mm": "max of the two directed 95th percentiles of 6-connected surface distances, mm",
     "nsd": "share of both surfaces within the tolerance of the other",
     "asd_mm": "mean distance of both surfaces to the other, mm (average symmetric surface distance)",
     "volume_difference_ml": "volume predicted minus true, ml; above 0 where too much was segmented",
+    "volume_error_ml": "size of the volume difference, ml, whichever way it points",
     "grid": "voxel centres of the grid that `grid` names; surfaces are voxels with one of 6 neighbours outside",
     "empty": "absent from both: undefined, left out, counted; missed or invented: dice 0, nsd 0, hd95 and asd the "
     "diagonal of the image, all of the volume as its difference",
@@ -76,7 +78,7 @@ def _of_class(rows: Sequence[Row], value: int) -> dict[str, Any]:
         "dice": _plain(dice.mean),
         "dice_interval": _interval(dice),
         "hd95_mm": _plain(mean_with_interval(values_by_subject(of, "hd95_mm")).mean),
-        **{metric: _plain(mean_with_interval(values_by_subject(of, metric)).mean) for metric in REAL[2:]},
+        **{metric: _plain(mean_with_interval(values_by_subject(of, metric)).mean) for metric in LATER_MEANS},
         "cases": len(of),
         "undefined": sum(math.isnan(row["dice"]) for row in of),
         "missed": sum(row["voxels_true"] > 0 and row["voxels_predicted"] == 0 for row in of),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dagman.evaluation.leakage import find_leakage, reasons
+from dagman.evaluation.leakage import find_leakage, reasons, say_leakage
 from spade3d.faults import DataFault
 from spade3d.provenance import describe
 from spade3d.volumes.layouts import Case, Dataset
@@ -52,6 +52,18 @@ def test_from_scratch_a_silent_checkpoint_and_a_clean_one(store):
     assert found(store, None) == ("none", [])
     assert found(store, {}) == ("unknown", [])
     assert found(store, pretraining(store, 0, 1), strict=True) == ("checked", [])
+
+
+def test_an_encoder_that_does_not_say_what_it_has_seen_is_a_note_and_with_strict_a_fault(store, capsys):
+    """Foreign checkpoints never say, and may be used: but not where leakage is to be ruled out."""
+    say_leakage(find_leakage(store, SPLIT, {}, strict=False))
+    assert capsys.readouterr().err.startswith("note: the file of the encoder does not say what it was pretrained on")
+    for silent in ({}, {"dataset": {"name": "livers"}, "cases": []}):
+        with pytest.raises(DataFault, match="has seen the 2 validation subjects; give an encoder .* or drop --strict"):
+            find_leakage(store, SPLIT, silent, strict=True)
+    for said in (None, pretraining(store, 0, 1)):
+        say_leakage(find_leakage(store, SPLIT, said, strict=True))
+    assert capsys.readouterr().err == "", "from scratch, or checked and clean: nothing to say"
 
 
 def test_a_subject_is_found_in_the_same_dataset_by_name(store, tmp_path):

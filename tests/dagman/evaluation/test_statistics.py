@@ -214,15 +214,61 @@ def test_pairs_are_told_by_seed_and_draw():
         paired_comparison([{**one, "pair": "seed 0"} for one in a], b)
 
 
-def test_what_has_no_value_is_counted_not_lost():
-    """The spleen of q is absent: a says so (NaN), b invents one (0). Of r both say so."""
-    a = [row(c, 0.5, value=v) for c in "pqr" for v in (1, 2)]
-    b = [row(c, 0.6, value=v) for c in "pqr" for v in (1, 2)]
-    a[3]["dice"], b[3]["dice"], a[5]["dice"], b[5]["dice"] = NAN, 0.0, NAN, NAN
+DIAGONAL_MM = 500.0
+ABSENT = {"voxels_true": 0, "voxels_predicted": 0, "dice": NAN, "hd95_mm": NAN, "nsd": NAN, "asd_mm": NAN} | {
+    "volume_difference_ml": NAN
+}
+INVENTED = (
+    ABSENT
+    | {"voxels_predicted": 90, "dice": 0.0, "hd95_mm": DIAGONAL_MM, "nsd": 0.0, "asd_mm": DIAGONAL_MM}
+    | {"volume_difference_ml": 9.0}
+)
+
+
+def three_with_an_absent_spleen() -> tuple[list[dict], list[dict]]:
+    """The spleen of q is absent: a says so, b invents one. Of r both say so."""
+    a, b = (
+        [row(c, dice, value=v, asd_mm=2.0, volume_difference_ml=-4.0) for c in "pqr" for v in (1, 2)]
+        for dice in (0.5, 0.6)
+    )
+    for rows, what in ((a, ABSENT), (b, INVENTED)):
+        rows[3] |= what
+        rows[5] |= ABSENT
+    return a, b
+
+
+@pytest.mark.parametrize(
+    ("metric", "perfect", "invented", "p", "gain"),
+    [
+        ("dice", 1.0, 0.0, (0.5, 0.6), 0.1),
+        ("nsd", 1.0, 0.0, (0.25, 0.3), 0.05),
+        ("hd95_mm", 0.0, DIAGONAL_MM, (5.0, 4.0), -1.0),
+        ("asd_mm", 0.0, DIAGONAL_MM, (2.0, 2.0), 0.0),
+        ("volume_error_ml", 0.0, 9.0, (4.0, 4.0), 0.0),
+    ],
+)
+def test_who_invents_an_absent_structure_pays_for_it(metric, perfect, invented, p, gain):
+    a, b = three_with_an_absent_spleen()
+    mean, liver, spleen = paired_comparison(a, b, metric=metric)
+    assert (spleen.pairs, spleen.left_out) == (2, 1), "of r both are silent: nothing to compare"
+    assert (spleen.mean_a, spleen.mean_b) == pytest.approx(((p[0] + perfect) / 2, (p[1] + invented) / 2))
+    assert spleen.difference == pytest.approx((gain + invented - perfect) / 2)
+    assert liver.difference == pytest.approx(gain) and liver.note.count("invented") == 0
+    # Cases: p (both gain), q (liver gains, spleen is invented), r (liver alone).
+    assert mean.difference == pytest.approx((gain + (gain + invented - perfect) / 2 + gain) / 3)
+    assert (mean.pairs, mean.left_out) == (3, 0)
+    assert "that one run alone invented: 0 by the reference, 1 by the other" in mean.note and "1 by" in spleen.note
+    turned = paired_comparison(b, a, metric=metric)
+    assert turned[2].difference == pytest.approx(-spleen.difference) and "1 by the reference, 0 by" in turned[0].note
+
+
+def test_to_invent_structures_is_never_better_than_to_be_silent():
+    """A run that is right where something is, and invents a spleen in all who have none, loses to one that does not."""
+    a = [row(f"p{i}", 0.8) for i in range(6)] + [row(f"p{i}", 0.0, value=2) | ABSENT for i in range(6)]
+    b = [one | (INVENTED if one["class"] == 2 else {}) for one in a]
     mean, _, spleen = paired_comparison(a, b)
-    assert (spleen.pairs, spleen.left_out, spleen.difference) == (1, 2, pytest.approx(0.1))
-    assert mean.difference == pytest.approx(0.1) and (mean.pairs, mean.left_out) == (3, 0)
-    assert "1 pairs left out in which only one run has a value" in mean.note
+    assert (mean.losses, mean.p, mean.difference) == (6, 2**-5, pytest.approx(-0.5))
+    assert (spleen.mean_a, spleen.mean_b, spleen.losses) == (1.0, 0.0, 6)
 
 
 def test_runs_on_other_cases_are_not_compared():
@@ -235,6 +281,8 @@ def test_runs_on_other_cases_are_not_compared():
         paired_comparison([*a, a[0]], a)
     with pytest.raises(DataFault, match="other subjects to q"):
         paired_comparison(a, [a[0], row("q", 0.5, subject="z")])
+    with pytest.raises(DataFault, match="other names .class 1 is liver and spleen"):
+        paired_comparison(a, [one | {"name": "spleen"} for one in a])
     elsewhere = paired_comparison(a, [a[0], row("q", 0.5, voxels_true=99)])
     assert "1 pairs has another number of voxels" in elsewhere[0].note
 

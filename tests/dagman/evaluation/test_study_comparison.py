@@ -205,6 +205,16 @@ def test_kinds_of_runs_and_metrics_do_not_mix(tmp_path):
     assert not (tmp_path / "mixed").exists()
 
 
+def test_judges_that_a_pretraining_saw_stand_beside_the_result(tmp_path):
+    seen = NOBODY | {"pretraining": "checked", "validation_in_pretraining": ["s01"]}
+    runs = [make_run(tmp_path / "scratch"), make_run(tmp_path / "a", source="a.pt", leakage=seen)]
+    assert compare_runs(runs, tmp_path / "out")["judges that were seen in pretraining"] == "from a.pt: 1 (s01)"
+    assert result(tmp_path / "out")["leakage"]["sides"]["from a.pt"]["seen"] == ["s01"]
+    for name in ("comparison.md", "report.html"):
+        said = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "Judges that were seen in pretraining: from a.pt: 1 (s01)." in said, name
+
+
 def test_few_subjects_and_rare_findings_are_said_and_show_nothing(tmp_path):
     runs = [make_run(tmp_path / "scratch", boxes=False), make_run(tmp_path / "a", source="a.pt", gain=0.5, boxes=False)]
     for run in runs:  # four studies; cyst is absent in all, or not said

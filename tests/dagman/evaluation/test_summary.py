@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from dagman.evaluation.scores import read_summary
-from dagman.evaluation.statistics import mean_with_interval
+from dagman.evaluation.statistics import COMPARABLE, mean_with_interval
 from dagman.evaluation.summary import summarise
 from dagman.recipes.finetuning import FinetuneSettings
 from spade3d.configuration import with_values
@@ -59,9 +59,15 @@ def test_means_by_hand():
     assert spleen["dice_interval"] == [None, None]  # one subject says nothing of the next
 
 
+def test_a_volume_that_is_too_large_and_one_too_small_cancel_in_the_difference_and_not_in_its_size():
+    rows = [row("c", "C", 1, 0.8, predicted=40), row("d", "D", 1, 0.6, true=40)]  # + 3 ml and - 3 ml
+    liver = summary(rows)["per_class"]["liver"]
+    assert (liver["volume_difference_ml"], liver["volume_error_ml"]) == (0.0, 3.0)
+
+
 def test_every_metric_is_defined_where_it_is_written():
     said = summary()["protocol"]
-    assert {"dice", "hd95_mm", "nsd", "asd_mm", "volume_difference_ml", "empty", "grid"} <= said["definitions"].keys()
+    assert {*COMPARABLE, "volume_difference_ml", "empty", "grid"} <= said["definitions"].keys()
     assert said["tolerance_mm"] == 2.0 and "tolerances_mm" not in said
     own = with_values(SETTINGS, {"scoring.tolerances_mm": {"spleen": 1.0}})
     assert summarise(ROWS, own, STORE, SPLIT, (0,), None, NOBODY)["protocol"]["tolerances_mm"] == {"spleen": 1.0}
