@@ -47,7 +47,7 @@ def from_gaze(path: Path, fixations: Path, first_slice: int | None, blur: Blur, 
     counts = dict.fromkeys(("used", "under_50_ms", "beside_the_image", "outside_the_body"), 0)
 
     def compute(i: int) -> np.ndarray:
-        found = gaze_map(store.cases[i], of_case[store.cases[i].name], blur=blur)
+        found = gaze_map(store.cases[i], store.image(i), of_case[store.cases[i].name], blur=blur)
         values = (found.used, found.short, found.beside, found.outside)
         counts.update({name: counts[name] + value for name, value in zip(counts, values, strict=True)})
         return found.saliency

@@ -82,7 +82,7 @@ def main(tokens: list[str] | None = None) -> None:
         store
             a store of spade-prepare.
         names
-            the structures, such as lesion; left out, all.
+            a structure, such as lesion; may be given several times; left out, all.
         dilate_mm
             how far around a structure is salient, too.
         blur_mm

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from spade3d import console
 from spade3d.configuration import Positive, Settings, Share, Voxels, to_yaml, with_values
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, steps_for
 
 if TYPE_CHECKING:
@@ -104,12 +104,15 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
 
 def choose(settings: PredictorSettings, store: VolumeStore, cases: Sequence[int], device: str) -> PredictorSettings:
     """Fill what was left open. Crop: a cube of 96 voxels (48 on a CPU) within the median scan, its sides multiples of
-    16. Steps: as many crops as cover every scan 30 times, on a CPU within about eight minutes."""
+    16, one of them 32 or more. Steps: as many crops as cover every scan 30 times, on a CPU within about eight
+    minutes."""
     from spade3d.networks.saliency_net import STRIDE
     from spade3d.scans import typical_grid
 
     shape, spacing = typical_grid(store, cases)
-    crop = settings.crop or crop_within(shape, spacing, side=48 if device == "cpu" else 96, step=STRIDE)
+    side = 48 if device == "cpu" else 96
+    crop = settings.crop or crop_within(np.maximum(shape, 2 * STRIDE), spacing, side=side, step=STRIDE)
+    check_crop(crop, STRIDE)
     covering = max(1.0, float(np.prod(shape / np.array(crop))))
     wanted = max(100, round(EPOCHS * len(cases) * covering / settings.crops))
     # At width 16 this net costs as much as the Swin-UNETR of width 24 for which `steps_for` counts.
@@ -119,6 +122,17 @@ def choose(settings: PredictorSettings, store: VolumeStore, cases: Sequence[int]
         settings,
         {"crop": crop, "steps": steps, "save_every": settings.save_every or max(1, steps // 5), "device": device},
     )
+
+
+def check_crop(crop: tuple[int, int, int], stride: int) -> None:
+    """UsageFault for a crop that leaves nothing at the bottom of the U-Net, or one cell, which has no variance."""
+    cells = [n // stride for n in crop]
+    if np.prod(cells) < 2:
+        raise UsageFault(
+            f"--crop {' '.join(map(str, crop))}: the network halves it four times, which leaves "
+            f"{' x '.join(map(str, cells))} cells; sides of {stride} voxels or more are needed, and one of "
+            f"{2 * stride} or more"
+        )
 
 
 def gazed_split(store: VolumeStore) -> Split:

@@ -23,7 +23,8 @@ def likelihoods(
     It is what Bayes' rule gives where structure and any voxel of the body are equally likely beforehand: 1/2 where the
     brightness tells nothing. (With the true odds it would be near 0 everywhere for a small structure; where a
     structure is likely is for the location to say.) Histograms are means over the labelled scans that hold the
-    structure; brightness is that of the store's normalisation, so that scans compare.
+    structure, 0 throughout where none does; brightness is that of the store's normalisation, so that scans of one
+    modality compare: give those of one.
     """
     of_structure, of_body = np.zeros((BINS, len(values))), np.zeros(BINS)
     for i in cases:

@@ -20,7 +20,7 @@ image reads a scan whole when it is first asked for (0.1 to 1 s), and keeps thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -78,13 +78,22 @@ def bands_of(store, cases: Sequence[int]) -> Mapping[str, Band]:
 
 
 def _kind(store, cases: Sequence[int]) -> str:
-    kinds = sorted({"CT" if store.cases[i].modality == "CT" else "MR" for i in cases})
+    kinds = _kinds(store, cases)
     if len(kinds) != 1:
         raise UsageFault(
             f"{len(cases)} scans of {' and '.join(kinds) or 'no modality'}; bands of HU and of percentiles do not "
             "mix: give scans of one modality"
         )
     return kinds[0]
+
+
+def _kinds(store, cases: Iterable[int]) -> list[str]:
+    return sorted({_kind_of(store.cases[i]) for i in cases})
+
+
+def _kind_of(case) -> str:
+    """CT has a scale of its own; all else is told by percentiles."""
+    return "CT" if case.modality == "CT" else "MR"
 
 
 def brightnesses(regions: int = BRIGHTNESSES) -> tuple[str, ...]:
@@ -141,6 +150,9 @@ def atlas(
     likelihood  "location"   the frequency, of the scans that show a place, under a Gaussian of `sigma_mm` (one cell)
                 "intensity"  what this scan's brightness says (`intensity_likelihood.py`); needs no frame
                 "both"       their product
+
+    What brightness says is learnt of each modality from its own labelled scans. In a modality where none of them holds
+    a structure, location alone counts, and with "intensity" its head is free; `source` says so.
 
     UsageFault for a region that the label table does not know; DataFault for a scan without labels, a region that none
     of them holds, and where a location is asked for and no labelled scan has a frame.
@@ -258,9 +270,23 @@ def _of_labels(
         located = partial(_in_frame, store, frames, in_steps(frequency), inverse(grid.to_frame))
         if likelihood == "location":
             return _priors(store, names, source, located)
-    table = likelihoods(store, labelled, values, scan_mm)
-    make = partial(_likely_volume, store, table, located, scan_mm)
+    of_kind = {kind: [i for i in labelled if _kind_of(store.cases[i]) == kind] for kind in _kinds(store, labelled)}
+    tables = {kind: likelihoods(store, some, values, scan_mm) for kind, some in of_kind.items()}
+    unread = _unread(tables, names, _kinds(store, frames or labelled))
+    if unread:
+        source += f"; {'by location alone' if located else 'not known'}: {', '.join(unread)} (no such scan is labelled)"
+    make = partial(_likely_volume, store, tables, located, scan_mm)
     return _priors(store, names, source, Kept(make, kept_bytes))
+
+
+def _unread(tables: Mapping[str, np.ndarray], names: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """The structures whose brightness no labelled scan of a modality shows: "spleen in MR"."""
+    found = []
+    for kind in kinds:
+        lacking = [name for n, name in enumerate(names) if kind not in tables or not tables[kind][:, n].any()]
+        if lacking:
+            found.append(f"{'everything' if lacking == list(names) else ' and '.join(lacking)} in {kind}")
+    return found
 
 
 def _structures(store, labelled: Sequence[int], regions: Sequence[str] | None) -> tuple[list[str], list[int]]:
@@ -331,15 +357,19 @@ def _in_frame(
 
 
 def _likely_volume(
-    store, table: Float32[np.ndarray, "bin region"], located, resolution_mm: float, case: int
+    store, tables: Mapping[str, Float32[np.ndarray, "bin region"]], located, resolution_mm: float, case: int
 ) -> PriorVolume | None:
-    """The likelihood of a scan's own brightness, times the location where there is one."""
+    """The likelihood of a scan's own brightness in its modality, times the location where there is one."""
     location = None if located is None else located(case)
     if located is not None and location is None:
         return None
+    table = tables.get(_kind_of(store.cases[case]))
+    if table is None:
+        return location
     blocks = scan_blocks(store, case, resolution_mm)
     likely = likelihood_of(blocks, store.cases[case].normalisation, table)
     if location is not None:
+        likely[..., ~table.any(axis=0)] = 1.0  # structures of which location alone is known
         likely *= _at_blocks(location, blocks, likely.shape)
     return PriorVolume(in_steps(likely), blocks.from_scan)
 

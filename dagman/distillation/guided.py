@@ -38,13 +38,17 @@ class Guidance:
 
     @property
     def cell(self) -> int:
-        """Voxels of a cell of the attention that is guided: [CLS] looks at a stage's tokens after its merging, a
-        stage's own heads at those before it."""
-        return 2 ** (self.stage + 1) if self.attachment == "semantic" else 2**self.stage
+        """Voxels of a cell of the attention that is guided."""
+        return cell_of(self.attachment, self.stage)
 
     def at(self, progress: float) -> float:
         """The weight at some progress of the run."""
         return schedules.linear(progress, start=0.0, end=self.weight, until=self.warmup)
+
+
+def cell_of(attachment: Attachment, stage: int) -> int:
+    """Voxels of a cell: [CLS] looks at a stage's tokens after its merging, a stage's own heads at those before it."""
+    return 2 ** (stage + 1) if attachment == "semantic" else 2**stage
 
 
 @dataclass(eq=False)

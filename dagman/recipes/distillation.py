@@ -60,10 +60,11 @@ def choose_dagman(
 ) -> DagmanSettings:
     """Fill what was left open.
 
-    Crop and width as Spade has them. Stage: the paper's third, an earlier one in crops that have few of its cells.
-    Heads: the paper's on a GPU, smaller ones on a CPU. Steps: on a GPU 50,000, on a CPU what fits into about five
-    minutes; the paper's 800 epochs with `dagman-paper`. Masking, semantic attention and patch dropout follow the
-    variant. Losses that need something hidden weigh nothing where nothing is.
+    Crop and width as Spade has them. Body frame: affine where a prior needs one, else box, which costs nothing. Stage:
+    the paper's third, an earlier one in crops that have few of its cells. Heads: the paper's on a GPU, smaller ones on
+    a CPU. Steps: on a GPU 50,000, on a CPU what fits into about five minutes; the paper's 800 epochs with
+    `dagman-paper`. Masking, semantic attention and patch dropout follow the variant. Losses that need something hidden
+    weigh nothing where nothing is.
     """
     from spade3d.scans import typical_grid
 
@@ -72,7 +73,7 @@ def choose_dagman(
     crop, width = crop_and_width(settings, shape, spacing, sized)
     distill = chosen_distillation(settings.distill, crop, sized)
     check_terms(distill, crop, width)
-    check_guidance(settings, distill, store, cases)
+    check_guidance(settings, distill, crop, store, cases)
     pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
     if name == "dagman-paper":
         steps = settings.steps or PAPER_EPOCHS * math.ceil(len(cases) / pairs)
@@ -86,6 +87,7 @@ def choose_dagman(
         {
             "recipe": name,
             "crop.shape": crop,
+            "crop.frame": settings.crop.frame or ("affine" if settings.prior.needs_frames else "box"),
             "network.feature_size": width,
             "distill": filled,
             "steps": steps,
@@ -181,14 +183,28 @@ def build_dagman(settings: DagmanSettings, store: VolumeStore, cases: Sequence[i
     return Built(task, batches, network, partial(pictures_of, task, network, batches), partial(save_attention, task))
 
 
-def check_guidance(settings, distill: DistillSettings, store: VolumeStore, cases: Sequence[int]) -> None:
-    """UsageFault where the attention that is to be guided is not there, or where too many of its heads would be."""
+def check_guidance(
+    settings, distill: DistillSettings, crop: tuple[int, int, int], store: VolumeStore, cases: Sequence[int]
+) -> None:
+    """UsageFault where the attention that is to be guided is not there or has one cell to look at, or where too many of
+    its heads would be."""
     check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
     if distill.drop_hidden and settings.network.use_v2:
         raise UsageFault("--distill.drop_hidden knows no convolutions; do without --network.use_v2")
-    semantic = settings.prior.attachment == "semantic"
-    heads = distill.semantic_heads if semantic else settings.network.heads[settings.prior.stage - 1]
+    heads, stage = guided_heads(settings.prior, distill, settings.network.heads)
     check_regions(settings.prior, heads, store, cases)
+    if settings.prior.source != "none":
+        from dagman.attention.spatial_prior import cells_of
+        from dagman.distillation.guided import cell_of
+
+        cells_of(crop, (cell_of(settings.prior.attachment, stage),) * 3)
+
+
+def guided_heads(prior: PriorSettings, distill: DistillSettings, native: Sequence[int]) -> tuple[int, int]:
+    """How many heads the attention has that a prior guides, and of which stage it is; `native`: heads of the stages."""
+    if prior.attachment == "semantic":
+        return distill.semantic_heads, distill.stage
+    return native[prior.stage - 1], prior.stage
 
 
 def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None):
@@ -199,11 +215,7 @@ def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None)
     priors = build_priors(settings.prior, store, cases, frames)
     if priors is None:
         return frames, None, None
-    if settings.prior.attachment == "semantic":
-        heads, stage = settings.distill.semantic_heads, settings.distill.stage
-    else:
-        stage = settings.prior.stage
-        heads = settings.network.heads[stage - 1]
+    heads, stage = guided_heads(settings.prior, settings.distill, settings.network.heads)
     guidance, prior = build_guidance(settings.prior, priors, heads, stage)
     if out is not None and ranks.first():  # at once, so that attention of any checkpoint can be read
         said = {"attachment": guidance.attachment, "stage": guidance.stage}

@@ -76,9 +76,11 @@ class DistillCrops(CropSettings):
     """Four pairs of overlapping crops u and v, each of a scan of its own, neither turned nor coloured.
 
     (The paper states random crops only; crops alone are also the views of the same lab's SMIT.)
+
+    frame  left open: affine for a prior that lies in the body frame, else box, for no place is compared
     """
 
-    frame: Literal["box", "affine", "learned"] = "box"
+    frame: Literal["box", "affine", "learned"] | None = None
     anchors: Annotated[int, Field(ge=1, le=4096)] = 4
     scans: Annotated[int, Field(ge=1, le=64)] = 1
     places: Annotated[int, Field(ge=1)] = 1

@@ -34,7 +34,7 @@ class PriorSettings(Settings):
     attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage, or
                 the same `windowed`, where its windows are smaller than the crop
     stage       of native attention; [CLS] reads the stage of `distill.stage`
-    regions     whose heads are guided, by name; all that the source has
+    regions     whose heads are guided, by name; all that the source has (the flag takes one, and may be given again)
     labelled    scans that make the atlas
     wrong       a control: priors of the same make at the wrong place
     """
@@ -43,7 +43,10 @@ class PriorSettings(Settings):
     folder: str | None = None
     attachment: Literal["semantic", "native", "windowed"] = "semantic"
     stage: Annotated[int, Field(ge=1, le=4)] = 4
-    regions: tuple[str, ...] | None = None
+    regions: Annotated[
+        tuple[str, ...] | None,
+        Field(description="a region whose heads are guided; may be given several times; left out, all of the source."),
+    ] = None
     labelled: Count = 4
     likelihood: Literal["location", "intensity", "both"] = "both"
     sigma_mm: Positive | None = None

@@ -92,7 +92,7 @@ def choose_spade_dagman(
     crop, width = crop_and_width(settings, shape, spacing, device)
     distill = chosen_distillation(settings.distill, crop, device)
     check_terms(distill, crop, width, alone=False)
-    check_guidance(settings, distill, store, cases)
+    check_guidance(settings, distill, crop, store, cases)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
     finely = settings.contrast.restoration_weight and restoration_cell(settings.contrast, device) == 1
     finest = 1 - ENCODER_SHARE if finely else DECODING

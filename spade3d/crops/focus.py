@@ -107,6 +107,16 @@ def draw_parent(rng: np.random.Generator, saliency: Saliency, case: int, size_mm
     return Box(tuple(keep_inside(place, np.asarray(size), bounds)), size)
 
 
+def draw_ordinary_box(rng: np.random.Generator, saliency: Saliency, case: int, parent: Box) -> Box | None:
+    """Where nothing in a parent is salient there is nothing to spare: a crop's box anywhere in it, for ordinary views.
+
+    None where something is, and for the control that knows no saliency.
+    """
+    if saliency.focus.control == "random" or _voxels_of_parent(saliency, parent, case)[0].any():
+        return None
+    return draw_box(rng, tuple(mm / saliency.focus.parent for mm in parent.size), parent.corners.reshape(2, 3))
+
+
 def draw_focused_pair(
     rng: np.random.Generator, saliency: Saliency, case: int, parent: Box, shape: tuple[int, int, int], views: Views
 ) -> tuple[FocusedView, FocusedView]:
@@ -127,13 +137,17 @@ def draw_focused(
     *,
     mask: bool = False,
 ) -> FocusedView:
-    """One view (voxels of `shape`) of a parent; `views` says all that chance may do but its zoom, which focus says."""
+    """One view (voxels of `shape`) of a parent; `views` says all that chance may do but its zoom, which focus says.
+
+    Of a parent without saliency views are ordinary (`draw_ordinary_box`); asked all the same, it hides nothing.
+    """
     focus = saliency.focus
     whole = draw_view(rng, case, parent, shape, replace(views, zoom=focus.zoom))
     asked = parent.size[0] / (shape[0] * float(np.linalg.norm(whole.to_mm[:3, 0])))
     wants_crop, wants_cutout = rng.random(2) < (focus.crop_chance, focus.cutout_chance)
     parts = _parts_of_parent(saliency, parent, whole)
     crop, zoom, retention = _moved(rng, focus, whole, parts, asked, focus.crop_retention if wants_crop else 0.0)
+    wants_cutout = wants_cutout and (bool(parts) or focus.control == "random")
     cutout, left = _draw_cutout(rng, saliency, crop) if wants_cutout else (None, None)
     shown = mask and focus.knows_saliency and bool(retention)
     return FocusedView(crop, cutout, shown, asked, zoom, retention, left)
@@ -142,12 +156,19 @@ def draw_focused(
 def _parts_of_parent(saliency: Saliency, parent: Box, view: Crop) -> list[Part]:
     """The salient parts of a parent on the cells of a view, which divide each of its sides; cell 0 is its first."""
     case, scale = saliency.store.cases[view.case], saliency.focus.cells / np.asarray(view.shape)
-    low, high = (parent.corners.reshape(2, 3) / case.spacing).clip(0, case.shape)
+    values, start = _voxels_of_parent(saliency, parent, view.case)
+    to_cell = _affine(scale, scale / 2) @ np.linalg.inv(mm_to_stored(case) @ view.to_mm) @ _affine(np.ones(3), start)
+    return parts_of(values, to_cell, saliency.focus.mode)
+
+
+def _voxels_of_parent(saliency: Saliency, parent: Box, case: int) -> tuple[np.ndarray, np.ndarray]:
+    """The saliency of the stored voxels whose centres lie in a parent, and the first of them, (3,)."""
+    stored = saliency.store.cases[case]
+    low, high = (parent.corners.reshape(2, 3) / stored.spacing).clip(0, stored.shape)
     start, stop = np.ceil(low).astype(int), np.ceil(high).astype(int)
     if (start >= stop).any():
-        return []
-    to_cell = _affine(scale, scale / 2) @ np.linalg.inv(mm_to_stored(case) @ view.to_mm) @ _affine(np.ones(3), start)
-    return parts_of(saliency.voxels(view.case, start, stop), to_cell, saliency.focus.mode)
+        return np.zeros((0, 0, 0), dtype=np.uint8), start
+    return saliency.voxels(case, start, stop), start
 
 
 def _moved(

@@ -29,7 +29,7 @@ from spade3d.crops.crop import (
     region,
     scan_bounds,
 )
-from spade3d.crops.focus import Focus, FocusedView, draw_focused_pair, draw_parent, hide
+from spade3d.crops.focus import Focus, FocusedView, draw_focused_pair, draw_ordinary_box, draw_parent, hide
 from spade3d.crops.salient import Saliency
 from spade3d.crops.selection import Places, Selection, alike
 
@@ -60,7 +60,7 @@ class Seen:
 
     crop: Crop
     region: Box
-    focused: FocusedView | None = None
+    focused: FocusedView | None = None  # None: an ordinary view
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ class PairStream:
             views=tuple(seen.crop for seen in students),
             priors=self.priors_of(students),
             step=step,
-            realised=realised(students + teachers),
+            realised={} if self.saliency is None else realised(students + teachers),
             **self.matched(step, own, drawn),
         )
 
@@ -222,13 +222,15 @@ class PairStream:
         return [self.draw_views(rng, case, box) for case, boxes in pairs.items() for box in boxes]
 
     def draw_views(self, rng: np.random.Generator, case: int, box: Box) -> tuple[Seen, Seen]:
-        """Two views of one box: the box itself, or, with focus, parts of it as their parent."""
+        """Two views of one box: the box itself, or, with focus, parts of it as their parent, which may hold nothing
+        salient: then of a box in it."""
         shape, views = self.sampling.shape, self.sampling.views
-        if self.saliency is None:
-            ours, its = (draw_view(rng, case, box, shape, views) for _ in range(2))
+        whole = box if self.saliency is None else draw_ordinary_box(rng, self.saliency, case, box)
+        if whole is not None:
+            ours, its = (draw_view(rng, case, whole, shape, views) for _ in range(2))
             if self.sampling.one_geometry:
                 its = replace(ours, intensity=its.intensity)
-            return Seen(ours, box), Seen(its, box)
+            return Seen(ours, whole), Seen(its, whole)
         ours, its = draw_focused_pair(rng, self.saliency, case, box, shape, views)
         return Seen(ours.crop, region(ours.crop), ours), Seen(its.crop, region(its.crop), its)
 
@@ -335,15 +337,12 @@ def as_images(crops: list[np.ndarray]) -> Tensor:
 
 
 def realised(views: list[Seen]) -> dict[str, float]:
-    """What focus came to in some views: zoom as asked and as realised, retention on average and at its lowest, and the
-    share of views whose parents hold nothing salient: they are cut from the parent all the same, anywhere in it."""
+    """What focus came to in some views: the share of views whose parents hold nothing salient, which are ordinary; of
+    the others zoom as asked and as realised, retention on average and at its lowest."""
     focused = [seen.focused for seen in views if seen.focused is not None]
-    if not focused:
-        return {}
     kept = [view.retention for view in focused if view.retention is not None]
-    said = {
-        "asked_zoom": float(np.mean([view.asked_zoom for view in focused])),
-        "zoom": float(np.mean([view.zoom for view in focused])),
-        "without_saliency": 1 - len(kept) / len(focused),
-    }
+    said = {"without_saliency": 1 - len(kept) / len(views)}
+    if focused:
+        said["asked_zoom"] = float(np.mean([view.asked_zoom for view in focused]))
+        said["zoom"] = float(np.mean([view.zoom for view in focused]))
     return said | ({"retention": float(np.mean(kept)), "least_retention": min(kept)} if kept else {})

@@ -20,12 +20,13 @@ BLOCK = 32  # voxels along the side of the blocks in which a salient place is lo
 class Saliency:
     """The saliency of some cases of a store, 0..255 on the stored grid, as `focus.control` wants it.
 
-    In a scan without a saliency nothing is salient: its views lie anywhere in their parent.
+    In a scan without a saliency nothing is salient: its views are ordinary.
     """
 
     def __init__(self, store, cases: Sequence[int], focus: Focus):
         self.store, self.cases, self.focus = store, list(cases), focus
         self._overviews: dict[int, tuple[np.uint8, np.ndarray]] = {}
+        self._others: dict[int, int] = {}
 
     def voxels(self, case: int, start, stop) -> np.ndarray:
         """uint8 (i, j, k) of a box of stored voxels; 0 for what lies below the least share of the scan's highest."""
@@ -86,15 +87,23 @@ class Saliency:
         return seen
 
     def _other_patient(self, case: int) -> int:
-        """The next case that has a saliency and is of another patient."""
+        """The next case that has something salient and is of another patient."""
+        if case in self._others:
+            return self._others[case]
         at, known = self.cases.index(case), self.store.cases
         for other in self.cases[at:] + self.cases[:at]:
-            if known[other].saliency is not None and known[other].subject != known[case].subject:
+            if known[other].subject != known[case].subject and is_salient(self.store, other):
+                self._others[case] = other
                 return other
         raise UsageFault(
             f"focus: control 'shuffled' found no saliency of a patient other than {known[case].subject}; it needs two "
             "patients with saliency among the scans that train"
         )
+
+
+def is_salient(store, case: int) -> bool:
+    """Whether a scan has a saliency, and it is not empty."""
+    return store.cases[case].saliency is not None and bool(store.saliency(case).any())
 
 
 def _shares_of_body(case, start, stop) -> list[np.ndarray]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 FRAMES = "body_frames.json"  # in the folder of a run
+BLIND = ("ordinary", "random", "centre")  # views that read no saliency of the store
 
 
 class CropSettings(Settings):
@@ -116,7 +117,7 @@ def pair_stream(
         hidden_grid=matched_grid(crop.shape, spacing, HIDDEN_CELL),
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
         selection=selection,
-        focus=None if focus is None else focus_of(focus),
+        focus=None if focus is None else focus_of(focus, store, cases),
         one_geometry=one_geometry,
     )
     frames = frames_of(settings, store, cases, out) if frames is None else frames
@@ -134,17 +135,27 @@ def check_shared(settings) -> None:
 def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> None:
     """Whether the views that are asked for find the saliency that they need; before a run begins.
 
-    DataFault where no scan has any, or only one patient has, whose saliency cannot be another's. What the saliency
-    comes from is said, and which scans have no salient voxel.
+    DataFault where no scan has any, or where only one patient has a salient voxel, whose saliency cannot be another's.
+    What the saliency comes from is said, and which scans have no salient voxel: their views are ordinary, those of the
+    whole run where no scan has one.
     """
-    if settings.views in ("ordinary", "random", "centre"):
+    from spade3d.crops.salient import is_salient
+
+    if settings.views in BLIND:
         return
-    salient = [i for i in cases if store.cases[i].saliency is not None and store.saliency(i).any()]
-    if not salient:
+    if all(store.cases[i].saliency is None for i in cases):
         raise DataFault(
             f"{store.path}: none of the {len(cases)} scans has a saliency, which --focus.views {settings.views} "
             "needs; write it with spade-saliency, or leave --focus.views out"
         )
+    salient = [i for i in cases if is_salient(store, i)]
+    if not salient:
+        print(
+            f"note: the saliency of the {len(cases)} scans is empty; --focus.views {settings.views} falls back to "
+            "ordinary views",
+            file=sys.stderr,
+        )
+        return
     sources = Counter(store.cases[i].saliency_source for i in salient)
     named = ", ".join(f"{source} ({count} scans)" for source, count in sorted(sources.items()))
     print(f"note: {settings.views} views; saliency from {named}", file=sys.stderr)
@@ -158,16 +169,19 @@ def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[
         without = [store.cases[i].name for i in cases if i not in salient]
         some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
         print(
-            f"note: nothing is salient in {len(without)} of {len(cases)} scans ({some}): their views lie anywhere",
+            f"note: nothing is salient in {len(without)} of {len(cases)} scans ({some}): their views are ordinary",
             file=sys.stderr,
         )
 
 
-def focus_of(settings: FocusSettings) -> Focus | None:
-    """The focus of some settings; None for ordinary views."""
+def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> Focus | None:
+    """The focus of some settings; None for ordinary views, which those of an empty saliency are."""
     from spade3d.crops.focus import Focus
+    from spade3d.crops.salient import is_salient
 
     if settings.views == "ordinary":
+        return None
+    if settings.views not in BLIND and not any(is_salient(store, i) for i in cases):
         return None
     control = "none" if settings.views == "focused" else settings.views
     return Focus(**settings.model_dump(exclude={"views"}), control=control)

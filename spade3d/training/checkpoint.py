@@ -97,10 +97,11 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def put(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def put(folder: Path, step: int, state: Mapping[str, Any], *, streak: int = 0) -> Path:
     """Add the checkpoint of a step to a run's folder, point `last` at it, and keep the `KEEP` newest.
 
-    Files of later steps are leftovers of a future that was lost (see `newest`) and are removed as well.
+    Files of later steps are leftovers of a future that was lost (see `newest`) and are removed as well. `streak`: that
+    many updates up to this step were not made; nothing that was kept before them gives way to what follows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.partial"):  # of a process that was killed while it saved
@@ -109,7 +110,7 @@ def put(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     save(path, state)
     with whole_file(folder / "last") as file:
         file.write(f"{path.name}\n".encode())
-    kept = [other for other in steps_in(folder) if _step_of(other) <= step][-KEEP:]
+    kept = [*steps_in(folder, until=step - streak)[-KEEP:], path]
     for other in steps_in(folder):
         if other not in kept:
             other.unlink()
@@ -131,9 +132,10 @@ def newest(folder: Path) -> Found:
     )
 
 
-def steps_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((path for path in folder.glob("step-*.pt") if path.stem[5:].isdigit()), key=_step_of)
+def steps_in(folder: Path, *, until: int | None = None) -> list[Path]:
+    """The checkpoints of a run, up to a step where one is given; oldest first."""
+    found = (path for path in folder.glob("step-*.pt") if path.stem[5:].isdigit())
+    return sorted((path for path in found if until is None or _step_of(path) <= until), key=_step_of)
 
 
 def _step_of(path: Path) -> int:

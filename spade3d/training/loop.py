@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spade3d.faults import DataFault, Fault
 from spade3d.training import ranks
-from spade3d.training.checkpoint import Found, steps_in
+from spade3d.training.checkpoint import Found
 from spade3d.training.health import collapse, signs_of_life
 from spade3d.training.interruption import Interruption
 from spade3d.training.journal import Journal, Silence
@@ -150,10 +150,12 @@ def train(
     progress s / steps.
 
     Written under `out`: log.jsonl, tensorboard/ and checkpoints/, before the first step, every `save_every` steps,
-    after the last, and when interrupted. `validate(task, step)` runs every `validate_every` steps and after the last,
-    in evaluation mode, without gradients, in its own precision, and leaves the generators of chance as they were; the
-    weights with the highest value of its entry `better` are kept in checkpoints/best.pt. `config_hash` is the
-    fingerprint of the configuration: under another one the run does not resume.
+    after the last, and when interrupted. A save that falls among updates that are not finite waits for one that is;
+    where the run ends or is interrupted among them it is made, and those from before them stay. `validate(task, step)`
+    runs every `validate_every` steps and after the last, in evaluation mode, without gradients, in its own precision,
+    and leaves the generators of chance as they were; the weights with the highest value of its entry `better` are kept
+    in checkpoints/best.pt. `config_hash` is the fingerprint of the configuration: under another one the run does not
+    resume.
 
     Raises, once the run is saved, Preempted after SIGTERM or SIGUSR1 and KeyboardInterrupt after SIGINT (a second
     signal ends the process at once); UsageFault when `out` already holds a run; DataFault when what should be resumed
@@ -177,7 +179,7 @@ def train(
 
         def save() -> None:
             journal.sync()
-            saves.put(at.step, {"at": asdict(at), **engine.state()})
+            saves.put(at.step, {"at": asdict(at), **engine.state()}, streak=at.skipped)
 
         def look() -> bool:
             """Validate where it is due, and keep the weights when they are the best so far."""
@@ -206,7 +208,7 @@ def train(
         # From here on there is always something to continue from, and nothing that an interruption left out.
         if found is None or look():
             save()
-        alarmed = False
+        alarmed = unsaved = False
         stream = batches.stream(at.step * optimiser.accumulate, steps * optimiser.accumulate)
         for step in range(at.step + 1, steps + 1):
             row = {"step": step, **engine.step(stream, step / steps)}
@@ -220,13 +222,18 @@ def train(
                     journal.say(f"warning: step {step}: {signs['alarm']}")
             journal.step(row)
             if at.skipped > skip_bad_batches:
-                raise Fault(_not_finite(at, saves.folder, row["scans"]))
+                raise Fault(_not_finite(at, saves, row["scans"]))
             if number := ranks.largest(interruption.received or 0):
                 save()
                 interruption.stop(number, step, steps, marker)
             look()
-            if step % save_every == 0 or step == steps:
+            unsaved |= step % save_every == 0
+            # What gives nothing finite must not take the place of what did: few saves are kept.
+            if step == steps or (unsaved and not at.skipped):
                 save()
+                unsaved = False
+        if at.skipped:
+            journal.say(f"warning: {_which(at)} not finite in {_when(at)}, the last: the run ends without them")
     return Outcome(at.step, at.losses, saves.best)
 
 
@@ -361,18 +368,32 @@ def _signs(task: Task, progress: float) -> dict[str, Any] | None:
     return signs
 
 
-def _not_finite(at: _Position, folder: Path, scans: Sequence[str]) -> str:
-    terms = [name for name, value in at.losses.items() if not math.isfinite(value)]
-    steps = (
-        f"step {at.step}"
-        if at.skipped == 1
-        else f"{at.skipped} steps in a row, {at.step - at.skipped + 1} to {at.step}"
-    )
+def _not_finite(at: _Position, saves: Saves, scans: Sequence[str]) -> str:
     return (
-        f"{' and '.join(terms) or 'the gradient'} not finite in {steps}; the last good weights are in "
-        f"{steps_in(folder)[-1]}; the last batch was of {', '.join(scans)}: look at these scans, lower --optim.lr, or "
-        "leave more updates out with --skip-bad-batches N"
+        f"{_which(at)} not finite in {_when(at)}; {_good(saves, at.step - at.skipped)}; the last batch was of "
+        f"{', '.join(scans)}: look at these scans, lower --optim.lr, or leave more updates out with "
+        "--skip-bad-batches N"
     )
+
+
+def _which(at: _Position) -> str:
+    return " and ".join(name for name, value in at.losses.items() if not math.isfinite(value)) or "the gradient"
+
+
+def _when(at: _Position) -> str:
+    if at.skipped == 1:
+        return f"step {at.step}"
+    return f"{at.skipped} steps in a row, {at.step - at.skipped + 1} to {at.step}"
+
+
+def _good(saves: Saves, made: int) -> str:
+    """Which weights are good, as far as that is known: that an update is made says that the weights before it gave a
+    finite loss, and nothing of those that it leaves."""
+    if made == 0:
+        return "no update was made"
+    proven, unproven = saves.good(made)
+    said = f"the last weights saved that gave a finite loss are in {proven}" if proven else "no save is older"
+    return f"{said}; those of step {made}, the last update made, are in {unproven} and gave none" if unproven else said
 
 
 def _out_of_memory(device: torch.device) -> str:

@@ -52,10 +52,17 @@ class Saves:
             self.best = Best(**state["best"])
         return found
 
-    def put(self, step: int, state: Mapping[str, Any]) -> None:
-        """Save what the run continues from."""
+    def put(self, step: int, state: Mapping[str, Any], *, streak: int) -> None:
+        """Save what the run continues from, after a streak of so many updates that were not made."""
         if ranks.first():
-            checkpoint.put(self.folder, step, {"identity": self.identity, **state})
+            checkpoint.put(self.folder, step, {"identity": self.identity, **state}, streak=streak)
+
+    def good(self, step: int) -> tuple[Path | None, Path | None]:
+        """Of a run whose last update, that of `step`, came from a finite loss, and whose later ones were not made: the
+        newest save whose weights gave a finite loss, and the one of that update itself, of which nothing speaks."""
+        since = checkpoint.steps_in(self.folder, until=step)
+        proven = checkpoint.steps_in(self.folder, until=step - 1)
+        return (proven[-1] if proven else None), (since[-1] if len(since) > len(proven) else None)
 
     def offer(self, name: str, value: float, step: int, weights: Mapping[str, Any]) -> None:
         """Save the weights if they are the best so far; a value that is not a number never is."""

@@ -1,6 +1,6 @@
-"""The box of the body in a scan, and parts of a grid that a box in mm cuts out.
+"""The box of the body in a scan, which places lie in the body itself, and parts of a grid that a box in mm cuts out.
 
-The body box is cheap (voxels about 4 mm apart) and rough by intent. A scan that shows only part of the body has the
+The body is cheap (voxels about 4 mm apart) and rough by intent. A scan that shows only part of the body has the
 box of that part.
 """
 
@@ -25,14 +25,7 @@ def body_box(voxels: np.ndarray, affine: np.ndarray, modality: str) -> Box:
     Foreground is above -400 HU in CT, otherwise above half of Otsu's threshold; opened, so that the table falls off;
     then the largest component and those at least a quarter as large. Where nothing stands out: the field of view.
     """
-    wanted = np.ceil(COARSE_MM / np.array(spacing_of(affine)) - 0.1)
-    stride = np.clip(wanted, 1, np.maximum(1, np.array(voxels.shape) // 8)).astype(int)
-    coarse = voxels[tuple(slice(int(step) // 2, None, int(step)) for step in stride)]
-    to_mm = affine @ _scaling(stride, (stride - 1) / 2)  # a coarse cell covers `stride` voxels
-
-    # Half of Otsu: it parts bright tissue from dark as readily as tissue from air, and dark tissue is body, too.
-    threshold = AIR_HU if modality == "CT" else (float(coarse.min()) + otsu(coarse)) / 2
-    body = _largest(_opened(coarse > threshold, spacing_of(to_mm)))
+    body, to_mm = _body(voxels, affine, modality)
     cells = np.argwhere(body) if body.any() else np.argwhere(np.ones_like(body))
     centres = apply_affine(to_mm, cells.astype(np.float64))
     half = np.abs(to_mm[:3, :3]).sum(axis=1) / 2
@@ -41,6 +34,26 @@ def body_box(voxels: np.ndarray, affine: np.ndarray, modality: str) -> Box:
     low = np.maximum(centres.min(axis=0) - half, lowest)
     high = np.minimum(centres.max(axis=0) + half, highest)
     return _corner(low), _corner(high)
+
+
+def in_body(points_mm: np.ndarray, voxels: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
+    """bool (n,): which places (n, 3), in mm of the world, lie in the body of canonical voxels, lungs and gas included.
+
+    What is dark lies in the body where that is seen on three of four sides within its axial plane: a field of view
+    that ends within a lung leaves one side open. Where nothing stands out, everywhere in the field of view.
+    """
+    body, to_mm = _body(voxels, affine, modality)
+    if not body.any():
+        body = np.ones_like(body)
+    across = [axis for axis in range(3) if axis != int(np.abs(affine[2, :3] / spacing_of(affine)).argmax())]
+    seen = np.zeros(body.shape, dtype=np.uint8)
+    for axis in across:
+        seen += np.logical_or.accumulate(body, axis=axis)
+        seen += np.flip(np.logical_or.accumulate(np.flip(body, axis), axis=axis), axis)
+    inside = body | (seen >= 3)
+    cells = np.rint(apply_affine(np.linalg.inv(to_mm), points_mm)).astype(int)
+    nearest = np.clip(cells, 0, np.array(body.shape) - 1)  # the last coarse cell may end before the scan does
+    return inside[tuple(nearest.T)] & (np.abs(cells - nearest) <= 1).all(axis=1)
 
 
 def field_of_view(shape: Sequence[int], affine: np.ndarray) -> Box:
@@ -82,6 +95,19 @@ def otsu(values: np.ndarray) -> float:
     between = below * above * (sum_below / below - sum_above / above) ** 2.0
     best = np.flatnonzero(between >= between.max() * (1 - 1e-9))  # the empty bins between two classes are all as good
     return float(edges[1 + best].mean())
+
+
+def _body(voxels: np.ndarray, affine: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray]:
+    """The body in coarse cells, bool (p, q, r), False throughout where nothing stands out; and the affine from cells to
+    mm."""
+    wanted = np.ceil(COARSE_MM / np.array(spacing_of(affine)) - 0.1)
+    stride = np.clip(wanted, 1, np.maximum(1, np.array(voxels.shape) // 8)).astype(int)
+    coarse = voxels[tuple(slice(int(step) // 2, None, int(step)) for step in stride)]
+    to_mm = affine @ _scaling(stride, (stride - 1) / 2)  # a coarse cell covers `stride` voxels
+
+    # Half of Otsu: it parts bright tissue from dark as readily as tissue from air, and dark tissue is body, too.
+    threshold = AIR_HU if modality == "CT" else (float(coarse.min()) + otsu(coarse)) / 2
+    return _largest(_opened(coarse > threshold, spacing_of(to_mm))), to_mm
 
 
 def _opened(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

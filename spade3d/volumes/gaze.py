@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spade3d.faults import DataFault
+from spade3d.volumes.body_box import in_body
 from spade3d.volumes.gaze_files import Fixations
 from spade3d.volumes.geometry import apply_affine, canonical_flips, inverse, spacing_of
 from spade3d.volumes.store import StoredCase
@@ -53,8 +54,11 @@ class GazeMap:
     outside: int  # in the image, outside the body
 
 
-def gaze_map(case: StoredCase, fixations: Sequence[Fixations], *, blur: Blur | None = None) -> GazeMap:
-    """The saliency of a stored scan from all that was recorded of it; zeros where no fixation is left.
+def gaze_map(
+    case: StoredCase, voxels: np.ndarray, fixations: Sequence[Fixations], *, blur: Blur | None = None
+) -> GazeMap:
+    """The saliency of a stored scan (its `voxels` (i, j, k)) from all that was recorded of it; zeros where no fixation
+    is left.
 
     DataFault where the fixations cannot be of this scan: slices that it does not have, or most of them beside it.
     """
@@ -64,9 +68,8 @@ def gaze_map(case: StoredCase, fixations: Sequence[Fixations], *, blur: Blur | N
     long = seconds >= SHORTEST_S
     inside = ((points >= -0.5) & (points <= np.array(grid.shape) - 0.5)).all(axis=1)
     world = apply_affine(grid.affine, points)
-    low, high = np.array(case.body_box_mm)
-    in_body = ((world >= low) & (world <= high)).all(axis=1)
-    kept = long & inside & in_body
+    body = in_body(world, voxels, case.affine, case.modality)
+    kept = long & inside & body
     places = apply_affine(inverse(case.affine), world[kept])
     within, across = (blur or Blur()).of(grid)
     # The stored axes are the source's, turned and flipped: the one that was its third goes across its slices.
@@ -76,7 +79,7 @@ def gaze_map(case: StoredCase, fixations: Sequence[Fixations], *, blur: Blur | N
     low_value, high_value = float(saliency.min()), float(saliency.max())
     if high_value > low_value:
         saliency = (saliency - low_value) / (high_value - low_value)
-    dropped = (~long, long & ~inside, long & inside & ~in_body)
+    dropped = (~long, long & ~inside, long & inside & ~body)
     short, beside, outside = (int(np.count_nonzero(some)) for some in dropped)
     return GazeMap(saliency, len(places), short, beside, outside)
 

@@ -208,6 +208,22 @@ def test_where_the_saliency_comes_from_is_said(tmp_path, capsys):
         check_saliency(FocusSettings(views="shuffled"), store, (0, 1, 2))
 
 
+def test_an_empty_saliency_falls_back_to_ordinary_views_and_says_so_once(tmp_path, capsys):
+    write_dataset("heart-mr", tmp_path / "scans", patients=0, unlabelled=3, seed=2, shape=(40, 32, 24))
+    store = open_scans(tmp_path / "scans", tmp_path / "store", SpadeSettings().data)
+    empty = {case.name: np.zeros(case.shape, dtype=np.float32) for case in store.cases[:2]}
+    store = write_saliency(tmp_path / "store", empty, "gaze")
+    batches = []
+    for views in ("focused", "ordinary"):
+        asked = with_values(SpadeSettings(), SMALL | {"focus.views": views})
+        capsys.readouterr()
+        chosen = choose_spade(asked, store, (0, 1, 2), "cpu")
+        batches.append(spade.build(chosen, store, (0, 1, 2)).batches.batch(1))
+        said = capsys.readouterr().err
+        assert said.count("is empty; --focus.views focused falls back to ordinary views") == (views == "focused")
+    assert torch.equal(batches[0].student, batches[1].student) and batches[0].realised == {}
+
+
 def test_focused_views_need_a_saliency(store):
     asked = with_values(SpadeSettings(), SMALL | {"focus.views": "focused"})
     with pytest.raises(DataFault, match="none of the 3 scans has a saliency.*spade-saliency"):

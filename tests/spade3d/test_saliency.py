@@ -91,6 +91,16 @@ def test_a_predictor_is_trained_on_gaze_and_fills_in_the_rest(scans, store, tmp_
     assert after.saliency(3).max() == 255 and after.verify() == []
 
 
+@pytest.mark.parametrize(("crop", "cells"), [((16, 16, 16), "1 x 1 x 1"), ((64, 64, 8), "4 x 4 x 0")])
+def test_a_crop_that_leaves_no_cells_is_refused_before_there_is_a_run(store, tmp_path, capsys, crop, cells):
+    assert call(capsys, "labels", store)[0] == 0
+    tokens = ("train", store, "--out", tmp_path / "run", "--steps", 2, "--width", 4, "--device", "cpu")
+    code, _, err = call(capsys, *tokens, "--crop", *crop)
+    assert code == 2 and f"which leaves {cells} cells" in err and not (tmp_path / "run").exists()
+    if crop == (16, 16, 16):
+        assert call(capsys, *tokens, "--crop", 32, 16, 16)[0] == 0
+
+
 def test_a_predictor_of_another_preparation_is_refused(scans, store, tmp_path, capsys):
     import torch
 
@@ -148,6 +158,11 @@ def test_gaze_of_strangers_is_named_and_the_rest_is_written(scans, store, tmp_pa
     after = VolumeStore.open(store)
     assert np.array_equal([case.saliency_source for case in after.cases], ["", "gaze", "gaze", ""])
     assert after.saliency(1).max() == 255 and not after.saliency(2).any()
+
+
+def test_an_option_that_takes_one_of_several_says_so(capsys):
+    _, out, _ = call(capsys, "labels", "--help")
+    assert "may be given several times" in " ".join(out.replace("│", " ").split())
 
 
 def test_help_needs_no_torch():

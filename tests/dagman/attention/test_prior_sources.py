@@ -205,6 +205,46 @@ def test_the_likelihood_is_bayes_rule_at_even_odds(boxes):
     assert table[bins_of(np.array([40]), SHOWN)[0], 0] < 0.01
 
 
+def test_brightness_is_read_in_its_own_modality(in_memory):
+    """The same boxes as CT and as MR, where what is bright is dark: what CT teaches says nothing of MR."""
+    ct, labels = box_scan(), np.zeros((24, 20, 12), dtype=np.uint16)
+    for value, start, hu in ((7, 15, 150), (8, 5, 200)):
+        box = (slice(start, start + 4), slice(13, 16), slice(4, 8))
+        ct[box], labels[box] = hu, value
+    mr, only_right = -ct, np.where(labels == 7, labels, 0)
+
+    def asked(mr_labels, likelihood="both"):
+        affines = [np.diag([4.0, 4, 4, 1])] * 2
+        held = [labels, np.zeros_like(labels) if mr_labels is None else mr_labels]
+        names = {7: "right kidney", 8: "left kidney"}
+        store = in_memory([ct, mr], affines=affines, normalisation=SHOWN, labels=held, label_names=names)
+        store.cases[0].modality, store.cases[1].modality = "CT", "MR"
+        labelled = [0] if mr_labels is None else [0, 1]
+        priors = atlas(store, labelled, {0: np.eye(4), 1: np.eye(4)}, likelihood=likelihood, resolution_mm=4.0)
+        return priors, [priors.of_crop(whole(store, i, (24, 20, 12)), 1) for i in (0, 1)]
+
+    location = asked(None, "location")[1][1]
+    priors, (of_ct, of_mr) = asked(None)
+    assert priors.source.endswith("by location alone: everything in MR (no such scan is labelled)")
+    np.testing.assert_allclose(of_mr, location, atol=1 / 255)
+    assert np.abs(of_ct - location).max() > 0.1
+    priors, (_, of_mr) = asked(None, "intensity")
+    assert "not known: everything in MR" in priors.source and not of_mr.any()
+
+    priors, (_, of_mr) = asked(only_right)
+    assert priors.source.endswith("by location alone: left kidney in MR (no such scan is labelled)")
+    there, bin_of = labels == 7, bins_of(np.array([-150]), SHOWN)[0]
+    own, its = (
+        likelihoods(named(in_memory([image], labels=[of], normalisation=SHOWN), kind), [0], [7], 4.0)[bin_of, 0]
+        for kind, image, of in (("MR", mr, only_right), ("CT", ct, labels))
+    )
+    assert own > 0.8 and its < 0.1  # what CT knows of this brightness would hide the kidney
+    blurred = asked(only_right, "location")[1][1]
+    np.testing.assert_allclose(of_mr[0][there].mean(), own * blurred[0][there].mean(), rtol=0.1)
+    np.testing.assert_allclose(of_mr[1][labels == 8].mean(), blurred[1][labels == 8].mean(), rtol=0.1)
+    assert "no such scan" not in asked(labels)[0].source
+
+
 def test_a_scan_without_a_frame_switches_its_heads_off(boxes):
     frames = frames_of(boxes) | {1: None}
     crop = whole(boxes, 1, (24, 20, 12))

@@ -19,6 +19,7 @@ from dagman.recipes.distillation import (
 )
 from dagman.recipes.distillation_settings import DagmanSettings, PaperSettings
 from dagman.recipes.spade_dagman import SpadeDagmanSettings, spade_dagman
+from spade3d.commands import pretrain
 from spade3d.configuration import resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.swin_unetr import SwinUNETR
@@ -160,6 +161,10 @@ def test_sizes_do_not_follow_the_device(store):
             {"distill.drop_hidden": True, "prior.source": "bands", "prior.attachment": "native"},
             "--distill.drop_hidden leaves the hidden ones out",
         ),
+        (
+            {"crop.shape": (16, 16, 16), "prior.source": "bands", "prior.attachment": "native", "prior.stage": 4},
+            "a crop of 16x16x16 voxels is one cell of 16x16x16",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_the_run(store, given, message):
@@ -200,6 +205,24 @@ def test_a_run_leaves_its_semantic_attention_beside_the_encoder(store, tmp_path)
     assert pictures["[CLS] attention, mean of 4 heads"].shape == pictures["a"].shape == (32, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("prior", "said", "frame"),
+    [
+        ({"source": "none"}, None, "box"),
+        ({"source": "bands"}, None, "box"),
+        ({"source": "one_label"}, None, "affine"),
+        ({"source": "mean_image"}, None, "affine"),
+        ({"source": "mean_image"}, "box", "box"),
+    ],
+)
+def test_a_prior_that_lies_in_the_body_frame_has_the_best_one(store, prior, said, frame):
+    values = {f"prior.{key}": value for key, value in prior.items()} | {"prior.regions": None, "crop.frame": said}
+    if prior["source"] == "one_label":
+        values["prior.regions"] = ("left ventricle",)
+    chosen = dagman.choose(with_values(DagmanSettings(), SMALL | values), store, CASES, "cpu")
+    assert chosen.crop.frame == frame and f"frame: {frame}\n" in to_yaml(chosen)
+
+
 @pytest.mark.parametrize("recipe", [dagman, spade_dagman])
 def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recipe, capsys):
     regions = ("Left Ventricle", "right ventricle")
@@ -213,6 +236,14 @@ def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recip
     assert losses["prior"].isfinite() and losses["prior"] > 0
     said = json.loads((tmp_path / GUIDED).read_text(encoding="utf-8"))
     assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": ["left ventricle", "right ventricle"]}
+
+
+@pytest.mark.parametrize("recipe", ["dagman", "spade-dagman"])
+def test_regions_are_named_one_by_one(recipe, capsys):
+    with pytest.raises(SystemExit):
+        pretrain(["--recipe", recipe, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "a region whose heads are guided; may be given several times" in said
 
 
 def test_more_regions_than_half_of_the_heads_are_refused(store):

@@ -68,7 +68,12 @@ def test_twins_are_told_the_same_and_nothing_is_left_open(store, encoder, device
     assert (one.pop("init"), other.pop("init")) == (None, str(encoder))
     assert one == other
     parts = [one, *(part for part in one.values() if isinstance(part, dict))]
-    assert {key for part in parts for key, value in part.items() if value is None} == {"path", "labels", "loaders", "flips"}
+    assert {key for part in parts for key, value in part.items() if value is None} == {
+        "path",
+        "labels",
+        "loaders",
+        "flips",
+    }
     shape, _ = typical_grid(store, (0, 1))
     assert all(side % 8 == 0 and abs(side - whole) <= 4 for side, whole in zip(begun.crop.shape, shape))
     (tmp_path / "config.yaml").write_text(to_yaml(begun))

@@ -63,6 +63,36 @@ def test_a_match_is_the_nearest_cell(ramp, seed):
     np.testing.assert_allclose(found.distance_mm[mutual], reverse.distance_mm[found.cell[mutual]], atol=1e-4)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_matches_are_symmetric_wherever_cells_are_nearer_than_half_a_cell(ramp, seed):
+    """However two crops are turned: a cell of b so near to one of a is nearer to no other, so b names it, too."""
+    a, b = draw_two(seed, scan_bounds(ramp[0].cases[0]))
+    grid = (6, 5, 4)
+    there, back = match(a, b, grid), match(b, a, grid)
+    side = np.linalg.norm(cell_to_mm(a, grid)[:3, :3], axis=0).min()
+    near = np.flatnonzero(there.distance_mm < side / 2 - 1e-3)
+    np.testing.assert_array_equal(back.cell[there.cell[near]], near)
+    np.testing.assert_allclose(back.distance_mm[there.cell[near]], there.distance_mm[near], atol=1e-4)
+    both = np.flatnonzero(there.valid & (back.cell[there.cell] >= 0))  # farther ones are at least as near back
+    assert (back.distance_mm[there.cell[both]] <= there.distance_mm[both] + 1e-4).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_matches_of_crops_of_one_cell_size_are_the_same_pairs_both_ways(ramp, seed):
+    """Moved and flipped, but neither turned nor zoomed: which cells belong together does not depend on who asks."""
+    rng = np.random.default_rng(seed)
+    bounds, still = scan_bounds(ramp[0].cases[0]), Views(rotation_deg=0.0, zoom=(1.0, 1.0))
+    box = draw_box(rng, (16.0, 14.0, 20.0), bounds)
+    partner = draw_partner(rng, box, bounds, (0.3, 0.9))
+    a, b = (draw_view(rng, 0, of, (12, 10, 8), still) for of in (box, partner))
+    there, back = match(a, b, (6, 5, 4)), match(b, a, (6, 5, 4))
+    asked = {(x, int(there.cell[x])) for x in np.flatnonzero(there.valid).tolist()}
+    answered = {(int(back.cell[y]), y) for y in np.flatnonzero(back.valid).tolist()}
+    assert asked == answered and len(asked) > 5
+
+
 def test_a_crop_matches_itself_cell_by_cell():
     crop = draw_view(np.random.default_rng(0), 0, Box((0.0, 0.0, 0.0), (10.0, 20.0, 30.0)), (8, 8, 8), Views())
     found = match(crop, crop, (4, 4, 4))

@@ -14,6 +14,7 @@ from spade3d.crops.focus import (
     Focus,
     draw_focused,
     draw_focused_pair,
+    draw_ordinary_box,
     draw_parent,
     hide,
     soft_mask,
@@ -230,18 +231,34 @@ def test_matched_zoom_shares_the_zoom_with_focus_and_nothing_else(salient):
     assert all(view.mask == (control == "none") for control, views in drawn.items() for view in views)
 
 
+@pytest.mark.parametrize("control", ["none", "matched_zoom", "random"])
 @pytest.mark.parametrize("values", [None, np.zeros((20, 20, 20), np.uint8)])
-def test_where_nothing_is_salient_views_are_ordinary(salient, values):
-    saliency = salient([values], Focus(cutout_chance=1.0, mask_chance=1.0, salient_chance=1.0), shape=(20, 20, 20))
-    rng, centres = np.random.default_rng(0), []
+def test_where_nothing_is_salient_views_are_ordinary(salient, values, control):
+    """A crop's box for both views, anywhere in the parent; the control that knows no saliency cannot know this."""
+    focus = Focus(cutout_chance=1.0, mask_chance=1.0, salient_chance=1.0, control=control)
+    saliency, rng, centres = salient([values], focus, shape=(20, 20, 20)), np.random.default_rng(0), []
     for _ in range(200):
         parent = draw_parent(rng, saliency, 0, (8.0, 8.0, 8.0))
         assert parent.size == (12.0, 12.0, 12.0)
-        for view in draw_focused_pair(rng, saliency, 0, parent, (8, 8, 8), STRAIGHT):
-            assert view.retention is None and view.cutout_retention is None and not view.mask
-            assert view.zoom == view.asked_zoom and view.cutout is not None
-            centres.append((view.crop.to_mm @ [3.5, 3.5, 3.5, 1])[:3] - parent.centre)
-    assert np.abs(np.mean(centres, axis=0)).max() < 0.3 and np.abs(centres).max() > 2.5
+        box = draw_ordinary_box(rng, saliency, 0, parent)
+        if control == "random":
+            assert box is None
+            assert draw_focused(rng, saliency, 0, parent, (8, 8, 8), STRAIGHT).cutout is not None
+            continue
+        assert box.size == (8.0, 8.0, 8.0)
+        centres.append(np.subtract(box.centre, parent.centre))
+        view = draw_focused(rng, saliency, 0, parent, (8, 8, 8), STRAIGHT, mask=True)
+        assert view.cutout is None and not view.mask and view.retention is None
+    if centres:
+        assert np.abs(np.mean(centres, axis=0)).max() < 0.3 and 1.9 < np.abs(centres).max() <= 2.0
+
+
+def test_a_parent_beside_what_is_salient_has_ordinary_views_too(salient):
+    values = np.zeros((30, 30, 30), np.uint8)
+    values[25, 25, 25] = 255
+    saliency, rng = salient([values], Focus()), np.random.default_rng(0)
+    assert draw_ordinary_box(rng, saliency, 0, Box((8.0, 8.0, 8.0), (12.0, 12.0, 12.0))) is not None
+    assert draw_ordinary_box(rng, saliency, 0, Box((22.0, 22.0, 22.0), (12.0, 12.0, 12.0))) is None
 
 
 def test_a_lesion_is_kept_or_left_alone_but_never_cut(salient):
@@ -348,6 +365,11 @@ def test_controls_read_another_saliency(salient):
     np.testing.assert_array_equal(np.argwhere(shuffled.voxels(1, (0, 0, 0), (40, 20, 20)))[:, 1:], [[3, 3]] * 2)
     centre = salient([None], Focus(control="centre"), shape=(21, 11, 31)).voxels(0, (0, 0, 0), (21, 11, 31))
     assert centre[10, 5, 15] == centre.max() == 255 and centre[0].max() == centre[:, :, -1].max() == 0
+    empty = np.zeros_like(one)
+    beyond = salient([one, empty, other], Focus(control="shuffled"))  # an empty one is not another's saliency
+    assert np.argwhere(beyond.voxels(0, (0, 0, 0), (20, 20, 20))).tolist() == [[15, 10, 10]]
+    with pytest.raises(UsageFault, match="two patients with saliency"):
+        salient([one, empty], Focus(control="shuffled")).voxels(0, (0, 0, 0), (1, 1, 1))
     with pytest.raises(UsageFault, match="two patients with saliency"):
         salient([one, None], Focus(control="shuffled"), shape=(20, 20, 20)).voxels(0, (0, 0, 0), (1, 1, 1))
 

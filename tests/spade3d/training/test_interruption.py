@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_task import PointStream, Tiny, digest, written
 
-from spade3d.faults import Preempted
+from spade3d.faults import Fault, Preempted
 from spade3d.training import checkpoint
 from spade3d.training.interruption import Interruption
 from spade3d.training.loop import Optimiser, train
@@ -25,8 +25,7 @@ def fit(task, out, batches=None, **more):
         out=out,
         optimiser=Optimiser(lr=0.05),
         device=torch.device("cpu"),
-        save_every=100,
-        **more,
+        **{"save_every": 100} | more,
     )
 
 
@@ -51,6 +50,19 @@ def test_a_signal_saves_and_stops(tmp_path, number, raised):
     fit(resumed, tmp_path / "run", resume=True)
     assert digest(whole) == digest(resumed)
     assert not (tmp_path / "run" / "preempted").exists()
+
+
+def test_an_interruption_among_updates_that_are_not_finite_loses_nothing(tmp_path):
+    """It saves, the saves from before them stay, and the resumed run names those."""
+    spoilt = frozenset(range(2, 8))
+    with pytest.raises(Preempted, match="after step 4 of 8, and saved"):
+        fit(Tiny(spoilt), tmp_path, signalled(signal.SIGTERM, at=3), save_every=1, skip_bad_batches=3)
+    there = [path.stem for path in checkpoint.steps_in(tmp_path / "checkpoints")]
+    assert there == ["step-0000001", "step-0000002", "step-0000004"]
+    with pytest.raises(
+        Fault, match=r"3 to 6; the last weights saved that gave a finite loss are in \S*step-0000001.pt"
+    ):
+        fit(Tiny(spoilt), tmp_path, resume=True, save_every=1, skip_bad_batches=3)
 
 
 def test_a_validation_that_an_interruption_left_out_is_made_up_for(tmp_path):

@@ -184,10 +184,16 @@ def test_an_update_that_is_not_finite_is_not_made(tmp_path):
     assert rows[3]["losses"]["recall"] is None and rows[3]["losses"]["memory"] is not None
 
 
+def saved(out) -> list[str]:
+    return [path.stem for path in checkpoint.steps_in(out / "checkpoints")]
+
+
 def test_ten_in_a_row_end_the_run(tmp_path):
     task = Tiny(spoil=frozenset(range(5, 100)))
     message = (
-        "recall not finite in 10 steps in a row, 6 to 15; .*step-0000010.pt; the last batch was of scan 2: look at"
+        r"recall not finite in 10 steps in a row, 6 to 15; the last weights saved that gave a finite loss are in "
+        r"\S*step-0000000.pt; those of step 5, the last update made, are in \S*step-0000005.pt and gave none; "
+        "the last batch was of scan 2: look at"
     )
     with pytest.raises(Fault, match=message) as caught:
         fit(task, tmp_path, steps=50, save_every=5)
@@ -195,8 +201,59 @@ def test_ten_in_a_row_end_the_run(tmp_path):
     assert all(tensor.isfinite().all() for tensor in task.state_dict().values())
 
 
+def test_updates_that_are_not_finite_push_no_save_out(tmp_path):
+    """Two saves fall into them: neither is made, and what stays is from before the update that was the last."""
+    with pytest.raises(Fault, match=r"finite loss are in \S*step-0000004.pt; the last batch"):
+        fit(Tiny(spoil=frozenset(range(5, 100))), tmp_path, steps=50, save_every=2)
+    assert saved(tmp_path) == ["step-0000002", "step-0000004"]
+
+
+class Exploding(Tiny):
+    """The update of one step makes the weights huge: finite, and nothing that they give is."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.left = step
+
+    def after_step(self, progress):
+        super().after_step(progress)
+        self.left -= 1
+        if self.left == 0:
+            self.student.weight.data.mul_(1e30)
+
+
+@pytest.mark.parametrize(("save_every", "good"), [(1, 2), (2, 2), (3, 0)])
+def test_the_weights_that_broke_the_run_are_not_called_good(tmp_path, save_every, good):
+    """Step 3 has a finite loss, so the weights of step 2 were good; what it made of them is not."""
+    with pytest.raises(Fault, match=rf"gave a finite loss are in \S*step-000000{good}.pt") as caught:
+        fit(Exploding(3), tmp_path, steps=50, save_every=save_every)
+    assert ("step-0000003.pt and gave none" in str(caught.value)) == (3 % save_every == 0)
+    kept = checkpoint.load(tmp_path / "checkpoints" / f"step-000000{good}.pt")
+    assert kept["task"]["student.weight"].abs().max() < 10
+
+
+def test_without_an_update_there_is_nothing_good_to_name(tmp_path):
+    with pytest.raises(Fault, match="1 to 10; no update was made; the last batch"):
+        fit(Tiny(spoil=frozenset(range(100))), tmp_path, steps=50)
+    assert saved(tmp_path) == ["step-0000000"]
+
+
+def test_a_save_that_fell_among_them_is_made_up_for(tmp_path):
+    with pytest.raises(Broken):
+        fit(Tiny(spoil=frozenset({5, 6, 7})), tmp_path, steps=50, save_every=6, batches=broken_at(9))
+    assert saved(tmp_path) == ["step-0000000", "step-0000009"]
+
+
+def test_a_run_that_ends_among_them_is_saved_and_says_so(tmp_path, capfd):
+    outcome = fit(Tiny(spoil=frozenset({6, 7})), tmp_path, steps=8, save_every=3)
+    assert outcome.step == 8 and saved(tmp_path) == ["step-0000003", "step-0000006", "step-0000008"]
+    assert (
+        "recall not finite in 2 steps in a row, 7 to 8, the last: the run ends without them" in capfd.readouterr().err
+    )
+
+
 def test_a_run_may_stop_at_the_first_or_go_on_for_longer(tmp_path):
-    message = "recall not finite in step 6; .*step-0000005.pt; the last batch was of scan 2: .*--skip-bad-batches"
+    message = "in step 6; .*step-0000005.pt and gave none; the last batch was of scan 2: .*--skip-bad-batches"
     with pytest.raises(Fault, match=message):
         fit(Tiny(spoil=frozenset({5})), tmp_path / "first", save_every=5, skip_bad_batches=0)
     outcome = fit(Tiny(spoil=frozenset(range(5, 17))), tmp_path / "longer", steps=20, skip_bad_batches=12)

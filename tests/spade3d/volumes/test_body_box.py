@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from spade3d.volumes.body_box import body_box, boxed, field_of_view, otsu
+from spade3d.volumes.body_box import body_box, boxed, field_of_view, in_body, otsu
 
 AIR, TISSUE, TABLE = -1000, 40, -100
 
@@ -42,6 +42,22 @@ def test_the_box_follows_the_affine():
     (r0, a0, _), (r1, a1, _) = body_box(voxels, turned, "CT")
     assert (a0, a1) == pytest.approx((78, 278))
     assert (r0, r1) == pytest.approx((-238, -118))
+
+
+def test_lungs_lie_in_the_body_and_the_air_around_it_does_not():
+    voxels, grid = patient((100, 80, 20)), affine((4.0, 4.0, 4.0), (-200.0, 0.0, 0.0))
+    voxels[20:35, 30:40] = AIR  # a corner of the body's box
+    voxels[45:55, 40:50] = AIR  # a lung
+    places = np.array(
+        [[50, 45, 10], [40, 35, 10], [25, 33, 10], [15, 21, 10], [5, 5, 5], [50, 32, 0], [50, 45, 40]], float
+    )
+    found = in_body(places * 4 + (-200, 0, 0), voxels, grid, "CT")
+    assert found.tolist() == [True, True, False, False, False, True, False]
+    half = voxels[50:]  # the field of view ends within the lung: tissue is seen on three sides
+    there = affine((4.0, 4.0, 4.0))
+    assert in_body(np.array([[2.0, 45, 10]]) * 4, half, there, "CT").tolist() == [True]
+    nothing = np.full((30, 30, 30), AIR, np.int16)
+    assert in_body(np.array([[5.0, 5, 5]]) * 4, nothing, there, "CT").all()
 
 
 def test_two_legs_are_one_body():

@@ -18,15 +18,26 @@ SHAPE = (60, 50, 20)
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory):
-    """A body of 50 HU in air, stored resampled to 2 mm along R, A, S."""
+def scan(tmp_path_factory):
+    """A body of 50 HU in air, stored resampled to 2 mm along R, A, S: the case and its voxels."""
     folder = tmp_path_factory.mktemp("gaze")
     voxels = np.full(SHAPE, -1000, np.int16)
     voxels[8:52, 8:42, 3:17] = 50
     voxels += np.random.default_rng(0).integers(0, 20, SHAPE).astype(np.int16)
     write_volume(folder / "a.nii.gz", voxels, SAGITTAL)
     data = Dataset("one", "one scan", folder, (Case("a", "S", folder / "a.nii.gz", None, "CT"),))
-    return prepare(data, folder / "store", Preprocessing(spacing=(2.0, 2.0, 2.0))).cases[0]
+    store = prepare(data, folder / "store", Preprocessing(spacing=(2.0, 2.0, 2.0)))
+    return store.cases[0], store.image(0)
+
+
+@pytest.fixture
+def case(scan):
+    return scan[0]
+
+
+@pytest.fixture
+def voxels(scan):
+    return scan[1]
 
 
 def gaze(points, seconds=None, *, first=0, shares=False):
@@ -49,19 +60,19 @@ def slow_saliency(case, voxels, seconds, within, across):
     return ((total - total.min()) / (total.max() - total.min())).reshape(case.shape)
 
 
-def test_the_map_is_the_formula(case):
+def test_the_map_is_the_formula(case, voxels):
     rng = np.random.default_rng(1)
-    voxels = np.column_stack([rng.uniform(10, 50, 12), rng.uniform(10, 40, 12), rng.integers(4, 16, 12)])
+    looked = np.column_stack([rng.uniform(10, 50, 12), rng.uniform(10, 40, 12), rng.integers(4, 16, 12)])
     seconds = rng.uniform(0.05, 1.0, 12)
     found = gaze_map(
-        case, [gaze(voxels[:5], seconds[:5]), gaze(voxels[5:] + 1, seconds[5:], first=1)], blur=Blur(3.3, 7.1)
+        case, voxels, [gaze(looked[:5], seconds[:5]), gaze(looked[5:] + 1, seconds[5:], first=1)], blur=Blur(3.3, 7.1)
     )
     assert found.used == 12 and found.saliency.dtype == np.float32
-    assert np.allclose(found.saliency, slow_saliency(case, voxels, seconds, 3.3, 7.1), atol=2e-6)
+    assert np.allclose(found.saliency, slow_saliency(case, looked, seconds, 3.3, 7.1), atol=2e-6)
 
 
-def test_a_fixation_peaks_where_it_was_and_blurs_as_far_as_the_scan_says(case):
-    found = gaze_map(case, [gaze([[30, 20, 10]])]).saliency
+def test_a_fixation_peaks_where_it_was_and_blurs_as_far_as_the_scan_says(case, voxels):
+    found = gaze_map(case, voxels, [gaze([[30, 20, 10]])]).saliency
     peak = apply_affine(case.affine, np.array(np.unravel_index(found.argmax(), found.shape), float))
     assert np.abs(peak - apply_affine(SAGITTAL, np.array([30, 20, 10]))).max() <= 1.0  # half a stored voxel
     within = 0.03 * 1.5 * np.sqrt(60 * 50)  # 2.46 mm
@@ -69,15 +80,29 @@ def test_a_fixation_peaks_where_it_was_and_blurs_as_far_as_the_scan_says(case):
     assert Blur().of(Grid((500, 500, 90), np.diag([0.8, 0.8, 1.0, 1]))) == pytest.approx((12.0, 6.0))
 
 
-def test_what_is_dropped_is_counted(case):
+def test_what_is_dropped_is_counted(case, voxels):
     points = [[30, 20, 10], [30, 21, 10], [1, 1, 10], [-3, 20, 10], [30, 20, 0], [31, 20, 10], [70, 20, 10]]
-    found = gaze_map(case, [gaze(points, [0.3, 0.049, 0.3, 0.3, 0.3, 0.05, 0.01])])
+    found = gaze_map(case, voxels, [gaze(points, [0.3, 0.049, 0.3, 0.3, 0.3, 0.05, 0.01])])
     assert (found.used, found.short, found.beside, found.outside) == (2, 2, 1, 2)
-    alone = gaze_map(case, [gaze([[30, 20, 10], [31, 20, 10]], [0.3, 0.05])])
+    alone = gaze_map(case, voxels, [gaze([[30, 20, 10], [31, 20, 10]], [0.3, 0.05])])
     assert np.array_equal(found.saliency, alone.saliency)
-    nothing = gaze_map(case, [gaze([[30, 20, 10]], [0.01])])
+    nothing = gaze_map(case, voxels, [gaze([[30, 20, 10]], [0.01])])
     assert (nothing.used, nothing.short) == (0, 1) and not nothing.saliency.any()
-    assert not gaze_map(case, []).saliency.any()
+    assert not gaze_map(case, voxels, []).saliency.any()
+
+
+def test_air_beside_the_body_is_no_body_though_its_box_holds_it(case, voxels):
+    """With a corner of the body cut away, a fixation in that corner is counted as beside it."""
+    corner = [[11, 11, 10], [30, 20, 10]]
+    assert gaze_map(case, voxels, [gaze(corner)]).outside == 0
+    i, j, k = np.indices(voxels.shape)
+    there = np.stack([i, j, k], -1) @ case.affine[:3, :3].T + case.affine[:3, 3]
+    file = np.linalg.inv(SAGITTAL)
+    of_file = there @ file[:3, :3].T + file[:3, 3]
+    cut = np.where((of_file[..., 0] < 24) & (of_file[..., 1] < 22), -1000, voxels)
+    found = gaze_map(case, cut, [gaze(corner)])
+    assert (found.used, found.outside) == (1, 1)
+    assert np.array_equal(found.saliency, gaze_map(case, cut, [gaze(corner[1:])]).saliency)
 
 
 def test_shares_are_of_the_whole_slice(case):
@@ -98,16 +123,16 @@ def test_shares_are_of_the_whole_slice(case):
         ([[5, 5, 85]], 0, "slices 85 to 85, but case a has 20.*another axis"),
     ],
 )
-def test_slices_that_the_scan_does_not_have_are_refused(case, points, first, said):
+def test_slices_that_the_scan_does_not_have_are_refused(case, voxels, points, first, said):
     with pytest.raises(DataFault, match=said):
-        gaze_map(case, [gaze(points, first=first)])
+        gaze_map(case, voxels, [gaze(points, first=first)])
 
 
-def test_gaze_of_another_grid_is_refused(case):
+def test_gaze_of_another_grid_is_refused(case, voxels):
     with pytest.raises(DataFault, match="2 of 3 fixations lie beside case a .*voxels of its 60 x 50 slices"):
-        gaze_map(case, [gaze([[30, 20, 10], [300, 20, 10], [30, 200, 10]])])
+        gaze_map(case, voxels, [gaze([[30, 20, 10], [300, 20, 10], [30, 200, 10]])])
     with pytest.raises(DataFault, match="shares from 0 to 1"):
-        gaze_map(case, [gaze([[30, 20, 10]], shares=True)])
+        gaze_map(case, voxels, [gaze([[30, 20, 10]], shares=True)])
 
 
 def test_a_splat_at_the_edge_is_cut_off_and_one_beyond_its_reach_is_not_there():
