@@ -1,5 +1,7 @@
 """SegmentCAM: maps that padding and other crops of a bag cannot reach, and pooling by rank."""
 
+import math
+
 import pytest
 import torch
 
@@ -130,6 +132,9 @@ def test_pooling_a_study_without_a_cell_is_zero_and_gives_no_gradient():
 def test_the_refined_map_of_one_cell_by_hand():
     parts = {name: torch.full((1, 1, 1, 1, 1), value) for name, value in (("attention", 0.5), ("class_maps", 2.0))}
     assert refined({"attention": parts["attention"]}).item() == 0.5
-    assert refined(parts).item() == 1.0  # sqrt(0.5 * 2)
-    assert refined(parts | {"foreground": torch.zeros(1, 1, 1, 1, 1)}).item() == 0.5
-    assert refined({**parts, "class_maps": -parts["class_maps"]}).item() == 0
+    assert refined(parts).item() == pytest.approx((0.5 / (1 + math.exp(-2))) ** 0.5)
+    assert refined(parts | {"foreground": torch.zeros(1, 1, 1, 1, 1)}).item() == pytest.approx(
+        refined(parts).item() / 2
+    )
+    against = refined({**parts, "class_maps": -parts["class_maps"]}).item()  # less, and not nothing
+    assert against == pytest.approx((0.5 / (1 + math.exp(2))) ** 0.5)
