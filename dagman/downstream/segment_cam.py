@@ -127,8 +127,8 @@ def says_where(allowed: Float[Tensor, "b f p q r"], valid: Bool[Tensor, "b p q r
 def refined(parts: Mapping[str, Tensor]) -> Float[Tensor, "b f p q r"]:
     """H_c = sqrt(A_c sigmoid(M_c)) sigmoid(F_c), without the factors that are not among the parts; A_c without any.
 
-    MCTformer+ has relu(M_c): where class maps are wrong about a finding they silence what its token found. No loss reads
-    it: no gradient. 0 in invalid cells, where nobody looks.
+    MCTformer+ has relu(M_c): where class maps are wrong about a finding they silence what its token found. No loss
+    reads it: no gradient. 0 in invalid cells, where nobody looks.
     """
     found = parts["attention"]
     if "class_maps" in parts:
