@@ -306,8 +306,9 @@ def scans_mark(store, cases: Sequence[int]) -> str:
 
 
 def settings_mark(settings: Settings) -> str:
-    """Eight hex digits that are equal for runs that differ in seed, machine or place only."""
-    what = settings.model_dump(mode="json", exclude={"seed", "device", "workers", "loaders", "save_every", "hold_out"})
+    """Eight hex digits that are equal for runs that differ in seed, machine, place or fold only."""
+    apart = {"seed", "device", "workers", "loaders", "save_every", "hold_out", "fold"}
+    what = settings.model_dump(mode="json", exclude=apart)
     what["data"].pop("path")
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 

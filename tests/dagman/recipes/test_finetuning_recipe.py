@@ -142,7 +142,7 @@ def test_a_protocol_lies_above_the_defaults_and_below_what_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_what_a_run_wrote_says_the_same_when_it_is_read_back(name, tmp_path):
-    asked = resolve_finetuning([], {"protocol": name, "scoring": {"overlap": 0.25}}, {})
+    asked = resolve_finetuning([], {"protocol": name, "labels": 4, "scoring": {"overlap": 0.25}}, {})
     (tmp_path / "config.yaml").write_text(to_yaml(asked))
     assert resolve_finetuning([tmp_path / "config.yaml"], {}, {}) == asked
 
