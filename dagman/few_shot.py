@@ -11,7 +11,8 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from dagman.evaluation.comparison import compare_runs
@@ -22,6 +23,7 @@ from dagman.recipes.finetuning import PRETRAINED, SCRATCH, FinetuneCommand
 from spade3d import console
 from spade3d.commands import CONFIG, STORE, find_device
 from spade3d.configuration import to_yaml, with_values
+from spade3d.faults import Preempted
 from spade3d.provenance import write_text
 from spade3d.training import ranks
 from spade3d.training.interruption import preempted_at_once
@@ -29,6 +31,7 @@ from spade3d.volumes.store import is_store
 
 COMPARISON, TABLE = "comparison", "runs.csv"
 COLUMNS = ("run", "seed", "draw", "labels", "mean_dice", "low", "high", "subjects")
+PREEMPTED = "preempted"  # a file
 LAST = "report.html"  # what a run writes last
 
 
@@ -38,7 +41,8 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
-    with ranks.joined(find_device(settings.device)):
+    with ranks.joined(find_device(settings.device)), marked(out / PREEMPTED):
+        ranks.once(lambda: ranks.share(settings.crop.crops, "--crop.crops"))
         runs = settings.runs()
         if len(runs) == 1:
             (only,) = runs.values()
@@ -46,6 +50,20 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
         else:
             result = run_in_turn(settings, out, resume=resume, strict=strict)
         return result if ranks.first() else None
+
+
+@contextmanager
+def marked(marker: Path) -> Iterator[None]:
+    """A file that says that the work within was preempted, for requeue scripts: torchrun ends with 1 whatever its
+    processes end with."""
+    if ranks.first():
+        marker.unlink(missing_ok=True)
+    try:
+        yield
+    except Preempted as stopped:
+        if marker.parent.is_dir():
+            marker.write_text(f"{stopped}\n", encoding="utf-8")
+        raise
 
 
 def run_in_turn(settings: FinetuneCommand, out: Path, *, resume: bool, strict: bool) -> dict:

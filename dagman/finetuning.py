@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +67,6 @@ def opened(settings: Chosen, out: Path, *, strict: bool) -> tuple[Chosen, Volume
     nothing to take back."""
     place = find_device(settings.device)
     autocast_for(settings.precision, torch.device(place))
-    ranks.share(settings.crop.crops, "--crop.crops")
     if settings.init is not None:
         describe_encoder(Path(settings.init))  # before hours of preparing, if it cannot be read
     store = open_labelled(settings, out, strict=strict)
@@ -93,8 +92,9 @@ def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> Vol
     """The store that DATA is, or one made in `out` of the labelled scans that the protocol asks for. What the protocol
     refuses by names alone is refused before any scan is prepared."""
     data, workers = Path(settings.data.path), settings.workers
-    wanted = None if is_store(data) else part_of(settings, read_layout(data))
-    how = {"workers": workers, "strict": strict, "labelled_only": True, "dataset": wanted}
+    dataset = None if is_store(data) else read_layout(data)
+    only = None if dataset is None else names_of(settings, dataset)
+    how = {"workers": workers, "strict": strict, "labelled_only": True, "dataset": dataset, "only": only}
     try:
         return open_scans(data, out / STORE, settings.data, **how)
     except UsageFault as fault:
@@ -105,12 +105,11 @@ def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> Vol
         raise
 
 
-def part_of(settings: FinetuneSettings, dataset: Dataset) -> Dataset:
-    """The cases of a dataset that teach or judge under the protocol of a run."""
+def names_of(settings: FinetuneSettings, dataset: Dataset) -> set[str] | None:
+    """The cases of a dataset that teach or judge under the protocol of a run; None for all of them, where nobody
+    judges: why is said when scans are read, for labels may be there and not be readable."""
     split = split_of(settings, dataset)
-    if not split.validation:  # why is said when scans are read: labels may be there and not be readable
-        return dataset
-    return replace(dataset, cases=tuple(dataset.cases[i] for i in sorted({*split.train, *split.validation})))
+    return {dataset.cases[i].name for i in (*split.train, *split.validation)} if split.validation else None
 
 
 def split_of(settings: FinetuneSettings, scans: Dataset | VolumeStore) -> Split:

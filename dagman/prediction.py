@@ -41,7 +41,7 @@ ENDINGS = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", "
 VOLUMES = "volumes.csv"
 COLUMNS = ("case", "class", "name", "voxels", "ml")
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,16 @@ def predict_scans(
     if looks:
         print(f"note: {looks.note}", file=sys.stderr)
 
-    def predict(case: Case) -> Segmented | None:
+    def predict(case: Case) -> tuple:
         begun = time.perf_counter()
         ready = prepare(case, model or looks)
         intensities = ready.normalisation.intensity(ready.voxels)
         maps = looks.look(intensities, place) if looks else None
         found = segment(model, intensities, ready, place, how, in_pieces) if model else None
+        return begun, ready, maps, found
+
+    def write(case: Case, predicted: tuple) -> Segmented | None:
+        begun, ready, maps, found = predicted
         folder = console.results_folder(out)
         if looks:
             looks.write(maps, ready, folder, file_stem(case))
@@ -103,7 +107,8 @@ def predict_scans(
             tell(one)
         return one
 
-    segmented = each_scan(cases, ("segmenting", "segmented") if model else ("looking", "looked at"), strict, predict)
+    doing = ("segmenting", "segmented") if model else ("looking", "looked at")
+    segmented = each_scan(cases, doing, strict, predict, write)
     said = {"predictions": str(out), "scans": len(segmented), "left_out": len(cases) - len(segmented)}
     said |= {"attention": looks.said} if looks else {}
     if model:
@@ -113,19 +118,28 @@ def predict_scans(
     return said
 
 
-def each_scan(cases: Sequence[Case], doing: tuple[str, str], strict: bool, predict: Callable[[Case], T]) -> list[T]:
-    """What `predict` made of every scan; a bad one is named and left out unless `strict`. `doing`: what is done and has
-    been done to scans, in words. DataFault where every scan is bad."""
+def each_scan(
+    cases: Sequence[Case],
+    doing: tuple[str, str],
+    strict: bool,
+    predict: Callable[[Case], S],
+    write: Callable[[Case, S], T],
+) -> list[T]:
+    """What `write` made of what `predict` made of every scan. A scan that cannot be predicted is named and left out
+    unless `strict`; what cannot be written ends all. `doing`: what is done and has been done to scans, in words.
+    DataFault where every scan is bad."""
     done = []
     with console.progress_of(doing[0]) as progress:
         for number, case in enumerate(cases):
             progress(number, len(cases), case.name)
             try:
-                done.append(predict(case))
+                predicted = predict(case)
             except DataFault as fault:
                 if strict:
                     raise
                 print(f"left out {case.name}: {fault}", file=sys.stderr)
+                continue
+            done.append(write(case, predicted))
         progress(len(cases), len(cases), cases[-1].name)
     if not done:
         raise DataFault(f"none of {len(cases)} scans could be {doing[1]}; the reasons stand above")

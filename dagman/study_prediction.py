@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dagman.attention_prediction import MODEL
-from dagman.downstream.study_model import StudyModel, load_study_model
+from dagman.downstream.study_model import StudyFound, StudyModel, load_study_model
 from dagman.prediction import ENDING, check_table, each_scan, file_stem
 from dagman.recipes.predicting import Segmenting
 from spade3d import console
@@ -24,6 +24,15 @@ from spade3d.volumes.volume import Grid, read_volume, write_volume
 STUDIES = "dagman-study-"  # how the format of a model of studies begins
 PREDICTIONS = "predictions.csv"
 COLUMNS = ("case", "subject", "finding", "probability")
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a model found in one scan, the scan's grid, and when it was begun."""
+
+    found: StudyFound
+    grid: Grid
+    begun: float
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,16 @@ def predict_studies(
     check_table(out / PREDICTIONS, COLUMNS)
     check_rows(cases, out / PREDICTIONS)
 
-    def predict(case: Case) -> Told:
-        told = predict_study(model, case, out, place)
+    def predict(case: Case) -> Asked:
+        return ask(model, case, place)
+
+    def write(case: Case, asked: Asked) -> Told:
+        told = write_study(model, case, asked, out)
         if tell is not None:
             tell(told)
         return told
 
-    done = each_scan(cases, ("looking for findings", "read"), strict, predict)
+    done = each_scan(cases, ("looking for findings", "read"), strict, predict, write)
     return {
         "predictions": str(out / PREDICTIONS),
         "scans": len(done),
@@ -109,18 +121,22 @@ def check_asked(how: Segmenting, attention: bool) -> None:
         )
 
 
-def predict_study(model: StudyModel, case: Case, out: Path, place: torch.device) -> Told:
-    """Read one scan, ask, and write what was found."""
+def ask(model: StudyModel, case: Case, place: torch.device) -> Asked:
+    """Read one scan and ask what it shows."""
     begun = time.perf_counter()
     volume = read_volume(case.image, modality=case.modality, subject=case.subject, series=case.series)
-    found = model.volume(volume, place)
-    folder, grid = console.results_folder(out), Grid(volume.shape, volume.affine)
+    return Asked(model.volume(volume, place), Grid(volume.shape, volume.affine), begun)
+
+
+def write_study(model: StudyModel, case: Case, asked: Asked, out: Path) -> Told:
+    """Write what was found in one scan."""
+    folder, found, grid = console.results_folder(out), asked.found, asked.grid
     if found.maps is not None:
         for n, finding in enumerate(model.findings):
             write_volume(folder / map_name(case, finding), found.on_grid(n, grid), grid.affine)
     told = dict(zip(model.findings, found.probabilities.tolist(), strict=True))
     add_rows(folder / PREDICTIONS, case, told)
-    return Told(case.name, round(time.perf_counter() - begun, 2), told)
+    return Told(case.name, round(time.perf_counter() - asked.begun, 2), told)
 
 
 def map_name(case: Case, finding: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,10 @@ def open_scans(
     strict: bool = False,
     labelled_only: bool = False,
     dataset: Dataset | None = None,
+    only: Collection[str] | None = None,
 ) -> VolumeStore:
-    """The store at `path`, or a store made at `beside` from the scans at `path`, or from those with labels; `dataset`:
-    what was read there already, or the part of it that is wanted.
+    """The store at `path`, or a store made at `beside` from the scans at `path`, from those with labels, or from those
+    of some names alone; `dataset`: what was read there already. How scans are prepared follows from all of them.
 
     Spacing left to the data is the median of the set, axis by axis; "native" keeps each scan's own. Raises DataFault
     for what cannot be read, and UsageFault where the settings ask for another preparation than an existing store has.
@@ -46,7 +47,14 @@ def open_scans(
     how = preparation(dataset, settings)
     with progress_of(f"preparing {dataset.name}") as progress:
         return prepare(
-            dataset, beside, how, workers=workers, strict=strict, labelled_only=labelled_only, progress=progress
+            dataset,
+            beside,
+            how,
+            workers=workers,
+            strict=strict,
+            labelled_only=labelled_only,
+            only=only,
+            progress=progress,
         )
 
 

@@ -150,9 +150,11 @@ def test_an_interrupted_study_goes_on_where_it_was(study, encoder, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
+    assert (tmp_path / "preempted").read_text().startswith("stopped by SIGTERM")
     before = finished(tmp_path)
     assert list(before) == NAMES[:1] and not (tmp_path / "runs.csv").exists()
     run(*begun, "--resume")
+    assert not (tmp_path / "preempted").exists()
     assert {name: finished(tmp_path)[name] for name in before} == before
     for name in NAMES:
         assert (tmp_path / name / "cases.csv").read_bytes() == (study / name / "cases.csv").read_bytes()

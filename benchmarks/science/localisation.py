@@ -16,11 +16,13 @@ after a third to dagman-finetune alone. Writes benchmarks/results/NAME.json.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -213,9 +215,8 @@ def of_arms(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
             folder = tuned(asked, (arm, seed))
             if arm == GRAD_CAM:
                 tokens = asked.out / f"tokens-pretrained-{seed}"
-                (found,) = kept(
-                    asked, f"{arm}-{seed}", [seed], judged, lambda f=folder, t=tokens: grad_cams(f, judged, t)
-                )
+                maps = partial(grad_cams, folder, judged, tokens)
+                (found,) = kept(asked, f"{arm}-{seed}", [seed], judged, maps, folder / "model.safetensors")
             else:
                 found = read_judged(folder)
             rows.setdefault(arm, []).extend(row | {"seed": seed} for row in found)
@@ -256,13 +257,19 @@ def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Ro
 
 
 def kept(
-    asked: argparse.Namespace, name: str, seeds: Sequence[int], judged: Judged, maps: Callable[[], Iterator[HeatMap]]
+    asked: argparse.Namespace,
+    name: str,
+    seeds: Sequence[int],
+    judged: Judged,
+    maps: Callable[[], Iterator[HeatMap]],
+    model: Path | None = None,
 ) -> list[list[Row]]:
     """The rows of some maps, for each seed as a run with this seed judges its own; what was judged before is not judged
     again, for a map of a whole body takes a second."""
     path = asked.out / f"judged-{name.replace(', ', '-').replace(' ', '-')}.json"
     what = [JUDGED, [*seeds], sorted((one.subject, one.finding) for one in judged.annotations)]
     what = json.loads(json.dumps(what))
+    what += [] if model is None else [hashlib.sha256(model.read_bytes()).hexdigest()]
     if path.exists() and (said := json.loads(path.read_text(encoding="utf-8")))["what"] == what:
         return said["rows"]
     print(f"judging {name}", flush=True)

@@ -235,7 +235,10 @@ def _inside(parts: Mapping[str, Tensor], valid: Valid, allowed: Allowed | None) 
     if "foreground" not in parts:
         return torch.ones_like(parts["class_maps"])
     guessed = parts["foreground"].sigmoid()
-    return guessed if allowed is None else torch.where(says_where(allowed, valid), allowed, guessed)
+    if allowed is None:
+        return guessed
+    shown = ((allowed > 0) & valid[:, None]).any(dim=(2, 3, 4), keepdim=True)  # a bag may hold nothing of the organ
+    return torch.where(says_where(allowed, valid) & shown, allowed, guessed)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -111,7 +111,9 @@ class LabelledStream:
         if not cases:
             raise ValueError("no labelled cases to draw from")
         self.store, self.cases, self.classes, self.sampling, self.seed = store, list(cases), classes, sampling, seed
-        part = sampling.crops // share[1]
+        part, rest = divmod(sampling.crops, share[1])
+        if rest:
+            raise ValueError(f"{sampling.crops} crops cannot be shared evenly by {share[1]} processes")
         self.own = slice(share[0] * part, (share[0] + 1) * part)
         self.spots = {case: self.find_spots(case) for case in self.cases}
 

@@ -71,8 +71,8 @@ def sides_of(summaries: Mapping[Path, Mapping], names: Mapping[Path, str]) -> di
 def beginnings(summaries: Mapping[Path, Mapping]) -> dict[Path, str]:
     """What the encoder of each run began as, in the words of `side_of`.
 
-    Encoders that were pretrained anew for each fold, as they must be lest they see its judges, are one: by recipe, for
-    the marks of settings and scans are others in each fold; by the name of the file where it says nothing.
+    Encoders that were pretrained anew for each fold, as they must be lest they see its judges, are one, by recipe and
+    settings: those that learned from other scans in each fold. By the name of the file where it says nothing.
     """
     names = {run: side_of(summary) for run, summary in summaries.items()}
     folds: dict[str, set[int | None]] = defaultdict(set)
@@ -81,7 +81,14 @@ def beginnings(summaries: Mapping[Path, Mapping]) -> dict[Path, str]:
     every = set().union(*folds.values())
     some = {run: _of_each_fold(summaries[run]) for run, name in names.items() if folds[name] != every}
     of = {one: {names[run] for run in some if some[run] == one} for one in some.values()}
-    return names | {run: one for run, one in some.items() if len(of[one]) > 1}
+    scans = {one: [_scans(summaries[run]) for run in some if some[run] == one] for one in of}
+    anew = {one for one, marks in scans.items() if len(of[one]) > 1 and (None in marks or len({*marks}) > 1)}
+    return names | {run: one for run, one in some.items() if one in anew}
+
+
+def _scans(summary: Mapping) -> str | None:
+    """The mark of the scans that an encoder learned from; None where it does not say."""
+    return ((summary["coverage"] or {}).get("run") or {}).get("scans")
 
 
 def _of_each_fold(summary: Mapping) -> str:
@@ -90,7 +97,7 @@ def _of_each_fold(summary: Mapping) -> str:
     run = summary["coverage"].get("run")
     if not run:
         return f"from {Path(summary['coverage']['source']).name}, one for each fold"
-    return f"pretrained ({run['recipe']}, one for each fold)"
+    return f"pretrained ({run['recipe']} {run['settings']}, one for each fold)"
 
 
 def side_of(summary: Mapping) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from torch.distributed.rendezvous import rendezvous
 from spade3d.faults import Fault, UsageFault
 
 SILENCE = timedelta(minutes=10)  # of a rank in a step, after which the others give up
+TURN = timedelta(seconds=2)  # of waiting for word
+LOST = "another process of this run has ended; its own message says why"
 PATIENCE = timedelta(days=7)  # with a rank that prepares or judges scans
 
 S, T = TypeVar("S"), TypeVar("T")
@@ -138,7 +141,18 @@ def each(items: Sequence[S], do: Callable[[S], T]) -> list[T]:
         return [do(item) for item in items]
     _run.words += 1
     keys = [f"{_run.words} of {number}" for number in range(world())]
-    _leave_word(keys[rank()], lambda: [do(item) for item in items[rank() :: world()]])
+    others = [key for key in keys if key != keys[rank()]]
+
+    def own_items() -> list[T]:
+        done = []
+        for item in items[rank() :: world()]:
+            for key in others:
+                if _run.store.check([key]):
+                    _hear(key)  # raises where that rank ended by a fault
+            done.append(do(item))
+        return done
+
+    _leave_word(keys[rank()], own_items)
     parts = [iter(_hear(key)) for key in keys]
     return [next(parts[number % world()]) for number in range(len(items))]
 
@@ -149,15 +163,28 @@ def _leave_word(key: str, do: Callable[[], T]) -> T:
         outcome = do()
     except BaseException as error:
         code = error.exit_code if isinstance(error, Fault) else 1
-        _run.store.set(key, pickle.dumps((False, (str(error), code))))
+        with suppress(dist.DistError):  # the process that keeps the words may have ended, and this error is the news
+            _run.store.set(key, pickle.dumps((False, (str(error), code))))
         raise
-    _run.store.set(key, pickle.dumps((True, outcome)))
+    try:
+        _run.store.set(key, pickle.dumps((True, outcome)))
+    except dist.DistError as lost:
+        raise Told(LOST, 1) from lost
     return outcome
 
 
 def _hear(key: str) -> Any:
-    """What a rank told, waiting for it as long as it takes."""
-    _run.store.wait([key], PATIENCE)
+    """What a rank told, waiting for it as long as it takes, in short turns: a signal is heard between them."""
+    begun = time.monotonic()
+    while True:
+        try:
+            _run.store.wait([key], TURN)
+            break
+        except dist.DistStoreError:
+            if time.monotonic() - begun > PATIENCE.total_seconds():
+                raise
+        except dist.DistError as lost:
+            raise Told(LOST, 1) from lost
     done, outcome = pickle.loads(_run.store.get(key))
     if not done:
         raise Told(*outcome)

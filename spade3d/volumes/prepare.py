@@ -20,7 +20,7 @@ import os
 import shutil
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,6 +92,7 @@ def prepare(
     workers: int = 0,
     strict: bool = False,
     labelled_only: bool = False,
+    only: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> VolumeStore:
     """Make, finish or renew the store of a dataset in the folder `out`, and open it.
@@ -99,12 +100,13 @@ def prepare(
     workers       0: in this process for a few or small scans, else one per core, at most 8; n: n processes
     strict        raise the first rejection instead of going on without that case
     labelled_only leave out the cases without labels
+    only          names of the cases that are wanted, None for all; what is said of the set stays said of all of it
     progress      called as (done, total, name of the case) after each case, and once with a sentence for a name while
                   another process is preparing in the same folder
 
     Raises DataFault where no case can be used, and where `out` holds something else or another preprocessing.
     """
-    jobs = _jobs(dataset, out, preprocessing, labelled_only)
+    jobs = _jobs(dataset, out, preprocessing, labelled_only, only)
     report = progress or (lambda done, total, name: None)
 
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
@@ -168,7 +170,13 @@ def prepare_part(
     return rejected
 
 
-def _jobs(dataset: Dataset, out: Path, preprocessing: Preprocessing, labelled_only: bool) -> list[Job]:
+def _jobs(
+    dataset: Dataset,
+    out: Path,
+    preprocessing: Preprocessing,
+    labelled_only: bool,
+    only: Collection[str] | None = None,
+) -> list[Job]:
     """What is to be prepared, in the order of the dataset; DataFault where that is nothing, or not told apart."""
     cases = tuple(case for case in dataset.cases if case.labels is not None or not labelled_only)
     if not cases:
@@ -176,6 +184,8 @@ def _jobs(dataset: Dataset, out: Path, preprocessing: Preprocessing, labelled_on
             f"{dataset.root}: none of {len(dataset.cases)} cases has labels, no labelled scan can be learned from; add "
             "labels where a known layout has them (images/X and labels/X, X_image and X_label, a dataset.json)"
         )
+    if only is not None:
+        cases = tuple(case for case in cases if case.name in only)
     twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     if twice:
         raise DataFault(

@@ -250,6 +250,14 @@ def test_two_scans_of_one_name_are_refused(capsys, tmp_path, run, scan, voxels, 
         assert code == 3 and "two scans would both be called one" in said and not (tmp_path / "out").exists()
 
 
+def test_where_nothing_can_be_written_that_is_said_once_and_no_scan_is_blamed(capsys, tmp_path, run, scan):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SystemExit) as end:
+        dagman.commands.predict([*map(str, (run, scan, "--out", tmp_path / "file" / "out")), "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert end.value.code == 3 and "no folder can be made there" in said and "left out" not in said
+
+
 def test_what_a_model_cannot_do_is_refused_before_any_scan_is_read(capsys, tmp_path, run, scan, model):
     code, said = refused(capsys, run, scan, "--out", tmp_path / "out", "--largest-component", "--except", "spleen")
     assert code == 2 and "--except spleen: no such class; the model has left kidney, right kidney, liver" in said

@@ -33,6 +33,12 @@ def test_spacing_left_to_the_data_is_the_median_of_the_set(store):
     assert len(store) == 3 and store.path.name == "store"
 
 
+def test_of_scans_that_are_wanted_alone_the_whole_set_still_says_how(scans, store, tmp_path):
+    alone = open_scans(scans, tmp_path / "store", Data(), only={"s2"})
+    assert [case.name for case in alone.cases] == ["s2"]
+    assert alone.preprocessing == store.preprocessing  # its own spacing is another
+
+
 def test_a_store_is_opened_as_it_is(store, tmp_path):
     for asked in (
         Data(),

@@ -118,6 +118,12 @@ def test_what_is_allowed_stands_for_the_foreground_where_it_says_a_place():
     assert (head(groups=[0, 1, 1], prior_forcing=False)(tokens, places, valid, allowed).logits == guessed.logits).all()
 
 
+def test_where_nothing_of_the_organ_is_shown_the_foreground_is_the_branchs_own():
+    made, (tokens, places, valid) = head(groups=[0, 1, 1]), study()
+    allowed = torch.zeros(2, FINDINGS, *GRID)
+    torch.testing.assert_close(made(tokens, places, valid, allowed).logits, made(tokens, places, valid).logits)
+
+
 def test_labels_do_not_bend_the_foreground():
     made = head(groups=[0, 1, 1])
     output = made(*study())

@@ -87,6 +87,15 @@ def test_a_batch_is_a_pure_function_of_seed_and_step(store):
     assert not torch.equal(stream_of(store, seed=1).batch(2).images, again.images)
 
 
+def test_processes_share_a_batch_and_no_crop_is_lost(store):
+    whole = stream_of(store).batch(1)
+    parts = [LabelledStream(store, [0, 1], CLASSES, SAMPLING, share=(rank, 3)).batch(1) for rank in range(3)]
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert sum((part.scans for part in parts), ()) == whole.scans
+    with pytest.raises(ValueError, match="3 crops cannot be shared evenly by 2 processes"):
+        LabelledStream(store, [0, 1], CLASSES, SAMPLING, share=(0, 2))
+
+
 def test_the_layout_of_a_batch(store):
     batch = stream_of(store).batch(0)
     assert batch.images.shape == batch.classes.shape == (3, 1, 8, 9, 10) and len(batch) == 3

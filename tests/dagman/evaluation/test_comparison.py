@@ -80,6 +80,7 @@ def test_without_a_run_from_scratch_the_first_side_is_the_reference(tmp_path):
     ("changed", "fault", "message"),
     [
         ({"protocol": PROTOCOL | {"overlap": 0.7}}, DataFault, "another protocol than .*scratch .overlap: 0.5 and 0.7"),
+        ({"protocol": PROTOCOL | {"flips": "ras"}}, DataFault, "another protocol than .*flips: none and ras"),
         ({"protocol": PROTOCOL | {"name": "msd"}}, DataFault, "another protocol than .*name: holdout and msd"),
         (
             {"protocol": PROTOCOL | {"spacing_mm": [1.0, 1.0, 1.0]}},
@@ -255,16 +256,19 @@ def test_encoders_that_were_pretrained_for_each_fold_are_one_side(tmp_path):
     """Each fold has an encoder that did not see its judges: other scans, another file, and yet one pretraining."""
 
     def pretrained(k, settings="0badcafe"):
-        begun = {"recipe": "spade", "settings": f"{k}{settings}", "scans": f"{k}{k}{k}"}
+        begun = {"recipe": "spade", "settings": settings, "scans": f"{k}{k}{k}"}
         return fold(tmp_path / f"{settings}{k}", k, source=f"fold{k}/encoder.safetensors", begun=begun)
 
     ours, scratch = [pretrained(k) for k in (0, 1)], [fold(tmp_path / f"scratch{k}", k) for k in (0, 1)]
     said = compare_runs([*scratch, *ours], tmp_path / "out")
-    assert "4 pairs of 4 subjects" in said["pretrained (spade, one for each fold), against it"]
+    assert "4 pairs of 4 subjects" in said["pretrained (spade 0badcafe, one for each fold), against it"]
     files = [fold(tmp_path / f"file{k}", k, source=f"fold{k}/model.pt") for k in (0, 1)]
     assert "from model.pt, one for each fold, against it" in compare_runs([*scratch, *files], tmp_path / "out")
-    with pytest.raises(UsageFault, match="both are pretrained .spade, one for each fold. with seed 0, fold 0"):
-        compare_runs([*scratch, *ours, *(pretrained(k, "other") for k in (0, 1))], tmp_path / "two")
+    other = [pretrained(k, "other") for k in (0, 1)]
+    both = compare_runs([*scratch, *ours, *other], tmp_path / "two")
+    assert all(f"pretrained (spade {mark}, one for each fold), against it" in both for mark in ("0badcafe", "other"))
+    with pytest.raises(UsageFault, match="was not .1 runs without a partner"):  # of two pretrainings, one in each fold
+        compare_runs([*scratch, ours[0], other[1]], tmp_path / "mixed")
 
 
 def test_folds_that_were_not_run_are_named(tmp_path):
@@ -347,7 +351,9 @@ def test_judges_that_a_pretraining_saw_stand_beside_every_result(tmp_path):
 def test_where_no_encoder_saw_a_judge_that_is_said_too_and_a_split_that_leaks_is_named(tmp_path):
     runs = [make_run(tmp_path / "scratch"), make_run(tmp_path / "a", source="a.pt")]
     assert compare_runs(runs, tmp_path / "out")["judges that were seen in pretraining"] == "none"
-    assert "Judges that were seen in pretraining: none." in (tmp_path / "out" / "report.html").read_text()
+    assert "Judges that were seen in pretraining: none." in (tmp_path / "out" / "report.html").read_text(
+        encoding="utf-8"
+    )
     both = {"split": {"train": ["s0", "t0"], "validation": [f"s{n}" for n in range(8)]}}
     runs = [make_run(tmp_path / f"{name}-leaks", source=name, **both) for name in ("a.pt", "b.pt")]
     said = compare_runs(runs, tmp_path / "out")["judges that were seen in pretraining"]
