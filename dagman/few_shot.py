@@ -41,7 +41,7 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
-    with ranks.joined(find_device(settings.device)), marked(out / PREEMPTED):
+    with ranks.joined(find_device(settings.device)), marked(out / PREEMPTED, resume=resume):
         ranks.once(lambda: ranks.share(settings.crop.crops, "--crop.crops"))
         runs = settings.runs()
         if len(runs) == 1:
@@ -53,10 +53,10 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
 
 @contextmanager
-def marked(marker: Path) -> Iterator[None]:
+def marked(marker: Path, *, resume: bool) -> Iterator[None]:
     """A file that says that the work within was preempted, for requeue scripts: torchrun ends with 1 whatever its
-    processes end with."""
-    if ranks.first():
+    processes end with. It goes when the work is resumed."""
+    if resume and ranks.first():
         marker.unlink(missing_ok=True)
     try:
         yield

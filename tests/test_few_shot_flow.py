@@ -162,6 +162,13 @@ def test_an_interrupted_study_goes_on_where_it_was(study, encoder, tmp_path):
         assert all(torch.equal(weights, theirs[key]) for key, weights in ours.items())
 
 
+def test_where_out_is_a_file_that_is_said(study, tmp_path, capsys):
+    (tmp_path / "out").write_text("no folder")
+    with pytest.raises(SystemExit) as end:
+        dagman.commands.finetune([str(study / "store"), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert end.value.code == 3 and "is a file; --out needs a folder" in capsys.readouterr().err
+
+
 def test_between_its_runs_too_a_study_ends_with_the_code_that_asks_to_be_run_again(
     study, encoder, tmp_path, monkeypatch
 ):
