@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spade3d.faults import DataFault, Fault
 from spade3d.training import ranks
+from spade3d.training.bad_updates import not_finite, unmade
 from spade3d.training.checkpoint import Found
 from spade3d.training.health import collapse, signs_of_life
 from spade3d.training.interruption import Interruption
@@ -222,7 +223,7 @@ def train(
                     journal.say(f"warning: step {step}: {signs['alarm']}")
             journal.step(row)
             if at.skipped > skip_bad_batches:
-                raise Fault(_not_finite(at, saves, row["scans"]))
+                raise Fault(not_finite(at.losses, at.step, at.skipped, saves, row["scans"]))
             if number := ranks.largest(interruption.received or 0):
                 save()
                 interruption.stop(number, step, steps, marker)
@@ -233,7 +234,7 @@ def train(
                 save()
                 unsaved = False
         if at.skipped:
-            journal.say(f"warning: {_which(at)} not finite in {_when(at)}, the last: the run ends without them")
+            journal.say(f"warning: {unmade(at.losses, at.step, at.skipped)}, the last: the run ends without them")
     return Outcome(at.step, at.losses, saves.best)
 
 
@@ -366,34 +367,6 @@ def _signs(task: Task, progress: float) -> dict[str, Any] | None:
     if progress > SETTLED and (alarm := collapse(signs)):
         signs["alarm"] = alarm
     return signs
-
-
-def _not_finite(at: _Position, saves: Saves, scans: Sequence[str]) -> str:
-    return (
-        f"{_which(at)} not finite in {_when(at)}; {_good(saves, at.step - at.skipped)}; the last batch was of "
-        f"{', '.join(scans)}: look at these scans, lower --optim.lr, or leave more updates out with "
-        "--skip-bad-batches N"
-    )
-
-
-def _which(at: _Position) -> str:
-    return " and ".join(name for name, value in at.losses.items() if not math.isfinite(value)) or "the gradient"
-
-
-def _when(at: _Position) -> str:
-    if at.skipped == 1:
-        return f"step {at.step}"
-    return f"{at.skipped} steps in a row, {at.step - at.skipped + 1} to {at.step}"
-
-
-def _good(saves: Saves, made: int) -> str:
-    """Which weights are good, as far as that is known: that an update is made says that the weights before it gave a
-    finite loss, and nothing of those that it leaves."""
-    if made == 0:
-        return "no update was made"
-    proven, unproven = saves.good(made)
-    said = f"the last weights saved that gave a finite loss are in {proven}" if proven else "no save is older"
-    return f"{said}; those of step {made}, the last update made, are in {unproven} and gave none" if unproven else said
 
 
 def _out_of_memory(device: torch.device) -> str:
