@@ -79,8 +79,14 @@ def around(mask: Bool[np.ndarray, "i j k"], affine: Float[np.ndarray, "4 4"]) ->
 
 def inside(box: BoxMm, shape: tuple[int, int, int], affine: Float[np.ndarray, "4 4"]) -> Bool[np.ndarray, "i j k"]:
     """The voxels of a grid whose centres lie in a box, its faces included."""
-    centres = apply_affine(affine, np.stack(np.indices(shape), axis=-1))
-    return ((centres >= box[0] - 1e-6) & (centres <= box[1] + 1e-6)).all(axis=-1)
+    corners = apply_affine(np.linalg.inv(affine), np.stack(np.meshgrid(*box.T), axis=-1)).reshape(8, 3)
+    low = np.clip(np.floor(corners.min(axis=0)), 0, shape).astype(int)  # no centre of it lies out of these
+    high = np.clip(np.ceil(corners.max(axis=0)) + 1, low, shape).astype(int)
+    part = tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
+    centres = apply_affine(affine, np.stack(np.mgrid[part], axis=-1))
+    found = np.zeros(shape, dtype=bool)
+    found[part] = ((centres >= box[0] - 1e-6) & (centres <= box[1] + 1e-6)).all(axis=-1)
+    return found
 
 
 def overlap(one: BoxMm, other: BoxMm) -> float:

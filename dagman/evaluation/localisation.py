@@ -181,8 +181,10 @@ def measure(heat: HeatMap, truths: Sequence[Annotation], how: Judging) -> Measur
     check_heat(heat.values)
     of_boxes = np.full((len(how.thresholds), len(truths), 6), np.nan)
     of_boxes[..., :3] = 0
-    shown, affine = _shown(heat, min(how.thresholds))
-    for n, threshold in enumerate(how.thresholds):
+    shown, affine = heat.values, heat.affine
+    for n in np.argsort(how.thresholds):  # what a threshold leaves holds all that a higher one does
+        threshold = how.thresholds[n]
+        shown, affine = _left(shown, affine, threshold)
         predicted = [box.in_mm(affine) for box in boxes_of(shown, threshold, keep=how.keep, mass=how.mass)]
         for m, truth in enumerate(truths):
             if predicted:
@@ -206,16 +208,15 @@ def measure(heat: HeatMap, truths: Sequence[Annotation], how: Judging) -> Measur
     )
 
 
-def _shown(heat: HeatMap, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a map that holds all that any threshold from this one on leaves, and its affine: a map of a body is
-    little of it, and boxes are sought at many thresholds."""
-    highest = heat.values.max(initial=0)
+def _left(values: np.ndarray, affine: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a map that holds all that a threshold leaves, and its affine."""
+    highest = values.max(initial=0)
     if highest <= 0:
-        return heat.values, heat.affine
-    (part,) = ndimage.find_objects((heat.values >= threshold * highest).astype(np.int8))
-    affine = heat.affine.copy()
-    affine[:3, 3] = apply_affine(heat.affine, np.array([side.start for side in part]))
-    return heat.values[part], affine
+        return values, affine
+    (part,) = ndimage.find_objects((values >= threshold * highest).astype(np.int8))
+    moved = affine.copy()
+    moved[:3, 3] = apply_affine(affine, np.array([side.start for side in part]))
+    return values[part], moved
 
 
 def _pointed(heat: HeatMap, truths: Sequence[Annotation], tolerance_mm: float) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ they are divided by their weight and handed out. Beside the scan itself there is
 A scan of 512 x 512 x 1200 voxels with 14 channels and windows of 96^3 takes a slab of 1.5 GB; all maps take 17.6 GB.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -44,7 +45,8 @@ def sliding_window(
 
     predict: crops (b, 1, *window) on `device` -> answers (b, classes, *window), called in inference mode.
     image: normalised intensities; an axis shorter than the window is padded on both sides with `fill`.
-    overlap: the part of a window, from 0 to below 1, that the next one sees again. batch: windows per call.
+    overlap: the part of a window, from 0 to below 1, that the next one sees again. batch: windows per call, at most:
+    calls of one layer are of about the same size.
     blend_device: where the slab lies; None: on `device`.
     """
     # numpy asks for huge pages: first touch of this much memory takes half the time of torch.empty's.
@@ -111,6 +113,7 @@ def slabs(
     starts = [window_starts(*sides, overlap) for sides in zip(padded.shape, window)]
     layers, starts[axis] = starts[axis], [0]
     tiles = list(product(*starts))  # of one layer
+    calls = math.ceil(len(tiles) / batch)
     weight = importance(window).to(blend_device)
     # The tiles of one layer overlap alike in every layer: their weights are summed once.
     sides = [window[a] if a == axis else padded.shape[a] for a in range(3)]
@@ -122,7 +125,7 @@ def slabs(
     total = torch.zeros((classes + 1, *sides), device=blend_device)
     for layer, following in zip(layers, [*layers[1:], padded.shape[axis]]):
         planes = padded.narrow(axis, layer, window[axis])
-        for some in (tiles[first : first + batch] for first in range(0, len(tiles), batch)):
+        for some in (tiles[first::calls] for first in range(calls)):
             with torch.inference_mode():
                 answer = predict(torch.stack([planes[_box(tile, window)] for tile in some])[:, None].to(device))
             if answer.shape != (len(some), classes, *window):

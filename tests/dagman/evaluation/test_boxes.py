@@ -5,6 +5,7 @@ import pytest
 
 from dagman.evaluation.boxes import Box, around, boxes_of, diameter_mm, inside, iobb, iou, overlap
 from spade3d.faults import UsageFault
+from spade3d.volumes.geometry import apply_affine
 
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
 
@@ -78,6 +79,20 @@ def test_a_box_in_mm_reaches_to_the_faces_of_its_voxels():
     assert np.array_equal(inside(np.array(expected), (6, 6, 6), AFFINE), mask)
     with pytest.raises(UsageFault, match="empty mask"):
         around(np.zeros((2, 2, 2), bool), AFFINE)
+
+
+def test_inside_is_what_asking_every_voxel_gives():
+    rng, shape = np.random.default_rng(3), (5, 6, 7)
+    for _ in range(60):
+        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0] if rng.random() < 0.7 else np.diag(rng.choice([-1.0, 1], 3))
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = turn * rng.uniform(0.5, 3, 3), rng.normal(size=3) * 5
+        centres = apply_affine(affine, np.stack(np.indices(shape), axis=-1))
+        ends = centres[tuple(rng.integers(0, shape, (2, 3)).T)] + rng.choice([0.0, 4.0]) * rng.normal(size=(2, 3))
+        box = np.sort(ends, axis=0)
+        asked = ((centres >= box[0] - 1e-6) & (centres <= box[1] + 1e-6)).all(axis=-1)
+        assert np.array_equal(inside(box, shape, affine), asked)
+    assert not inside(np.array([[500.0] * 3, [600.0] * 3]), shape, affine).any()
 
 
 def test_overlaps_are_those_of_voxels():

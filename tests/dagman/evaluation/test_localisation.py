@@ -51,6 +51,15 @@ def test_one_map_worked_out_by_hand():
     assert found.diameter_mm.tolist() == pytest.approx([(4 * 6 * 8) ** (1 / 3)])
 
 
+def test_thresholds_may_come_in_any_order():
+    heat = np.random.default_rng(4).random(SHAPE) ** 4
+    heat, truths = HeatMap("a", "cyst", heat, AFFINE), [boxed(block((2, 2, 2), (4, 4, 4)))]
+    rising, falling = (measure(heat, truths, Judging(thresholds=some)) for some in ((0.2, 0.4, 0.8), (0.8, 0.4, 0.2)))
+    for name in ("iou", "iobb", "error_mm"):
+        assert np.array_equal(getattr(rising, name), getattr(falling, name)[::-1], equal_nan=True)
+    assert np.isfinite(rising.error_mm).all()
+
+
 def test_the_row_says_which_thresholds_were_reached():
     truth = block((2, 2, 2), (4, 4, 4))
     maps = [HeatMap(who, "cyst", truth.astype(float), AFFINE) for who in "ab"]

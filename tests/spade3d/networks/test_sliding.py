@@ -67,6 +67,9 @@ def test_batches_change_nothing_and_predict_sees_inference_mode(network):
     seen.clear()
     torch.testing.assert_close(one, sliding_window(predict, image, (12, 12, 12), batch=3, classes=3))
     assert max(seen) == 3
+    seen.clear()
+    sliding_window(predict, image, (12, 12, 12), batch=5, classes=3)  # nine windows a layer: not 5 and 4, nor 8 and 1
+    assert sorted(set(seen)) == [4, 5] and len(seen) == 6
     # What comes out is an ordinary tensor, not one that later code may not touch.
     assert not one.requires_grad and not one.is_inference()
     one += 1
