@@ -4,7 +4,8 @@
 
 Each arm is pretrained once a seed, and fine-tuned with every number of labels and every draw of so many subjects; all
 arms share subjects, crops, decoder and steps. What an arm gains over --control is paired by case, seed and draw, its
-interval is over subjects. `all` is every labelled subject that may train, which needs no draws. How arms are trained
+interval is over subjects. `all` is every labelled subject that may train, which needs no draws. Every seed has every draw;
+--one-draw-a-seed takes a third of the runs, and differences of draws and of seeds are one. How arms are trained
 and what WORK, --jobs and the words after `--` are, is in arms.py; numbers of labels and draws may be added later.
 Writes benchmarks/results/NAME.json and NAME.svg.
 """
@@ -63,14 +64,15 @@ def main() -> None:
         (arm, seed, labels, draw)
         for labels in asked.labels
         for seed in asked.seeds
-        for draw in draws_of(labels, asked)
+        for draw in draws_of(labels, seed, asked)
         for arm in asked.arms
     ]
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
         list(pool.map(lambda run: pretrain(run, asked, extra), [(a, s) for s in asked.seeds for a in asked.arms]))
         list(pool.map(lambda tuning: tune(tuning, asked, extra), tunings))
     curves = {labels: at(labels, asked, [one for one in tunings if one[2] == labels]) for labels in asked.labels}
-    result = origin(asked, extra) | {"draws": asked.draws, "labels": curves}
+    crossed = not asked.one_draw_a_seed
+    result = origin(asked, extra) | {"draws": asked.draws, "every_seed_has_every_draw": crossed, "labels": curves}
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{asked.name}.json", without_nan(result))
     draw_figure(result, RESULTS / f"{asked.name}.svg")
@@ -80,10 +82,13 @@ def main() -> None:
 def labels_and_draws(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", default=["1", "2", "4", "8", "16", ALL], help=f"subjects, or {ALL}")
     parser.add_argument("--draws", type=int, default=3, help="of labelled subjects")
+    parser.add_argument("--one-draw-a-seed", action="store_true", help="as many draws as seeds, each with its own seed")
 
 
-def draws_of(labels: str, asked: argparse.Namespace) -> range:
-    return range(1 if labels == ALL else asked.draws)
+def draws_of(labels: str, seed: int, asked: argparse.Namespace) -> Sequence[int]:
+    if labels == ALL:
+        return [0]
+    return [seed % asked.draws] if asked.one_draw_a_seed else range(asked.draws)
 
 
 def folder(tuning: Tuning, asked: argparse.Namespace) -> Path:
@@ -144,7 +149,8 @@ def draw_figure(result: dict[str, Any], path: Path) -> None:
         axes.set_xticks(subjects, [str(count) for count in subjects])
         axes.set_xlabel("labelled subjects")
         axes.legend()
-    figure.suptitle(f"{result['name']}: {len(result['seeds'])} seeds, {result['draws']} draws")
+    crossed = "each with" if result["every_seed_has_every_draw"] else "among them"
+    figure.suptitle(f"{result['name']}: {len(result['seeds'])} seeds, {crossed} {result['draws']} draws of subjects")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 

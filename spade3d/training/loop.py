@@ -252,7 +252,7 @@ class _Engine:
                 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is too new
                 self.model = DistributedDataParallel(task, broadcast_buffers=False, find_unused_parameters=True)
         groups = task.parameter_groups(optimiser.weight_decay)
-        self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas)
+        self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas, fused=True)
         self.trained = [parameter for group in groups for parameter in group["params"]]
 
     def step(self, stream: Iterator[Batch], progress: float) -> dict[str, Any]:
