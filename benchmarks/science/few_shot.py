@@ -4,9 +4,9 @@
 
 Each arm is pretrained once a seed, and fine-tuned with every number of labels and every draw of so many subjects; all
 arms share subjects, crops, decoder and steps. What an arm gains over --control is paired by case, seed and draw, its
-interval is over subjects. `all` is every labelled subject that may train, which needs no draws. Every seed has every draw;
---one-draw-a-seed takes a third of the runs, and differences of draws and of seeds are one. How arms are trained
-and what WORK, --jobs and the words after `--` are, is in arms.py; numbers of labels and draws may be added later.
+interval is over subjects. `all` is every labelled subject that may train, which needs no draws. Every seed has every
+draw; --one-draw-a-seed takes a third of the runs, and cannot tell draws from seeds. How arms are trained and what WORK,
+--jobs and the words after `--` are, is in arms.py; numbers of labels and draws may be added later.
 Writes benchmarks/results/NAME.json and NAME.svg.
 """
 
