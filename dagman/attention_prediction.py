@@ -28,6 +28,7 @@ from dagman.recipes.distillation import GUIDED, SEMANTIC
 from spade3d.commands import CONFIG, ENCODER
 from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
+from spade3d.networks.attention_saliency import Look, peaked
 from spade3d.networks.foreign import describe_encoder, read_encoder
 from spade3d.networks.sliding import sliding_window
 from spade3d.volumes.geometry import canonical_flips, resample
@@ -116,6 +117,19 @@ def attention_of_run(path: Path, stage: int | None) -> AttentionModel:
     looker = Looker(read_encoder(file), stage or STAGE, semantic)
     preprocessing = Preprocessing.from_dict(said["preprocessing"])
     return AttentionModel(looker, preprocessing, trained_crop(file, looker), guided_regions(file, looker))
+
+
+def saliency_of_run(checkpoint: Path) -> tuple[Look, str] | None:
+    """For `spade-saliency attention`: [CLS] of the run that an encoder lies in, mean over heads, as far as a place gets
+    more than the average of its crop. None for an encoder that has no semantic attention beside it."""
+    if not checkpoint.with_name(SEMANTIC).is_file():
+        return None
+    model = attention_of_run(checkpoint, None)
+
+    def look(intensities: np.ndarray, _: float, device: torch.device) -> np.ndarray:
+        return peaked(np.maximum(model.look(intensities, device)[0].numpy() - 1, 0))
+
+    return look, model.looker.said
 
 
 def attention_of_model(model: SegmentationModel, stage: int | None) -> AttentionModel:

@@ -4,7 +4,7 @@ Only gaze is where readers looked. The source is kept with every case, and said 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 
 from spade3d import console
 from spade3d.faults import DataFault
-from spade3d.networks.attention_saliency import attention_map
-from spade3d.networks.foreign import read_encoder
+from spade3d.networks.attention_saliency import where_it_looks
+from spade3d.networks.foreign import describe_encoder
 from spade3d.networks.saliency_net import load_saliency_model
 from spade3d.saliency_predictor import shown
 from spade3d.volumes.body_box import boxed
@@ -74,31 +74,38 @@ def from_labels(path: Path, names: Sequence[str], dilate_mm: float, blur_mm: flo
 
 
 def from_attention(path: Path, checkpoint: Path, device: str, *, replace_others: bool) -> dict:
-    """Write where a trained encoder looks."""
+    """Write where a trained encoder looks: by its own [CLS] where it has one."""
     store = VolumeStore.open(path)
-    encoder, place = read_encoder(checkpoint), torch.device(device)
+    if prepared := describe_encoder(checkpoint).get("preprocessing"):  # other toolkits' checkpoints do not say
+        _check_preparation(store, checkpoint, prepared)
+    (look, said), place = where_it_looks(checkpoint), torch.device(device)
 
     def compute(i: int) -> np.ndarray:
-        found = attention_map(encoder, *shown(store, i), place)
-        return np.where(_in_body_box(store, i), found, 0)
+        return np.where(_in_body_box(store, i), look(*shown(store, i), place), 0)
 
-    return _write(store, _open_cases(store, range(len(store)), replace_others), compute, "attention")
+    result = _write(store, _open_cases(store, range(len(store)), replace_others), compute, "attention")
+    return result | {"shows": said}
 
 
 def from_predictor(path: Path, model_path: Path, device: str, *, replace_others: bool) -> dict:
     """Write what a trained predictor says of the cases without saliency."""
     store, model = VolumeStore.open(path), load_saliency_model(model_path)
-    theirs, ours = model.preprocessing.to_dict(), store.preprocessing.to_dict()
-    differing = [f"{name} {ours[name]} here, {theirs[name]} there" for name in ours if ours[name] != theirs[name]]
-    if differing:
-        raise DataFault(
-            f"{model_path}: was trained on scans that were prepared otherwise than {path} ({'; '.join(differing)}); "
-            "prepare the store as the model needs it, or train on this one"
-        )
+    _check_preparation(store, model_path, model.preprocessing.to_dict())
     place = torch.device(device)
     chosen = _open_cases(store, range(len(store)), replace_others)
     result = _write(store, chosen, lambda i: model.saliency(*shown(store, i), place), "predicted")
     return result | {"taught_by": ", ".join(model.taught_by)}
+
+
+def _check_preparation(store: VolumeStore, model: Path, theirs: Mapping[str, object]) -> None:
+    """DataFault unless the scans of a store are as those that a model was trained on."""
+    ours = store.preprocessing.to_dict()
+    differing = [f"{name} {ours[name]} here, {theirs[name]} there" for name in ours if ours[name] != theirs[name]]
+    if differing:
+        raise DataFault(
+            f"{model}: was trained on scans that were prepared otherwise than {store.path} ({'; '.join(differing)}); "
+            "prepare the store as the model needs it, or train on this one"
+        )
 
 
 def _open_cases(store: VolumeStore, cases: Sequence[int], replace_others: bool) -> list[int]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import dagman.commands
+import spade3d.commands
+import spade3d.saliency_commands
 from dagman import attention_prediction
 from dagman.attention.maps import Looker, relative_maps
 from dagman.attention.semantic import SemanticAttention
@@ -24,6 +26,7 @@ from spade3d.networks.foreign import save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.recipes.recipe import build_network
 from spade3d.volumes.preprocessing import Preprocessing
+from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import Volume, read_volume, write_volume
 
 CPU = torch.device("cpu")
@@ -154,6 +157,27 @@ def test_the_class_token_s_attention_is_written_where_the_run_has_one(capsys, tm
     whole = AttentionModel(model.looker, HOW, (99, 99, 99))
     expected = relative_maps(model.looker, torch.from_numpy(intensities)[None, None])[0]
     torch.testing.assert_close(whole.look(intensities, CPU), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_class_token_gives_saliency_to_a_store(capsys, tmp_path, run, scan):
+    store, scans = tmp_path / "store", tmp_path / "tissue"
+    scans.mkdir()
+    body = np.pad(np.maximum(scan.voxels[1:-1, 1:-1, 1:-1], 40), 1, constant_values=-1000)  # it nearly fills the scan
+    write_volume(scans / "one.nii.gz", body, scan.affine)
+    as_trained = ["--spacing", "2", "2", "2.5", "--window", "-1000", "1000"]
+    with pytest.raises(SystemExit):
+        spade3d.commands.prepare([str(scans), "--out", str(store), *as_trained])
+    with pytest.raises(SystemExit) as end:
+        spade3d.saliency_commands.main(["attention", str(store), "--init", str(run / "encoder.safetensors")])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "shows: [CLS] attention over the tokens of stage 2 (cells of 8 x 8 x 8" in said
+    found = VolumeStore.open(store)
+    norm = found.cases[0].normalisation
+    mean = attention_of_run(run, None).look(norm.intensity(found.image(0)), CPU)[0].numpy()
+    above = np.maximum(mean - 1, 0)
+    expected = np.clip(above / np.percentile(above[above > 0], 99.5), 0, 1)
+    written = found.saliency(0) / 255
+    assert written.max() == 1 and np.abs(written - expected)[written > 0].max() <= 1 / 255  # the body's box, no more
 
 
 def test_heads_that_were_guided_are_named_where_they_are_shown_and_not_elsewhere(capsys, tmp_path, run, scans):

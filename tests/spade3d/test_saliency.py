@@ -119,10 +119,14 @@ def test_an_encoder_says_where_it_looks(store, tmp_path, capsys):
 
     save_encoder(tmp_path / "encoder.safetensors", SwinUNETR(feature_size=12, window=3))
     code, out, _ = call(capsys, "attention", store, "--init", tmp_path / "encoder.safetensors", "--device", "cpu")
-    assert code == 0 and "source: attention" in out
+    assert code == 0 and "source: attention" in out and "shows: attention that cells receive in stage 3" in out
     after = VolumeStore.open(store)
     assert {case.saliency_source for case in after.cases} == {"attention"} and after.saliency(0).max() > 200
     assert not after.saliency(0)[0].any()  # outside the body
+    said = {"preprocessing": Preprocessing(spacing=(2.0, 2.0, 2.0)).to_dict()}
+    save_encoder(tmp_path / "finer.safetensors", SwinUNETR(feature_size=12, window=3), said)
+    code, _, err = call(capsys, "attention", store, "--init", tmp_path / "finer.safetensors", "--replace")
+    assert code == 3 and "spacing [10.0, 10.0, 10.0] here, [2.0, 2.0, 2.0] there" in err
 
 
 def test_what_cannot_be_done_is_said_in_one_line(scans, store, tmp_path, capsys):
