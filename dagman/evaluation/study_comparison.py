@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dagman.evaluation.classification import METRICS, RESAMPLES, compare_findings, read_predictions
+from dagman.evaluation.classification import Difference as Change
 from dagman.evaluation.comparison_files import headlines, write_tables
 from dagman.evaluation.comparison_leakage import leakage_of
 from dagman.evaluation.comparison_sides import first_difference, pairs_of, side_of, sides_of
@@ -139,7 +140,7 @@ def _studies_compared(rows: Mapping[str, Rows], metric: str) -> dict[str, list[C
     return adjusted_over_sides(found, "findings")
 
 
-def _of_change(n: int, change, rows: Rows) -> Comparison:
+def _of_change(n: int, change: Change, rows: Rows) -> Comparison:
     """A row of the comparison; `n` counts findings from 1."""
     whole = change.finding is None
     of = [row for row in rows if whole or row["finding"] == change.finding]
@@ -150,13 +151,7 @@ def _of_change(n: int, change, rows: Rows) -> Comparison:
         name="mean" if whole else change.finding,
         class_=None if whole else n,
         metric=change.metric,
-        mean_a=change.a,
-        mean_b=change.b,
-        difference=change.difference,
-        low=change.low,
-        high=change.high,
-        p=change.p,
-        p_holm=change.p,
+        **_numbers(change),
         smallest_p=2 / (RESAMPLES + 1),
         wins=None,
         ties=None,
@@ -168,7 +163,13 @@ def _of_change(n: int, change, rows: Rows) -> Comparison:
     )
 
 
-def _doubts(change, subjects: int, known: Rows) -> tuple[str, ...]:
+def _numbers(change: Change | Difference) -> dict[str, float]:
+    """What either comparison found, under the names of a row; p is corrected once all rows are there."""
+    same = {name: getattr(change, name) for name in ("difference", "low", "high", "p")}
+    return same | {"mean_a": change.a, "mean_b": change.b, "p_holm": change.p}
+
+
+def _doubts(change: Change, subjects: int, known: Rows) -> tuple[str, ...]:
     """Why a difference should not be trusted. `known`: the rows of one finding that have a label."""
     few = f"only {subjects} subjects: the interval is too narrow to trust" if subjects < FEW_SUBJECTS else ""
     if math.isnan(change.difference):
@@ -196,13 +197,7 @@ def _of_boxes(n: int | None, name: str, boxes: int, change: Difference) -> Compa
         name=name,
         class_=n,
         metric=change.measure,
-        mean_a=change.a,
-        mean_b=change.b,
-        difference=change.difference,
-        low=change.low,
-        high=change.high,
-        p=change.p,
-        p_holm=change.p,
+        **_numbers(change),
         smallest_p=min(1.0, 2.0 ** (1 - change.subjects)) if change.subjects else math.nan,
         wins=change.wins,
         ties=change.ties,
