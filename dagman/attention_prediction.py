@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,10 @@ from dagman.recipes.distillation import GUIDED, SEMANTIC
 from spade3d.commands import CONFIG, ENCODER
 from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
-from spade3d.networks.attention_saliency import Look, peaked
+from spade3d.networks.attention_saliency import peaked
 from spade3d.networks.foreign import describe_encoder, read_encoder
 from spade3d.networks.sliding import sliding_window
+from spade3d.saliency import Look
 from spade3d.volumes.geometry import canonical_flips, resample
 from spade3d.volumes.nifti_channels import write_channels
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
@@ -64,19 +64,27 @@ class AttentionModel:
         guided = ", ".join(f"{n}: {region}" for n, region in enumerate(self.regions))
         return f"{self.looker.said}; {UNIT}" + (f"; guided heads {guided}" if guided else "")
 
-    def look(self, intensities: np.ndarray, device: torch.device) -> Float[Tensor, "channel i j k"]:
-        """The mean over heads, then each head, over a prepared scan; float32 on the CPU.
+    def look(
+        self, intensities: np.ndarray, device: torch.device, *, heads: bool = True
+    ) -> Float[Tensor, "channel i j k"]:
+        """The mean over heads, then with `heads` each head, over a prepared scan; float32 on the CPU.
 
         DataFault for a scan that lies within one cell along all axes, of which attention says nothing.
         """
         crop, cell = tuple(map(min, self.crop, intensities.shape)), self.looker.cell
-        if all(map(int.__le__, crop, cell)):
+        if self.is_one_cell(crop):
             raise DataFault(
                 f"{_by(crop)} voxels at once are one cell of {_by(cell)} for the attention that is shown: there is "
                 "nothing to compare; take a larger scan, or an earlier --attention-stage"
             )
-        looks = partial(relative_maps, self.looker.to(device))
-        return sliding_window(looks, intensities, crop, batch=1, classes=1 + self.looker.heads, device=device)
+        looker, channels = self.looker.to(device), 1 + self.looker.heads if heads else 1
+        return sliding_window(
+            lambda crops: relative_maps(looker, crops)[:, :channels], intensities, crop, classes=channels, device=device
+        )
+
+    def is_one_cell(self, shape: tuple[int, ...]) -> bool:
+        """Whether a scan of so many voxels is one cell, which nothing can be compared with."""
+        return all(map(int.__le__, map(min, self.crop, shape), self.looker.cell))
 
     def write(self, maps: Float[Tensor, "channel i j k"], ready: Prepared, out: Path, name: str) -> None:
         """Carry the maps of a prepared scan to the grid that it was given on, and write both files."""
@@ -127,7 +135,9 @@ def saliency_of_run(checkpoint: Path) -> tuple[Look, str] | None:
     model = attention_of_run(checkpoint, None)
 
     def look(intensities: np.ndarray, _: float, device: torch.device) -> np.ndarray:
-        return peaked(np.maximum(model.look(intensities, device)[0].numpy() - 1, 0))
+        if model.is_one_cell(intensities.shape):
+            return np.zeros_like(intensities)  # nothing stands out: views of such a scan stay as they are
+        return peaked(np.maximum(model.look(intensities, device, heads=False)[0].numpy() - 1, 0))
 
     return look, model.looker.said
 

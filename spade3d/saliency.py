@@ -5,6 +5,8 @@ Only gaze is where readers looked. The source is kept with every case, and said 
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,8 @@ import torch
 
 from spade3d import console
 from spade3d.faults import DataFault
-from spade3d.networks.attention_saliency import where_it_looks
-from spade3d.networks.foreign import describe_encoder
+from spade3d.networks.attention_saliency import STAGE, attention_map
+from spade3d.networks.foreign import describe_encoder, read_encoder
 from spade3d.networks.saliency_net import load_saliency_model
 from spade3d.saliency_predictor import shown
 from spade3d.volumes.body_box import boxed
@@ -22,6 +24,8 @@ from spade3d.volumes.gaze import Blur, gaze_map
 from spade3d.volumes.gaze_files import Fixations, match_case, read_fixations
 from spade3d.volumes.label_saliency import label_map, label_values
 from spade3d.volumes.store import VolumeStore
+
+Look = Callable[[np.ndarray, float, torch.device], np.ndarray]  # as `attention_map`, of one encoder
 
 
 def from_gaze(path: Path, fixations: Path, first_slice: int | None, blur: Blur, *, replace_others: bool) -> dict:
@@ -85,6 +89,16 @@ def from_attention(path: Path, checkpoint: Path, device: str, *, replace_others:
 
     result = _write(store, _open_cases(store, range(len(store)), replace_others), compute, "attention")
     return result | {"shows": said}
+
+
+def where_it_looks(checkpoint: Path) -> tuple[Look, str]:
+    """What asks an encoder, and what is shown, in words. A run with a [CLS] of its own is asked by the package that
+    trained it: entry points of `spade3d.attention`, functions (checkpoint) -> such a pair, or None for a run that is
+    not theirs."""
+    for point in entry_points(group="spade3d.attention"):
+        if (found := point.load()(checkpoint)) is not None:
+            return found
+    return partial(attention_map, read_encoder(checkpoint)), f"attention that cells receive in stage {STAGE}"
 
 
 def from_predictor(path: Path, model_path: Path, device: str, *, replace_others: bool) -> dict:

@@ -12,7 +12,6 @@ class over whole and then comparing them would give. Beside the slab there is in
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,16 +26,9 @@ from spade3d.volumes.geometry import canonical_flips, compose, inverse
 from spade3d.volumes.volume import Grid
 
 ROOM = 2**24  # logits carried to another grid at a time, where torch does it
-ON_CUDA = 4  # windows at once
-ON_CPU = 2**16  # voxels at once: torch convolves a single small crop without oneDNN (24^3: 60 ms, of four 17 ms each)
 HALF = 0.5 + 1e-6  # a voxel reaches half an index beyond its centre; a millionth for rounding
 WHOLE = 1e-4  # an index so near to a whole number is meant to be it: affines lie rounded in files
 ASKEW = 1e-3  # voxels that one grid may turn away from the other over its whole length
-
-
-def windows_at_once(window: Size, device: torch.device) -> int:
-    """As many as a device gains by; each takes memory, and a CPU gains by more than one where they are small."""
-    return ON_CUDA if device.type == "cuda" else max(1, ON_CPU // math.prod(window))
 
 
 def predict_classes(
@@ -60,7 +52,6 @@ def predict_classes(
     ways = ways_between(affine, intensities.shape, turn.affine(source.affine), turn.canonical_shape)
     found, axis = np.zeros(turn.canonical_shape, dtype=np.uint8), slab_axis(intensities.shape, window)
     way, before = ways[axis], None
-    batch = windows_at_once(window, device) if batch is None else batch
     for start, slab in slabs(logits, intensities, window, overlap, batch, classes, device):
         along = 1 + axis
         stop = start + slab.shape[along]

@@ -1,16 +1,10 @@
 """Where a trained encoder looks, as saliency. It is not gaze: nobody said that what a network attends to matters.
 
-A run with a [CLS] of its own is asked by the package that trained it (`where_it_looks`). Of any other encoder stage 3
-(cells of 8 voxels) is asked block by block, a block being exactly one attention window of it, so that every cell may
-look at every other. The map is the attention that a cell receives from all cells, mean over heads and blocks of the
-stage, as far as it lies above the average of its block: attention sums to one in every block, so maps tell what stands
-out within some centimetres, not which part of the body does.
+Stage 3 of the encoder (cells of 8 voxels) is asked block by block, a block being exactly one attention window of it, so
+that every cell may look at every other. The map is the attention that a cell receives from all cells, mean over heads
+and blocks of the stage, as far as it lies above the average of its block: attention sums to one in every block, so maps
+tell what stands out within some centimetres, not which part of the body does.
 """
-
-from collections.abc import Callable
-from functools import partial
-from importlib.metadata import entry_points
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,24 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from spade3d.networks.foreign import read_encoder
 from spade3d.networks.sliding import over_scan
 from spade3d.networks.swin import SwinTransformer
 
 STAGE = 3
 CELL = 8  # voxels along a cell that looks at others in stage 3
 PEAK = 99.5  # percentile of what is above the average that becomes 1: single cells may get many times as much
-
-Look = Callable[[np.ndarray, float, torch.device], np.ndarray]  # as `attention_map`, of one encoder
-
-
-def where_it_looks(checkpoint: Path) -> tuple[Look, str]:
-    """What asks an encoder, and what is shown, in words. Entry points of `spade3d.attention` come first: functions
-    (checkpoint) -> such a pair, or None for a run that is not theirs."""
-    for point in entry_points(group="spade3d.attention"):
-        if (found := point.load()(checkpoint)) is not None:
-            return found
-    return partial(attention_map, read_encoder(checkpoint)), f"attention that cells receive in stage {STAGE}"
 
 
 def block_of(encoder: SwinTransformer) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from dagman import attention_prediction
 from dagman.attention.maps import Looker, relative_maps
 from dagman.attention.semantic import SemanticAttention
 from dagman.attention.semantic_file import save_semantic
-from dagman.attention_prediction import AttentionModel, attention_of_run
+from dagman.attention_prediction import AttentionModel, attention_of_run, saliency_of_run
 from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel
 from spade3d.configuration import Network
@@ -178,6 +178,11 @@ def test_the_class_token_gives_saliency_to_a_store(capsys, tmp_path, run, scan):
     expected = np.clip(above / np.percentile(above[above > 0], 99.5), 0, 1)
     written = found.saliency(0) / 255
     assert written.max() == 1 and np.abs(written - expected)[written > 0].max() <= 1 / 255  # the body's box, no more
+
+
+def test_a_scan_of_one_cell_has_no_saliency(run):
+    look, _ = saliency_of_run(run / "encoder.safetensors")
+    assert not look(np.ones((8, 8, 8), np.float32), 0.0, CPU).any()
 
 
 def test_heads_that_were_guided_are_named_where_they_are_shown_and_not_elsewhere(capsys, tmp_path, run, scans):

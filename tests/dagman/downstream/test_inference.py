@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dagman.downstream import inference
-from dagman.downstream.inference import predict_classes, windows_at_once
+from dagman.downstream.inference import predict_classes
 from spade3d.faults import Fault
 from spade3d.networks.sliding import sliding_window
 from spade3d.volumes.geometry import canonical_flips, resample
@@ -96,11 +96,6 @@ def test_slab_by_slab_gives_what_carrying_all_maps_over_gives(way, grid, window,
     clear = sorted_maps[-1] - sorted_maps[-2] > 1e-5  # elsewhere rounding decides
     np.testing.assert_array_equal(found[clear], whole[clear])
     assert clear.mean() > 0.999 and len(np.unique(found)) == 5
-
-
-def test_a_cpu_takes_small_windows_several_at_once():
-    at_once = {side: windows_at_once((side,) * 3, torch.device("cpu")) for side in (16, 24, 32, 48, 96)}
-    assert at_once == {16: 16, 24: 4, 32: 2, 48: 1, 96: 1}
 
 
 def test_grids_that_are_not_parallel_and_answers_that_are_no_numbers_are_refused(way):

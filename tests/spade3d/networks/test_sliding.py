@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.inferers import sliding_window_inference
 
-from spade3d.networks.sliding import importance, slab_axis, slabs, sliding_window, window_starts
+from spade3d.networks.sliding import importance, slab_axis, slabs, sliding_window, window_starts, windows_at_once
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,22 @@ def test_batches_change_nothing_and_predict_sees_inference_mode(network):
     torch.testing.assert_close(one, sliding_window(predict, image, (12, 12, 12), batch=3, classes=3))
     assert max(seen) == 3
     seen.clear()
-    sliding_window(predict, image, (12, 12, 12), batch=5, classes=3)  # nine windows a layer: not 5 and 4, nor 8 and 1
+    sliding_window(predict, image, (12, 12, 12), batch=8, classes=3)  # nine windows a layer: not 8 and 1
     assert sorted(set(seen)) == [4, 5] and len(seen) == 6
     # What comes out is an ordinary tensor, not one that later code may not touch.
     assert not one.requires_grad and not one.is_inference()
     one += 1
+
+
+def test_a_cpu_takes_small_windows_several_at_once(network):
+    assert {side: windows_at_once((side,) * 3, "cpu") for side in (16, 24, 32, 48, 96)} == {
+        16: 16,
+        24: 4,
+        32: 2,
+        48: 1,
+        96: 1,
+    }
+    assert windows_at_once((96, 96, 96), "cuda") == 4
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((40, 20, 20), 0), ((20, 41, 20), 1), ((20, 20, 39), 2), ((5, 4, 3), 0)])
