@@ -26,9 +26,52 @@ def test_the_page_of_studies_is_made_of_their_results(monkeypatch, tmp_path):
         "docs/results.md is not what the results say; run python benchmarks/science/results.py"
     )
     assert "`contrast_abdomen_ct` has not been run." in studies.page(tmp_path)
-    clear = studies.with_interval({"difference": 0.04, "low": 0.01, "high": 0.07})
-    assert clear == "**+0.040** (+0.010, +0.070)"
-    assert studies.with_interval({"difference": 0.04, "low": -0.01, "high": 0.07}, 1) == "+0.0 (-0.0, +0.1)"
+    named = {name for _, _, _, names in studies.SECTIONS for name in names}
+    found = {file.stem for file in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert {name for name in found if not name.startswith("speed_")} <= named
+
+
+def test_what_is_bold_is_clear_of_zero_with_every_seed(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "science")
+    said = importlib.import_module("results").with_interval
+    clear = {"difference": 0.04, "low": 0.01, "high": 0.07}
+    assert said(clear | {"by_seed": [0.01, 0.07]}) == "**+0.040** (+0.010, +0.070)"
+    assert said(clear | {"by_seed": [-0.01, 0.09]}) == "+0.040 (+0.010, +0.070)"
+    assert said(clear, by_seed=[-0.01, 0.09]) == "+0.040 (+0.010, +0.070)"
+    assert said(clear | {"low": -0.01}, 1) == "+0.0 (-0.0, +0.1)"
+    assert said({"difference": 0.04, "low": None, "high": None}) == "+0.040"  # one judge
+
+
+def test_a_table_of_few_labels_is_in_order_and_says_how_runs_differ(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "science")
+    studies = importlib.import_module("results")
+
+    def at(subjects, dice):
+        over = {"difference": 0.1, "low": 0.05, "high": 0.15, "subjects": 9}
+        spade = {"mean_dice": dice + 0.1, "by_pair": {"0": dice, "1": dice + 0.2}, "over_control": over}
+        scratch = {"mean_dice": dice, "by_pair": {"0": dice - 0.1, "1": dice + 0.1}}
+        return {"subjects": subjects, "arms": {"untrained": scratch, "spade": spade}}
+
+    of = {
+        "words": {"untrained": [], "spade": []},
+        "control": "untrained",
+        "labels": {"all": at(30, 0.7), "4": at(4, 0.5)},
+    }
+    assert list(studies.few_shot(of)) == [
+        ["labelled subjects", "from scratch", "spade", "gained"],
+        ["4", "0.500 (0.40 to 0.60)", "0.600 (0.50 to 0.70)", "**+0.100** (+0.050, +0.150)"],
+        ["30 (all)", "0.700 (0.60 to 0.80)", "0.800 (0.70 to 0.90)", "**+0.100** (+0.050, +0.150)"],
+    ]
+    of |= {
+        "steps": {"pretraining": 300},
+        "seeds": [0, 1],
+        "draws": 2,
+        "every_seed_has_every_draw": False,
+        "date": "today",
+    }
+    assert studies.settings(of) == (
+        ": 300 steps of pretraining; seeds 0, 1; one each of 2 draws of labelled subjects; 9 subjects judge; today"
+    )
 
 
 def test_a_goal_is_met_from_its_own_side():

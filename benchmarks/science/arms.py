@@ -161,12 +161,29 @@ def origin(asked: argparse.Namespace, extra: Extra) -> dict[str, Any]:
         "name": asked.name,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"platform": platform.platform(), "python": platform.python_version(), "torch": version("torch")},
+        "code": revision(),
         "steps": dict(zip(("pretraining", "fine-tuning"), asked.steps, strict=True)),
         "words": {arm: asked.study.arms[arm] for arm in asked.arms},
         "extra_words": dict(zip(("both", "pretraining", "fine-tuning"), extra, strict=True)),
         "seeds": asked.seeds,
         "control": asked.control,
     }
+
+
+def revision() -> str:
+    """The commit that made a result, and whether files differed from it; none where there is no git."""
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.stdout.strip()
 
 
 def pretrained(asked: argparse.Namespace, run: Run) -> Path:

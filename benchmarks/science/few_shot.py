@@ -5,7 +5,7 @@
 Each arm is pretrained once a seed, and fine-tuned with every number of labels and every draw of so many subjects; all
 arms share subjects, crops, decoder and steps. What an arm gains over --control is paired by case, seed and draw, its
 interval is over subjects. `all` is every labelled subject that may train, which needs no draws. Every seed has every
-draw; --one-draw-a-seed takes a third of the runs, and cannot tell draws from seeds. How arms are trained and what WORK,
+draw; --one-draw-a-seed gives each its own, and cannot tell draws from seeds. How arms are trained and what WORK,
 --jobs and the words after `--` are, is in arms.py; numbers of labels and draws may be added later.
 Writes benchmarks/results/NAME.json and NAME.svg.
 """
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -59,6 +58,8 @@ Tuning = tuple[str, int, str, int]  # arm, seed, labels, draw
 
 def main() -> None:
     asked, extra = options(sys.argv[1:], STUDY, labels_and_draws)
+    if asked.one_draw_a_seed and sorted(seed % asked.draws for seed in asked.seeds) != list(range(asked.draws)):
+        sys.exit(f"--one-draw-a-seed: seeds {asked.seeds} do not take {asked.draws} draws once each; ask for as many")
     begin(asked, extra, {})
     tunings = [
         (arm, seed, labels, draw)
@@ -113,12 +114,12 @@ def at(labels: str, asked: argparse.Namespace, tunings: Sequence[Tuning]) -> dic
         pair = summary["pair"]
         rows[tuning[0]] += [row | {"pair": pair} for row in read_rows(folder(tuning, asked))]
         dice[tuning[0]][pair] = summary["mean_dice"]
-    found: dict[str, Any] = {"subjects": next(iter(summaries.values()))["labels"], "arms": {}}
+    gained = {arm: asdict(paired_comparison(rows[asked.control], rows[arm])[0]) for arm in asked.arms}
+    arms = {arm: {"mean_dice": gained[arm]["mean_b"], "by_pair": dice[arm]} for arm in asked.arms}
     for arm in asked.arms:
-        found["arms"][arm] = {"mean_dice": fmean(dice[arm].values()), "by_pair": dice[arm]}
         if arm != asked.control:
-            found["arms"][arm]["over_control"] = asdict(paired_comparison(rows[asked.control], rows[arm])[0])
-    return found
+            arms[arm]["over_control"] = gained[arm]
+    return {"subjects": next(iter(summaries.values()))["labels"], "arms": arms}
 
 
 def draw_figure(result: dict[str, Any], path: Path) -> None:

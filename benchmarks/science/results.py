@@ -7,14 +7,14 @@ writes into NOTES once they are known.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import contrast
 import distillation
 import localisation
-from arms import RESULTS
+from arms import RESULTS, WITHOUT_NETWORK
 from few_shot import SAID
 
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
@@ -27,24 +27,39 @@ narrow networks and short runs on a CPU of two cores. It says what the parts do 
 says nothing of how far a long run on many scans gets.
 
 Means are over seeds (and draws of labelled subjects); (a, b) are 95 % intervals over subjects, of a difference that is
-paired by case, seed and draw. **Bold** differences are those whose interval does not hold 0, one by one: no correction
-for how many there are.
+paired by case, seed and draw. They take seeds and draws as given: with few of these, other ones may say otherwise.
+**Bold** differences are those whose interval does not hold 0 and that have the same sign with every seed, one by one:
+no correction for how many there are.
 """
 
 # Name of a result -> what it says.
 NOTES = {
+    "hippocampus_mr_8": (
+        "The pretraining of 400 steps changed nothing here, and the interval is narrow enough to say so."
+    ),
     "contrast_abdomen_ct": (
-        "Positives by place are what helps: of clusters and of local features, and with shuffled correspondences "
-        "neither is left. Retrieval and landmarks do not tell the arms apart; whole-crop contrast (MoCo) is better "
-        "there, and much worse at the features of single places."
+        "Against its own control Spade gains at clusters, by its spatial positives, and at finding places of a "
+        "turned view again, which no arm without them does; shuffled correspondences undo both. MoCo and BYOL, "
+        "which know no place, cluster organs still better, and lose the places; they also differ from the control"
+        " in their batch (four anchors, not two with a counterpart each) and in heads that are standardised in "
+        "every batch, and the latter is what finds landmarks (the log has it on Spade). At retrieval and "
+        "landmarks every encoder is worse than place alone."
     ),
     "distillation_abdomen_ct": (
-        "Each part alone helps clusters a little; that both together help more is not found at this length, and at "
-        "retrieval and landmarks every arm is worse than no training."
+        "Semantic attention helps clusters a little, the noisy teacher in two of three seeds; that both together "
+        "help more is not found at this length. At retrieval and landmarks every arm is worse than no training, "
+        "and all than place alone. All entropies are within a hundredth of uniform: attention has hardly begun."
     ),
     "localisation_abdomen_ct": (
-        "Lumps that differ by texture alone are hardly found (16 %). The judges were seen twice on the way (the log "
-        "says how); what mends was chosen on other scans."
+        "All arms but `attention`, `no-prior` and Grad-CAM are told in which organ a finding lies, and see the "
+        "organs of the studies that teach, as labels; of the studies that judge they are told nothing. The linear"
+        " head under Grad-CAM learned next to nothing (AUROC), so its maps say more of that head than of Grad-"
+        "CAM. Lumps that differ by texture alone are hardly found. The judges were seen twice on the way (the log"
+        " says how); what mends was chosen on other scans."
+    ),
+    "body_frames": (
+        "A frame that cannot place a scan leaves its pairs out, which flatters it where it leaves out the hard "
+        "ones. The torso is one CT and one MR, the hippocampi are cut around the labels."
     ),
 }
 
@@ -60,30 +75,47 @@ LOCALISED = ("pointing", "t_iou_0.3", "voxel_ap")
 Rows = Iterator[list[str]]
 
 
-def with_interval(of: Mapping[str, float], digits: int = 3) -> str:
-    """A difference, bold where its interval does not hold 0."""
-    difference, low, high = (f"{of[name]:+.{digits}f}" for name in ("difference", "low", "high"))
-    clear = of["low"] > 0 or of["high"] < 0
-    return f"{f'**{difference}**' if clear else difference} ({low}, {high})"
+def with_interval(of: Mapping[str, Any], digits: int = 3, by_seed: Sequence[float] | None = None) -> str:
+    """A difference; bold where its interval does not hold 0 and no seed has another sign. One judge has no interval."""
+    difference, low, high = (of[name] for name in ("difference", "low", "high"))
+    said = f"{difference:+.{digits}f}"
+    if low is None:
+        return said
+    each = of.get("by_seed", ()) if by_seed is None else by_seed
+    clear = (low > 0 or high < 0) and all(one * difference > 0 for one in each) and float(said) != 0
+    return f"{f'**{said}**' if clear else said} ({low:+.{digits}f}, {high:+.{digits}f})"
 
 
 def few_shot(of: dict[str, Any]) -> Rows:
-    """A row for each number of labelled subjects."""
-    arms = list(of["words"])
-    others = [arm for arm in arms if arm != of["control"]]
-    names = {arm: SAID.get(arm, arm) for arm in arms}
-    yield ["labelled subjects", names[of["control"]], *(name for arm in others for name in (names[arm], "gained"))]
+    """A row for each number of labelled subjects; the range is that of the runs."""
+    control, *others = sorted(of["words"], key=lambda arm: arm != of["control"])
+    yield ["labelled subjects", named(control), *(cell for arm in others for cell in (named(arm), "gained"))]
     for labels, found in sorted(of["labels"].items(), key=lambda item: item[1]["subjects"]):
-        said = f"{found['subjects']:g}" + (" (all)" if labels == "all" else "")
-        cells = [said, f"{found['arms'][of['control']]['mean_dice']:.3f}"]
-        for arm in others:
-            one = found["arms"][arm]
-            cells += [f"{one['mean_dice']:.3f}", with_interval(one["over_control"])]
+        runs = {arm: found["arms"][arm]["by_pair"] for arm in (control, *others)}
+        cells = [f"{found['subjects']:g}" + (" (all)" if labels == "all" else "")]
+        for arm in (control, *others):
+            one, dice = found["arms"][arm], list(runs[arm].values())
+            cells.append(f"{one['mean_dice']:.3f} ({min(dice):.2f} to {max(dice):.2f})")
+            if arm != control:
+                each = [runs[arm][pair] - runs[control][pair] for pair in runs[arm]]
+                cells.append(with_interval(one["over_control"], by_seed=each))
         yield cells
 
 
+def compared(of: dict[str, Any]) -> Rows:
+    """What dagman-compare said of some runs: a row for each side against the reference."""
+    yield ["", of["reference"], "", "gained", "p", "subjects"]
+    for side, (whole, *_) in of["comparisons"].items():
+        means = [f"{whole[name]:.4f}" for name in ("mean_a", "mean_b")]
+        yield [side, *means, with_interval(whole, 4), f"{whole['p']:.2g}", str(whole["subjects"])]
+
+
+def named(arm: str) -> str:
+    return SAID.get(arm, arm)
+
+
 def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
-    """A row for each arm: its probes, with what it gained over the control."""
+    """A row for each arm: its probes, with what it gained over the control; then what needs no network."""
 
     def rows(of: dict[str, Any]) -> Rows:
         dice = of.get("few_shot")
@@ -100,6 +132,13 @@ def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
                 over = f", {with_interval(one['over_control'])}" if "over_control" in one else ""
                 cells.append(f"{one['mean_dice']:.3f}{over}")
             yield cells
+        known = of["probes"][of["control"]]["measures"]
+        for said in dict.fromkeys(WITHOUT_NETWORK.values()):
+            kinds = [kind for kind, name in WITHOUT_NETWORK.items() if name == said]
+            found = [[known.get(name.replace("features", kind)) for kind in kinds] for name in headlines]
+            cells = [next((f"{one['mean']:.3g}" for one in some if one), "") for some in found]
+            if any(cells):
+                yield [said, *cells]
 
     return rows
 
@@ -122,7 +161,12 @@ def frames(of: dict[str, Any]) -> Rows:
     names = [one["frame"] for one in next(iter(of["sets"].values()))]
     yield ["frame", *of["sets"]]
     for n, name in enumerate(names):
-        yield [name, *(f"{of[n]['median_mm']:.1f}, {of[n]['p90_mm']:.1f}" for of in of["sets"].values())]
+        yield [name, *(distances(one[n]) for one in of["sets"].values())]
+
+
+def distances(of: Mapping[str, Any]) -> str:
+    said = f"{of['median_mm']:.1f}, {of['p90_mm']:.1f}"
+    return said if of["placed"] == 1 else f"{said} ({of['placed']:.0%} placed)"
 
 
 Section = tuple[str, str, Callable[[dict[str, Any]], Rows], tuple[str, ...]]
@@ -132,6 +176,12 @@ SECTIONS: tuple[Section, ...] = (
         "`few_shot.py`. Differences are to the run from scratch with the same subjects, crops, steps and rate.",
         few_shot,
         ("few_shot_hippocampus_mr", "few_shot_heart_mr", "few_shot_abdomen_ct"),
+    ),
+    (
+        "Pretrained minus scratch at full length",
+        "`dagman-compare` of three twins, eight labelled hippocampi.",
+        compared,
+        ("hippocampus_mr_8",),
     ),
     (
         "Spade and its controls",
@@ -184,11 +234,26 @@ def page(results: Path = RESULTS) -> str:
 
 
 def settings(of: dict[str, Any]) -> str:
-    """How large a study was, in words; nothing where it trained nothing."""
-    if "steps" not in of:
+    """How large a study was, in words; nothing where it does not say."""
+    if "seeds" not in of:
         return ""
-    steps = [f"{count:,} steps of {what}" for what, count in of["steps"].items() if count]
-    return f": {', '.join(steps)}; seeds {', '.join(map(str, of['seeds']))}; {of['date']}"
+    said = [f"{count:,} steps of {what}" for what, count in of["steps"].items() if count]
+    said.append(f"seeds {', '.join(map(str, of['seeds']))}")
+    if "draws" in of:
+        crossed = "each with" if of["every_seed_has_every_draw"] else "one each of"
+        said.append(f"{crossed} {of['draws']} draws of labelled subjects")
+    if judges := {one["subjects"] for one in overs(of)}:
+        said.append(f"{max(judges)} subjects judge")
+    return f": {'; '.join([*said, of['date']])}"
+
+
+def overs(of: Any) -> Iterator[Mapping[str, Any]]:
+    """Every paired difference in a result."""
+    if isinstance(of, dict):
+        if {"difference", "subjects"} <= of.keys():
+            yield of
+        else:
+            yield from (found for one in of.values() for found in overs(one))
 
 
 if __name__ == "__main__":
