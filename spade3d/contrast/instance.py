@@ -90,7 +90,6 @@ class Instance(Task):
         if self.memory is not None:
             self.unremembered.append((keys, places_of_all(Places.joined([batch.boxes, batch.boxes]))))
             keys = torch.cat([keys, self.memory.vectors])
-            positive = F.pad(positive, (0, len(self.memory)), value=False)
             negative = F.pad(negative, (0, len(self.memory)), value=True)
         with torch.autocast(views.device.type, enabled=False):  # a logit of 10 in bf16 is off by up to 0.03
             if terms.method == "byol":

@@ -13,11 +13,13 @@ from spade3d.training import ranks
 def info_nce(
     queries: Float[Tensor, "query dim"],
     keys: Float[Tensor, "key dim"],
-    positive: Bool[Tensor, "query key"],
+    positive: Bool[Tensor, "query attracting"],
     negative: Bool[Tensor, "query key"],
     temperature: float = 0.1,
 ) -> Float[Tensor, ""]:
     """Bring each query to its positives and away from its negatives; keys that are neither play no part.
+
+    `positive` is of the first keys: those after them, such as a memory's, attract nobody and cost nothing by it.
 
         - mean over p in P(q) of  log  exp(q.p / t) / (exp(q.p / t) + sum over n in N(q) of exp(q.n / t))
 
@@ -26,12 +28,13 @@ def info_nce(
     unit sphere. Each positive stands alone against the negatives (van den Oord et al. 2018, eq. 4; several positives as
     L_out of Khosla et al. 2020, eq. 2, without the other positives in the denominator).
     """
-    logits = queries @ keys.T / temperature
+    logits = (queries / temperature) @ keys.T
     against = logits.masked_fill(~negative, -torch.inf).logsumexp(dim=1, keepdim=True)
     told = positive & negative.any(dim=1, keepdim=True)
     # A query without negatives has against = -inf; its cells are filled before the subtraction, so that no
     # gradient of inf - inf arises.
-    gap = (against.masked_fill(against == -torch.inf, 0.0) - logits).masked_fill(~told, 0.0)
+    attracting = logits[:, : positive.shape[1]]
+    gap = (against.masked_fill(against == -torch.inf, 0.0) - attracting).masked_fill(~told, 0.0)
     terms = torch.nn.functional.softplus(gap).masked_fill(~told, 0.0)
     per_query = terms.sum(dim=1) / told.sum(dim=1).clamp(min=1)
     return ranks.mean_of_whole(per_query.sum(), told.any(dim=1).sum())

@@ -234,7 +234,7 @@ def contrast(
 
     In float32 whatever the precision of the networks: a logit of 10 in bf16 is off by up to 0.03.
     """
-    positive = F.pad(positive, (0, len(memory)))
-    negative = negative.to(queries.device) & ~positive
+    negative = negative.to(queries.device, copy=True)
+    negative[:, : positive.shape[1]] &= ~positive
     with torch.autocast(queries.device.type, enabled=False):
         return info_nce(queries.float(), torch.cat([keys.float(), memory.vectors]), positive, negative, temperature)

@@ -45,6 +45,16 @@ def test_info_nce_equals_its_definition(seed, t):
     assert info_nce(queries, keys, positive, negative, t).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_keys_after_those_that_attract_only_repel():
+    queries, keys = unit(7, 5, 3).requires_grad_(), unit(9, 5, 103)
+    positive, negative = masks(7, 9, 3)
+    positive[:, 4:] = False
+    whole, first = (info_nce(queries, keys, some, negative, 0.2) for some in (positive, positive[:, :4]))
+    assert whole.item() == first.item() > 0
+    gradients = [torch.autograd.grad(loss, queries)[0] for loss in (whole, first)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_info_nce_worked_out_by_hand():
     """One positive at the query itself, one negative opposite, t = 1: - log(e / (e + 1 / e))."""
     query, keys = torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 0], [-1, 0], [0, 1]])
