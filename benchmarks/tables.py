@@ -27,8 +27,8 @@ seconds: the machine was shared.
 `held against` is the fastest of those that the goal names; the JSON files hold the rest. The allocator keeps what is
 freed, for everybody (`benchmarks/speed/rounds.py`).
 """
-ENCODER = """The encoder is also timed with malloc as users have it, where MONAI's is much slower: both are in the table, because the
-goals were set on the latter.
+ENCODER = """The encoder is also timed with malloc as users have it, where MONAI's is much slower: both are in the
+table, because the goals were set on the latter.
 """
 
 # Path -> why a goal is missed, and what is known of the way there.

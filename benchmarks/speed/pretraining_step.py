@@ -58,7 +58,8 @@ class Step:
 
     def __init__(self, run: Built, optimiser: Optimiser):
         self.task, self.batches = run.task.train(), run.batches
-        self.adamw = torch.optim.AdamW(self.task.parameter_groups(optimiser.weight_decay), lr=optimiser.lr)
+        groups = self.task.parameter_groups(optimiser.weight_decay)
+        self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, fused=True)
         self.ready = self.data(0)
 
     def data(self, number: int):
