@@ -15,10 +15,10 @@ from dagman.downstream.labelled import Classes, classes_of
 from dagman.downstream.model import Decoder, SegmentationModel, with_decoder
 from dagman.downstream.protocols import deviations
 from dagman.downstream.segmentation import Segmentation
+from dagman.evaluation.cases_table import write_cases
 from dagman.evaluation.leakage import find_leakage, say_leakage
 from dagman.evaluation.report import finetuning_report
 from dagman.evaluation.scores import telling_cases
-from dagman.evaluation.statistics import write_cases
 from dagman.evaluation.summary import summarise
 from dagman.judging import judge, look, scored_classes, show
 from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, protocol_of, regime_of

@@ -42,8 +42,6 @@ class Seen:
 Geometry = tuple[Tensor, Tensor, Tensor | None]  # places, valid, allowed
 Show = Callable[[int, np.random.Generator], Seen]  # a case of the store -> how it is shown
 
-STILL = Views((False, False, False), 0.0, (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), 0.0, (0.0, 0.0), 0.0, 0.0)  # no chance
-
 
 class StudyStream:
     """Batches of studies without end and without state: each study comes once before any comes again."""

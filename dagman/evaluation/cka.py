@@ -25,23 +25,10 @@ FEWEST = 4  # rows of a batch: HSIC_1 divides by n - 3
 EMPTY = 1e-12  # of the squared size of a layer's Gram matrices: what is centred to less is rounding
 
 
-def linear_cka(x: Float[np.ndarray, "n a"], y: Float[np.ndarray, "n b"]) -> float:
-    """The biased estimate, |Y'X|^2 / (|X'X| |Y'Y|) with centred columns (Kornblith et al., equation 3); for comparison
-    with others' numbers."""
-    x, y = (one - one.mean(axis=0) for one in (x.astype(np.float64), y.astype(np.float64)))
-    norms = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(np.linalg.norm(y.T @ x) ** 2 / norms) if norms else math.nan
-
-
-def debiased_cka(x: Float[np.ndarray, "batch n a"], y: Float[np.ndarray, "batch n b"]) -> float:
-    """The debiased estimate of two layers; NaN where one says the same of every place."""
-    return float(cka_matrix([x], [y])[0, 0])
-
-
 def cka_matrix(
     ours: Sequence[Float[np.ndarray, "batch n _"]], theirs: Sequence[Float[np.ndarray, "batch n _"]]
 ) -> Float[np.ndarray, "layer other"]:
-    """The debiased CKA of each layer with each other layer, on the same places."""
+    """The debiased CKA of each layer with each other layer, on the same places; NaN where one says the same of all."""
     a, b = (np.stack([centred_grams(layer) for layer in layers]) for layers in (ours, theirs))
     sizes = np.sqrt((a**2).sum(axis=1))[:, None] * np.sqrt((b**2).sum(axis=1))[None, :]
     return np.divide(a @ b.T, sizes, out=np.full(sizes.shape, math.nan), where=sizes > 0)

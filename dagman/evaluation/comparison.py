@@ -12,10 +12,10 @@ from pathlib import Path
 
 from dagman.evaluation.comparison_files import headlines, write_tables
 from dagman.evaluation.comparison_leakage import leakage_of
+from dagman.evaluation.comparison_report import comparison_report
 from dagman.evaluation.comparison_sides import beginnings, first_difference, pairs_of, runs_in, sides_of
 from dagman.evaluation.folds import check_subjects, fold_of, missing_folds, split_rule
 from dagman.evaluation.pairs import has
-from dagman.evaluation.report import comparison_report
 from dagman.evaluation.scores import of_studies, read_rows, read_summary
 from dagman.evaluation.statistics import COMPARABLE, Comparison, Row, adjusted_over_sides, paired_comparison
 from dagman.evaluation.study_comparison import MEASURED, compare_studies

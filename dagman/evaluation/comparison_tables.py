@@ -2,9 +2,9 @@
 
 Everywhere a difference is the side minus the reference, its interval is 95 % over subjects, p is the Wilcoxon
 signed-rank test over subjects adjusted by Holm (means over the sides, structures over structures and sides), and wins,
-ties and losses are subjects. Of runs of studies findings stand where structures do; AUROC and AP are of all subjects
-together, so that p is that of the bootstrap and no subject wins. A dash, or an empty cell, is a number that there is
-not.
+ties and losses are subjects. Of runs of studies findings stand where structures do, and p is that of the bootstrap over
+subjects; AUROC and AP are of all subjects together, so that no subject wins. A dash, or an empty cell, is a number that
+there is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
-from dagman.evaluation.statistics import COMPARABLE, OF_ALL_SUBJECTS, SMALLER_IS_BETTER, Comparison
+from dagman.evaluation.statistics import COMPARABLE, SMALLER_IS_BETTER, Comparison
 
 METRIC_NAMES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "nsd": "NSD", "asd_mm": "ASD (mm)"}
 METRIC_NAMES |= {"volume_error_ml": "volume error (ml)"}
@@ -39,7 +39,7 @@ def parts_of(metric: str) -> str:
 
 def tested_by(metric: str) -> str:
     """What p is, for people."""
-    return "bootstrap" if metric in OF_ALL_SUBJECTS else "Wilcoxon signed-rank"
+    return "Wilcoxon signed-rank" if metric in COMPARABLE else "bootstrap"
 
 
 def as_csv(reference: str, by_metric: Mapping[str, Found]) -> str:

@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from dagman.evaluation.statistics import FEW_SUBJECTS, RESAMPLES, MeanInterval, signed_rank_p
+from dagman.evaluation.statistics import FEW_SUBJECTS, RESAMPLES, MeanInterval
 from spade3d.faults import DataFault
 
 Row = dict[str, Any]
@@ -33,8 +34,10 @@ class Difference:
     """What method b has more than a (b - a) in one measure, over the boxes for which both have a value; the means of
     both over these.
 
-    p is Wilcoxon's, two-sided and exact, on the subjects' means; wins are subjects for which b is better, which for
-    the distances in mm is less.
+    p is two-sided, from the resamples of the interval: twice the share on the side of zero where the difference is not,
+    at least 2 / (resamples + 1); NaN of one subject. wins, ties and losses count subjects by the mean over all their
+    boxes; b is better where it is larger, of the distances in mm where it is smaller. They say how many changed, not
+    what is tested: one subject with a rare finding may weigh more in the mean over findings than many with another.
     """
 
     measure: str
@@ -52,10 +55,12 @@ class Difference:
     note: str = ""
 
 
-def difference(a: Sequence[Row], b: Sequence[Row], measure: str, *, seed: int = 0) -> Difference:
+def difference(
+    a: Sequence[Row], b: Sequence[Row], measure: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference:
     """b against a, paired by subject, finding, box and, where rows have one, `seed`. DataFault where they judged other
-    boxes."""
-    first, second = _keyed(a), _keyed(b)
+    boxes, and where a method judged a box twice."""
+    first, second = _keyed("first", a), _keyed("second", b)
     if lone := sorted(first.keys() ^ second.keys(), key=str):
         said = ", ".join(" ".join(map(str, key)) for key in lone[:4])
         raise DataFault(f"{len(lone)} boxes were judged by one method alone ({said}); judge both on the same")
@@ -67,9 +72,8 @@ def difference(a: Sequence[Row], b: Sequence[Row], measure: str, *, seed: int = 
         of_subject[subject].append(change)
     means = [round(math.fsum(one) / len(one), 9) for one in of_subject.values()]
     better = [-mean if measure.endswith("_mm") else mean for mean in means]
-    found = macro(changes, seed=seed)
+    found, p = macro(changes, seed=seed, resamples=resamples), _p_of(_resampled(changes, seed, resamples))
     counts = (sum(x > 0 for x in better), sum(x == 0 for x in better), sum(x < 0 for x in better))
-    p = signed_rank_p(means) if means else math.nan
     return Difference(
         measure, *means_of, found.mean, found.low, found.high, p, *counts, len(means), len(changes), found.note
     )
@@ -82,24 +86,38 @@ def macro(values: Mapping[tuple, float], *, seed: int = 0, resamples: int = RESA
     NaN is left out, and so is, of a drawn set of subjects, a finding that none of them has. One subject: no interval.
     """
     kept = {key: value for key, value in values.items() if not math.isnan(value)}
-    subjects, findings = (sorted({key[n] for key in kept}) for n in (0, 1))
+    subjects = len({subject for subject, *_ in kept})
     if not kept:
         return MeanInterval(math.nan, math.nan, math.nan, 0, "no subject has a value")
+    if subjects == 1:
+        return MeanInterval(_mean(kept), math.nan, math.nan, 1, "1 subject: no interval")
+    low, high = np.percentile(_resampled(kept, seed, resamples), (2.5, 97.5))
+    note = f"only {subjects} subjects: the interval is too narrow to trust" if subjects < FEW_SUBJECTS else ""
+    return MeanInterval(_mean(kept), float(low), float(high), subjects, note)
+
+
+def _resampled(kept: Mapping[tuple, float], seed: int, resamples: int) -> Float[np.ndarray, " t"]:
+    """The mean of each drawn set of subjects; none of fewer than two subjects."""
+    subjects, findings = (sorted({key[n] for key in kept}) for n in (0, 1))
+    if len(subjects) < 2:
+        return np.zeros(0)
     sums, counts = np.zeros((2, len(subjects), len(findings)))
     for (subject, finding, *_), value in kept.items():
         place = subjects.index(subject), findings.index(finding)
         sums[place] += value
         counts[place] += 1
-    mean = _mean(kept)
-    if len(subjects) == 1:
-        return MeanInterval(mean, math.nan, math.nan, 1, "1 subject: no interval")
     drawn = _drawn(len(subjects), seed, resamples)
     with np.errstate(invalid="ignore"):
-        means = np.nanmean((drawn @ sums) / (drawn @ counts), axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    few = len(subjects) < FEW_SUBJECTS
-    note = f"only {len(subjects)} subjects: the interval is too narrow to trust" if few else ""
-    return MeanInterval(mean, float(low), float(high), len(subjects), note)
+        return np.nanmean((drawn @ sums) / (drawn @ counts), axis=1)
+
+
+def _p_of(changes: Float[np.ndarray, " t"]) -> float:
+    """Two-sided, of resampled differences; NaN of none."""
+    if not len(changes):
+        return math.nan
+    changes = changes.round(9)  # or what does not differ is told from zero by the last bit
+    beyond = min((changes <= 0).sum(), (changes >= 0).sum())
+    return float(min(1.0, 2 * (beyond + 1) / (len(changes) + 1)))
 
 
 def _mean(kept: Mapping[tuple, float]) -> float:
@@ -121,5 +139,14 @@ def _who(row: Row) -> tuple[str, str, int]:
     return row["subject"], row["finding"], row["box"]
 
 
-def _keyed(rows: Sequence[Row]) -> dict[tuple, Row]:
-    return {(*_who(row), row.get("seed")): row for row in rows}
+def _keyed(method: str, rows: Sequence[Row]) -> dict[tuple, Row]:
+    """Rows by (subject, finding, box, seed); the same twice is a fault."""
+    keyed: dict[tuple, Row] = {}
+    for row in rows:
+        key = (*_who(row), row.get("seed"))
+        if key in keyed:
+            subject, finding, box, seed = key
+            said = f"{finding} {box}" + ("" if seed is None else f" ({seed})")
+            raise DataFault(f"{subject}: {said} comes twice in the {method} method; one row per box and seed")
+        keyed[key] = row
+    return keyed

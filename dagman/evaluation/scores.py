@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from dagman.evaluation.statistics import Row, read_cases
+from dagman.evaluation.cases_table import read_cases
+from dagman.evaluation.pairs import Row, mean_of
 from spade3d.faults import DataFault
 
 # What every reader of a summary counts on, and what it must say about subjects on both sides of a split.
@@ -65,7 +66,7 @@ def case_means(rows: Sequence[Row]) -> dict[str, float]:
     by_case: dict[str, list[float]] = {}
     for row in rows:
         by_case.setdefault(row["case"], []).append(row["dice"])
-    means = {case: mean(values) for case, values in by_case.items()}
+    means = {case: mean_of(values) for case, values in by_case.items()}
     return dict(sorted(means.items(), key=lambda item: (math.isnan(item[1]), item[1], item[0])))
 
 
@@ -76,9 +77,3 @@ def telling_cases(rows: Sequence[Row]) -> list[tuple[str, str]]:
     if len(ranked) < 3:
         return list(zip(ranked, ("worst", "best") if len(ranked) == 2 else ("the only case",)))
     return [(ranked[0], "worst"), (ranked[len(ranked) // 2], "median"), (ranked[-1], "best")]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of the values that are defined; NaN when none is."""
-    defined = [v for v in values if math.isfinite(v)]
-    return sum(defined) / len(defined) if defined else math.nan

@@ -1,17 +1,14 @@
-"""Means with intervals over subjects, paired comparisons of two runs, and the table `cases.csv` they are made from.
+"""Means with intervals over subjects, and paired comparisons of two runs.
 
 The subject is the unit: two scans of one head, or ten structures of one patient, are not independent, so the
 bootstrap draws whole subjects and the test sees one number per subject. NaN (a structure that neither truth nor
 prediction holds: see metrics.py) enters no mean; of a pair in which one run alone has a value see pairs.py.
 """
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +27,7 @@ from dagman.evaluation.pairs import (
     values_of_both,
 )
 from spade3d.faults import DataFault
-from spade3d.whole_file import whole_file
 
-COLUMNS = ("case", "subject", "class", "name", "dice", "hd95_mm", "nsd", "voxels_true", "voxels_predicted")
-LATER = ("asd_mm", "volume_difference_ml")  # after COLUMNS, which are frozen; older tables have none or the first few
-WHOLE = ("class", "voxels_true", "voxels_predicted")
-REAL = ("dice", "hd95_mm", "nsd", *LATER)
 COMPARABLE = tuple(PERFECT)  # with a better and a worse
 _OF_MAPS = ("error_x_mm", "error_y_mm", "error_z_mm", "peak_mm")
 SMALLER_IS_BETTER = frozenset({"hd95_mm", "asd_mm", "volume_error_ml", *_OF_MAPS})
@@ -107,7 +99,7 @@ class Comparison:
     difference: float  # mean of b - a over the pairs in which both have a value
     low: float  # 95 % interval of the difference, over subjects
     high: float
-    p: float  # Wilcoxon signed-rank, two-sided, exact, on the subjects' mean differences
+    p: float  # Wilcoxon signed-rank, two-sided, exact, on the subjects' mean differences; of studies see above
     p_holm: float  # adjusted over the classes; of the mean, which is one question, p itself (see `adjusted_over_sides`)
     smallest_p: float  # what p would be if every subject had changed the same way
     wins: int | None  # subjects for which b is better (for distances: smaller); None of OF_ALL_SUBJECTS
@@ -180,7 +172,7 @@ def adjusted_over_sides(
     means = holm([whole.p for whole, *_ in found.values()])
     structures = holm([one.p for _, *classes in found.values() for one in classes])
     left = iter(structures)
-    families = len(found), len(structures)
+    families = [sum(not math.isnan(p) for p in tested) for tested in (means, structures)]
     return {
         side: [
             _with_holm(whole, p, families[0], "sides"),
@@ -229,52 +221,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, p * (len(tested) - done)))
         adjusted[index] = running
     return adjusted
-
-
-def write_cases(path: Path, rows: Iterable[Row]) -> None:
-    """Write `cases.csv`: exactly COLUMNS and those of LATER that the rows have, an empty cell for NaN, all digits of a
-    number; whole or not at all."""
-    rows = list(rows)
-    columns = (*COLUMNS, *(name for name in LATER if rows and name in rows[0]))
-    with whole_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            writer.writerow("" if row[name] != row[name] else row[name] for name in columns)
-        text.detach()
-
-
-def read_cases(path: Path) -> list[dict[str, str | int | float]]:
-    """The rows of `cases.csv`, an empty metric as NaN. Raises DataFault with the line that cannot be read.
-
-    The columns are COLUMNS and after them none, the first or all of LATER. What an older table does not have, its rows
-    do not have, either: no number is made up for it.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataFault(f"{path}: not a readable cases.csv ({error}); run dagman-finetune to make it") from error
-    columns = tuple(lines[0]) if lines else ()
-    if len(columns) < len(COLUMNS) or columns != (*COLUMNS, *LATER)[: len(columns)]:
-        found = ",".join(columns) or "nothing"
-        raise DataFault(
-            f"{path}: the columns are {found}; {','.join(COLUMNS)} are needed, and after them at most {','.join(LATER)}"
-        )
-    return [_parsed(path, columns, number, line) for number, line in enumerate(lines[1:], start=2)]
-
-
-def _parsed(path: Path, columns: tuple[str, ...], number: int, line: list[str]) -> dict[str, str | int | float]:
-    if len(line) != len(columns):
-        raise DataFault(f"{path}: row {number} has {len(line)} cells; {len(columns)} are needed")
-    row: dict[str, str | int | float] = dict(zip(columns, line))
-    try:
-        row.update({name: int(row[name]) for name in WHOLE})
-        row.update({name: float(row[name] or "nan") for name in REAL if name in row})
-    except ValueError as error:
-        raise DataFault(f"{path}: row {number} ({row['case']}): {error}") from error
-    return row
 
 
 def _compare(

@@ -2,7 +2,7 @@
 
 A side is what the runs began with and, where the runs learned otherwise, in what: "from scratch, head clarity". What
 they are judged by must be the same. AUROC and AP are of all subjects together, with an interval and p of the bootstrap
-over subjects; what maps are measured by is paired by box, with Wilcoxon's p over subjects (`finding_means.py`).
+over subjects; so is what maps are measured by, which is paired by box (`finding_means.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dagman.evaluation.finding_means import Difference, difference
 from dagman.evaluation.localisation import MEASURES
 from dagman.evaluation.scores import read_study_summary
 from dagman.evaluation.statistics import FEW_SUBJECTS, Comparison, adjusted_over_sides
+from dagman.evaluation.statistics import RESAMPLES as BOX_RESAMPLES
 from dagman.evaluation.study_comparison_report import study_comparison_report
 from dagman.evaluation.ways_of_learning import ways_of_learning
 from spade3d import console
@@ -198,7 +199,7 @@ def _of_boxes(n: int | None, name: str, boxes: int, change: Difference) -> Compa
         class_=n,
         metric=change.measure,
         **_numbers(change),
-        smallest_p=min(1.0, 2.0 ** (1 - change.subjects)) if change.subjects else math.nan,
+        smallest_p=2 / (BOX_RESAMPLES + 1),
         wins=change.wins,
         ties=change.ties,
         losses=change.losses,

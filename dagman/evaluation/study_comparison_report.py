@@ -10,10 +10,11 @@ from typing import Any
 
 from dagman.evaluation.assurances import leakage_between
 from dagman.evaluation.comparison_leakage import leakage_of
+from dagman.evaluation.comparison_report import compared, verdict_of
 from dagman.evaluation.comparison_tables import METRIC_NAMES, Found, signed
 from dagman.evaluation.paired_chart import paired_chart
-from dagman.evaluation.report import compared, verdict_of
-from dagman.evaluation.scores import mean, read_study_summary
+from dagman.evaluation.pairs import mean_of
+from dagman.evaluation.scores import read_study_summary
 from dagman.evaluation.statistics import OF_ALL_SUBJECTS, SMALLER_IS_BETTER, Comparison
 from dagman.evaluation.study_report import between
 from spade3d.training.page import Column, Html, Section, page, table, write_page
@@ -21,8 +22,10 @@ from spade3d.training.page import Column, Html, Section, page, table, write_page
 _FOOTER = "One file: nothing is loaded, nothing is sent. Written by dagman. Not for diagnosis."
 _READ_IT = (
     "Both sides told findings of the same studies. The interval resamples subjects, not studies, and draws the same "
-    "subjects for both sides and for all pairs of runs. A difference is called shown when its interval leaves out "
-    "zero, p is at most 0.05 and there are 6 subjects at least; hollow and grey is no difference shown."
+    "subjects for both sides and for all pairs of runs; p is from the same resamples. A difference is called shown "
+    "when its interval leaves out zero, p is at most 0.05 and there are 6 subjects at least; hollow and grey is no "
+    "difference shown. Of maps the difference is the mean over findings, while better, equal and worse count subjects "
+    "by the mean over all their boxes: a rare finding weighs more in the former."
 )
 _LEADING = ("t_iou_0.3", "pointing", "voxel_ap")
 
@@ -78,7 +81,7 @@ def by_subject(a: Rows, b: Rows, measure: str) -> list[tuple[str, float, float]]
     for row in a:
         pair = row[measure], after[row["subject"], row["finding"], row["box"], row["pair"]]
         of[row["subject"]] += [] if math.isnan(sum(pair)) else [pair]
-    return [(who, mean([x for x, _ in pairs]), mean([y for _, y in pairs])) for who, pairs in sorted(of.items())]
+    return [(who, mean_of([x for x, _ in pairs]), mean_of([y for _, y in pairs])) for who, pairs in sorted(of.items())]
 
 
 def _every_measure(wholes: Mapping[str, Comparison], reference: str, side: str) -> Html:

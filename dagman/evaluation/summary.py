@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dagman.evaluation.statistics import REAL, MeanInterval, Row, mean_with_interval, values_by_subject
+from dagman.evaluation.cases_table import REAL
+from dagman.evaluation.statistics import MeanInterval, Row, mean_with_interval, values_by_subject
 from spade3d.volumes.split import Split
 
 LATER_MEANS = (*REAL[2:], "volume_error_ml")

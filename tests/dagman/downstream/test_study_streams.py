@@ -10,13 +10,14 @@ import torch
 from dagman.downstream.coarse_scans import CoarseScans
 from dagman.downstream.one_scan import ScanRecord
 from dagman.downstream.studies import Findings, Study
-from dagman.downstream.study_streams import STILL, Bag, BagSampling, Cached, Seen, StudyStream, Whole, collate, draw_bag
+from dagman.downstream.study_streams import Bag, BagSampling, Cached, Seen, StudyStream, Whole, collate, draw_bag
 from dagman.downstream.token_cache import TokenCache
 from dagman.downstream.token_grids import CELL, Windows
 from spade3d.crops.crop import Crop, Views, body_bounds
 from spade3d.volumes.preprocessing import Normalisation
 
 SIDE = 2.0
+STILL = Views((False, False, False), 0.0, (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), 0.0, (0.0, 0.0), 0.0, 0.0)  # no chance
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from dagman.evaluation.cases_table import read_cases, write_cases
 from dagman.evaluation.comparison import compare_runs, runs_in
 from dagman.evaluation.comparison_sides import first_difference
 from dagman.evaluation.comparison_tables import as_latex, as_markdown, latex_escaped
-from dagman.evaluation.statistics import COMPARABLE, paired_comparison, read_cases, write_cases
+from dagman.evaluation.statistics import COMPARABLE, paired_comparison
 from spade3d.faults import DataFault, UsageFault
 
 PROTOCOL = {"name": "holdout", "split": "the dataset's own", "overlap": 0.5, "spacing_mm": [2.0, 2.0, 2.0]}

@@ -9,9 +9,7 @@ import pytest
 from dagman.evaluation.annotations import Annotation, HeatMap, annotations_of_labels, read_boxes
 from dagman.evaluation.boxes import around
 from dagman.evaluation.chosen_thresholds import halves, tuned
-from dagman.evaluation.finding_means import difference, macro
 from dagman.evaluation.localisation import Judging, localised, measure, scores
-from dagman.evaluation.organ_iou import organ_iou, organ_scores
 from spade3d.faults import DataFault, UsageFault
 
 AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
@@ -167,36 +165,7 @@ def test_a_finding_that_the_other_half_lacks_takes_the_threshold_of_all_and_one_
     assert math.isnan(row["iou"]) and row["pointing"] == 1
 
 
-# --- means and differences -----------------------------------------------------------------------------------------
-
-
-def test_the_mean_is_over_boxes_then_over_findings_and_its_interval_draws_subjects():
-    values = {("a", "cyst", 0): 1.0, ("a", "cyst", 1): 0.0, ("b", "cyst", 0): 1.0, ("b", "mass", 0): 0.0}
-    values[("c", "mass", 0)] = math.nan
-    found = macro(values)
-    assert found.mean == pytest.approx((2 / 3 + 0) / 2) and found.subjects == 2 and "2 subjects" in found.note
-    # Every set of two that can be drawn, by hand: aa 0.5 (no mass), ab and ba 1/3, bb (1 + 0) / 2.
-    assert found.low == pytest.approx(1 / 3) and found.high == pytest.approx(0.5)
-    assert math.isnan(macro({("a", "cyst", 0): math.nan}).mean) and math.isnan(macro({("a", "cyst", 0): 1.0}).low)
-
-
-def test_a_difference_is_paired_and_knows_which_way_is_better():
-    def rows(values, seed=0):
-        return [
-            {"subject": who, "finding": "cyst", "box": 0, "seed": seed, "iou": x, "peak_mm": 10 * x}
-            for who, x in values.items()
-        ]
-
-    a, b = rows({"p": 0.1, "q": 0.5, "r": 0.3}), rows({"p": 0.4, "q": 0.6, "r": 0.3})
-    found = difference(a, b, "iou")
-    assert found.difference == pytest.approx(0.4 / 3) and (found.wins, found.ties, found.losses) == (2, 1, 0)
-    assert found.p == 0.5 and found.boxes == found.subjects == 3
-    assert (difference(a, b, "peak_mm").wins, difference(a, b, "peak_mm").losses) == (0, 2)
-    # Two seeds of one subject are one subject.
-    twice = difference(a + rows({"p": 0.0}, 1), b + rows({"p": 0.1}, 1), "iou")
-    assert twice.subjects == 3 and twice.boxes == 4
-    with pytest.raises(DataFault, match="1 boxes were judged by one method alone"):
-        difference(a, b[1:], "iou")
+# --- all findings together -----------------------------------------------------------------------------------------
 
 
 def test_scores_hold_every_finding_and_every_size():
@@ -246,19 +215,3 @@ def test_boxes_are_read_from_their_table(tmp_path):
         path.write_text(text)
         with pytest.raises(DataFault, match=said):
             read_boxes(path)
-
-
-# --- only organs are known -----------------------------------------------------------------------------------------
-
-
-def test_organ_iou_is_the_share_in_the_organ_of_what_is_above_the_threshold():
-    organ, heat = block((0, 0, 0), (4, 8, 8)), np.zeros(SHAPE)
-    heat[2, 0, :4], heat[5, 0, :2] = 1.0, 0.5
-    assert organ_iou(heat, organ, 0.4) == pytest.approx(4 / 6) and organ_iou(heat, organ, 0.6) == 1
-    assert organ_iou(np.zeros(SHAPE), organ, 0.5) == 0 and math.isnan(organ_iou(heat, block((0,) * 3, (0,) * 3), 0.5))
-    maps = [(HeatMap(who, "cyst", heat, AFFINE), organ) for who in "abc"]
-    maps.append((HeatMap("d", "cyst", heat, AFFINE), ~organ))
-    found = organ_scores(maps, (0.4, 0.6))
-    by_subject = {row["subject"]: row["organ_iou"] for row in found["rows"]}
-    assert set(by_subject) == set("abcd") and by_subject["d"] in (pytest.approx(2 / 6), 0.0)
-    assert found["organ_iou"]["mean"] == pytest.approx(sum(by_subject.values()) / 4)

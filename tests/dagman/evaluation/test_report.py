@@ -1,4 +1,4 @@
-"""The fine-tuning and comparison reports say what was found, warn where it is worth less, and never claim more."""
+"""The report of a fine-tuning run says what was found, warns where it is worth less, and never claims more."""
 
 import json
 import math
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dagman.evaluation.case_pictures import CasePicture
-from dagman.evaluation.report import comparison_report, finetuning_report, headline
-from dagman.evaluation.scores import case_means, read_rows, telling_cases
-from dagman.evaluation.statistics import paired_comparison, write_cases
+from dagman.evaluation.cases_table import write_cases
+from dagman.evaluation.report import finetuning_report
+from dagman.evaluation.scores import case_means, telling_cases
 from spade3d.faults import DataFault
 
 NAMES = {1: "liver", 2: "spleen <b>"}
@@ -162,52 +162,3 @@ def test_what_is_missing_is_named(tmp_path, name, text):
         (run / name).write_text(text)
     with pytest.raises(DataFault, match=name):
         finetuning_report(run)
-
-
-def compared(tmp_path, subjects: int, gain: float):
-    arms, tables = {}, {}
-    for arm, more, seed in (("scratch", 0.0, 1), ("pretrained <x>", gain, 1 if gain else 2)):
-        folders = [make_run(tmp_path / f"{arm[:4]}-{n}", rows(subjects, more, seed + 10 * n)) for n in range(2)]
-        arms[arm] = folders
-        tables[arm] = [{**row, "seed": n} for n, folder in enumerate(folders) for row in read_rows(folder)]
-    found = paired_comparison(*tables.values())
-    return text(comparison_report(tmp_path, {"pretrained <x>": found}, arms)), found
-
-
-def test_a_gain_in_every_subject_is_shown(tmp_path):
-    html, found = compared(tmp_path, 8, 0.05)
-    assert "pretrained &lt;x&gt; had a better mean Dice than scratch: mean difference +0.04" in html
-    assert html.count("<td>better</td>") == 3
-    assert html.count('class="pair"') == 8 and "Mean Dice of each subject" in html
-    assert html.count('class="dot"') == 2 * (16 + 15 + 16)  # two seeds; the mean, liver (one undefined) and spleen
-    assert all(one.low > 0 for one in found)
-
-
-def test_no_gain_is_not_called_one(tmp_path):
-    html, _ = compared(tmp_path, 8, 0.0)
-    assert "No difference in Dice shown between pretrained &lt;x&gt; and scratch: " in html
-    assert "had a better" not in html and "had a worse" not in html
-
-
-def test_too_few_subjects_cannot_show_a_difference_however_large(tmp_path):
-    html, found = compared(tmp_path, 4, 0.1)
-    assert found[0].low > 0
-    assert (
-        "No difference in Dice shown between pretrained &lt;x&gt; and scratch, and 4 subjects could not show one"
-        in html
-    )
-    assert "only 4 subjects" in html[: html.index("<nav")]
-
-
-def test_a_smaller_distance_is_better_and_nan_shows_nothing(tmp_path):
-    _, (whole, *_) = compared(tmp_path, 8, 0.05)
-    farther = replace(whole, metric="hd95_mm", difference=1.0, low=0.5, high=1.5)
-    assert "pretrained had a worse mean HD95 (mm) than scratch" in headline(farther, "scratch", "pretrained")
-    nothing = replace(whole, low=math.nan, high=math.nan, p=math.nan, p_holm=math.nan)
-    assert headline(nothing, "scratch", "pretrained").startswith("No difference")
-
-
-def test_arms_that_do_not_pair_are_refused(tmp_path):
-    run = make_run(tmp_path / "run", rows(2))
-    with pytest.raises(ValueError, match="do not match"):
-        comparison_report(tmp_path, {"b": []}, {"a": [run], "b": [run, run]})

@@ -1,4 +1,4 @@
-"""Means, intervals and paired tests over subjects, against hand, scipy and enumeration; cases.csv there and back."""
+"""Means, intervals and paired tests over subjects, against hand, scipy and enumeration."""
 
 import itertools
 import math
@@ -10,16 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dagman.evaluation.statistics import (
-    COLUMNS,
-    LATER,
     adjusted_over_sides,
     holm,
     mean_with_interval,
     paired_comparison,
-    read_cases,
     signed_rank_p,
     values_by_subject,
-    write_cases,
 )
 from spade3d.faults import DataFault
 
@@ -185,6 +181,17 @@ def test_a_family_too_large_for_so_few_subjects_says_so():
     assert "over 2 structures and sides the smallest possible p of 6 subjects is 0.0625" in liver.note
 
 
+def test_a_structure_that_was_not_tested_is_in_no_family():
+    """The spleen is absent everywhere: of two structures one is tested, and 0.03125 is within reach."""
+    a = [row(f"p{i}", 0.5) for i in range(6)] + [row(f"p{i}", 0.0, value=2) | ABSENT for i in range(6)]
+    b = [one | ({"dice": 0.6} if one["class"] == 1 else {}) for one in a]
+    (_, liver, spleen), *_ = adjusted_over_sides({"b": paired_comparison(a, b)}).values()
+    assert math.isnan(spleen.p_holm) and (liver.p_holm, liver.note) == (2**-5, "")
+    two = adjusted_over_sides({side: paired_comparison(a, b) for side in "bc"})["b"]
+    assert "over 2 sides the smallest possible p of 6 subjects is 0.0625" in two[0].note
+    assert "over 2 structures and sides the smallest possible p of 6 subjects is 0.0625" in two[1].note
+
+
 def test_too_few_subjects_say_so():
     """Four cases of two subjects are two: no p below 0.5 can come out, whatever the gain."""
     a = [row(f"{head}_{side}", 0.5, subject=head) for head in "xy" for side in "lr"]
@@ -285,49 +292,3 @@ def test_runs_on_other_cases_are_not_compared():
         paired_comparison(a, [one | {"name": "spleen"} for one in a])
     elsewhere = paired_comparison(a, [a[0], row("q", 0.5, voxels_true=99)])
     assert "1 pairs has another number of voxels" in elsewhere[0].note
-
-
-def test_cases_csv_there_and_back(tmp_path):
-    rows = [row('odd, "name"\nü', 1 / 3), row("q", NAN, value=2, hd95_mm=NAN, nsd=NAN, voxels_true=0)]
-    rows[0].update(dice=np.float64(1 / 3), voxels_true=np.int64(7))
-    path = tmp_path / "cases.csv"
-    write_cases(path, rows)
-    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
-    assert path.read_text(encoding="utf-8").splitlines()[-1] == "q,q,2,spleen,,,,0,90"
-    there, empty = read_cases(path)
-    assert there == rows[0] and isinstance(there["voxels_true"], int)
-    assert math.isnan(empty["dice"]) and math.isnan(empty["hd95_mm"]) and empty["voxels_predicted"] == 90
-    assert [file.name for file in tmp_path.iterdir()] == ["cases.csv"]
-    # Later columns come after the frozen ones, and an older table has none of them, not even empty.
-    assert "asd_mm" not in there
-    newer = tmp_path / "newer.csv"
-    write_cases(newer, [one | {"asd_mm": 1.5, "volume_difference_ml": NAN} for one in rows])
-    assert newer.read_text(encoding="utf-8").splitlines()[0] == ",".join((*COLUMNS, *LATER))
-    again = read_cases(newer)[0]
-    assert again["asd_mm"] == 1.5 and math.isnan(again["volume_difference_ml"]) and again["dice"] == there["dice"]
-    # A failure half-way leaves the old table whole.
-    with pytest.raises(KeyError):
-        write_cases(path, [rows[0], {"case": "broken"}])
-    assert read_cases(path)[0] == there
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "not a readable cases.csv"),
-        ("", "the columns are nothing"),
-        ("case,dice\n", "the columns are case,dice"),
-        (",".join(COLUMNS) + ",hausdorff\n", "after them at most asd_mm,volume_difference_ml"),
-        (",".join(COLUMNS) + ",volume_difference_ml\n", "after them at most asd_mm,volume_difference_ml"),
-        (",".join(COLUMNS) + ",asd_mm\np,p,1,liver,1,1,1,5,5,far\n", r"row 2 \(p\).*'far'"),
-        (",".join(COLUMNS) + "\np,p,1,liver,0.5\n", "row 2 has 5 cells; 9 are needed"),
-        (",".join(COLUMNS) + "\np,p,1,liver,high,1,1,5,5\n", r"row 2 \(p\).*'high'"),
-        (",".join(COLUMNS) + "\np,p,1.5,liver,1,1,1,5,5\n", r"row 2 \(p\).*'1.5'"),
-    ],
-)
-def test_a_damaged_table_is_named(tmp_path, text, message):
-    path = tmp_path / "cases.csv"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataFault, match=message):
-        read_cases(path)

@@ -80,6 +80,7 @@ def test_sides_are_paired_by_study_and_seed_and_the_tables_have_every_measure(tm
     assert (whole["pairs"], whole["subjects"], whole["wins"], lump["name"], cyst["class_"]) == (48, 24, None, "lump", 2)
     iou, *_ = found["other_metrics"]["iou"]["from a.pt"]
     assert (iou["pairs"], iou["subjects"], iou["wins"], iou["difference"]) == (16, 8, 8, pytest.approx(0.25))
+    assert iou["p"] == iou["smallest_p"] == 2 / 10_000  # all eight gained: no set of subjects did not
     peak, *_ = found["other_metrics"]["peak_mm"]["from a.pt"]
     assert (peak["difference"], peak["wins"]) == (pytest.approx(-0.25), 8)  # nearer is better
     missing, *_ = found["other_metrics"]["error_x_mm"]["from a.pt"]
@@ -112,8 +113,9 @@ def test_every_output_says_the_same_of_findings_and_of_how_it_was_tested(tmp_pat
     assert "T(IoU) 0.3" in html and "structure" not in html.lower() and "Wilcoxon" not in html
     compare_runs(runs, tmp_path / "where", "pointing")
     html = (tmp_path / "where" / "report.html").read_text(encoding="utf-8")
-    assert "had a better mean pointing" in html and html.count('class="pair"') == 8 and "two-sided Wilcoxon" in html
-    assert "p: Wilcoxon signed-rank" in (tmp_path / "where" / "comparison.md").read_text(encoding="utf-8")
+    assert "had a better mean pointing" in html and html.count('class="pair"') == 8
+    assert "two-sided bootstrap; the least possible is 0.0002" in html and "Wilcoxon" not in html
+    assert "p: bootstrap over subjects" in (tmp_path / "where" / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_runs_that_learned_otherwise_are_sides_by_that(tmp_path):
