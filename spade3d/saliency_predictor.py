@@ -55,6 +55,7 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
     from spade3d.provenance import describe, write_json, write_text
     from spade3d.scans import typical_grid
     from spade3d.training.loop import Optimiser, train
+    from spade3d.training.prefetch import prefetched
     from spade3d.volumes.store import VolumeStore
 
     store = VolumeStore.open(path)
@@ -74,13 +75,14 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
     model = SaliencyModel(network, store.preprocessing, settings.crop, tuple(taught_by))
     _, spacing = typical_grid(store, split.train)
     sampling = SalientSampling(settings.crop, spacing, settings.crops, settings.salient)
+    stream, place = SaliencyStream(store, split.train, sampling, seed=settings.seed), torch.device(settings.device)
     outcome = train(
         SaliencyPrediction(network),
-        SaliencyStream(store, split.train, sampling, seed=settings.seed),
+        prefetched(stream, None, place),
         steps=settings.steps,
         out=out,
         optimiser=Optimiser(lr=settings.lr, weight_decay=0.0),  # without decay AdamW is the paper's Adam
-        device=torch.device(settings.device),
+        device=place,
         precision=settings.precision,
         save_every=settings.save_every,
         seed=settings.seed,
@@ -88,7 +90,7 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
         label="saliency predictor",
         config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
     )
-    judged = _judge(model, store, split, torch.device(settings.device))
+    judged = _judge(model, store, split, place)
     mean = {name: _mean([case[name] for case in judged.values()]) for name in ("cc", "kl", "nss")}
     write_json(out / SCORES, {"mean": mean, "split": split.rule, "cases": judged})
     model.save(out / MODEL, {"scores": mean, "steps": outcome.step})

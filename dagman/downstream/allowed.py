@@ -11,9 +11,8 @@ ones, labels of studies taught next to nothing (docs/log.md). A margin in mm bri
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
@@ -21,7 +20,7 @@ from scipy import ndimage
 
 from dagman.attention.spatial_prior import Priors, is_mirrored
 from dagman.downstream.token_grids import CELL, body_crop, cells_of
-from spade3d.crops.crop import Crop
+from spade3d.crops.crop import Crop, Triple
 from spade3d.faults import UsageFault
 from spade3d.volumes.organs import canonical_organ
 
@@ -37,9 +36,7 @@ class Where:
     margin_mm: float = 0.0
 
 
-def allowed_in(
-    priors: Priors, where: Sequence[Where], *, least: float = 0.9
-) -> Callable[[Crop], Float32[np.ndarray, "f p q r"]]:
+def allowed_in(priors: Priors, where: Sequence[Where], *, least: float = 0.9) -> AllowedCells:
     """A function from a grid of cells (a `Crop` whose voxels are cells) to 1 where each finding may be, 0 elsewhere.
 
     A cell belongs to an organ where its prior is at least `least` of what the prior is in the organ's best cell: that
@@ -49,34 +46,50 @@ def allowed_in(
     that is present is somewhere. UsageFault for an organ that is not among the regions of the priors.
     """
     rows = [[row for organ in place.organs for row in matching(organ, priors.regions)] for place in where]
+    return AllowedCells(priors, tuple(where), rows, least)
 
-    @lru_cache(maxsize=4096)
-    def of_body(case: int, mm: tuple[float, float, float]) -> Float[np.ndarray, " region"]:
-        """What the prior of each region is in its best cell of the whole body."""
-        body = cells_of(body_crop(case, priors.store.cases[case], tuple(side / CELL for side in mm)))
-        return _shares(priors, _grown(body, np.ones(3, int))).max(axis=(1, 2, 3))
 
-    def best(cells: Crop) -> Float[np.ndarray, " region"]:
-        """The same for cells about as large, in the picture: a mirrored one shows each side's organ on the other."""
-        i, j, k = np.exp2(np.round(2 * np.log2(_sides_mm(cells))) / 2).tolist()
-        found = of_body(cells.case, (i, j, k))
-        if not is_mirrored(cells.to_mm, priors.store.cases[cells.case].affine):
-            return found
-        here = dict(zip(priors.regions, found, strict=True)) | {None: 0.0}
-        return np.array([here[priors.mirror[region]] for region in priors.regions])
+@dataclass(frozen=True, eq=False)
+class AllowedCells:
+    """What `allowed_in` gives; no closure, because processes that make batches are sent it.
 
-    def somewhere(cells: Crop) -> Bool[np.ndarray, " f"]:
-        """Whether each finding has an allowed cell in the whole body."""
-        found = best(cells) > 0
-        return np.array([not place.organs or found[of].any() for of, place in zip(rows, where, strict=True)])
+    rows  for each finding the regions that are its organs
+    kept  what was found in whole bodies
+    """
 
-    def allowed(cells: Crop) -> Float32[np.ndarray, "f p q r"]:
-        found = _regions(priors, cells, rows, where, least, best(cells))
+    priors: Priors
+    where: tuple[Where, ...]
+    rows: Sequence[Sequence[int]]
+    least: float
+    kept: dict[tuple[int, Triple], np.ndarray] = field(default_factory=dict)
+
+    def __call__(self, cells: Crop) -> Float32[np.ndarray, "f p q r"]:
+        found = _regions(self.priors, cells, self.rows, self.where, self.least, self.best(cells))
         if not found.any(axis=(1, 2, 3)).all():
-            found[~somewhere(cells)] = True
+            found[~self.somewhere(cells)] = True
         return found.astype(np.float32)
 
-    return allowed
+    def somewhere(self, cells: Crop) -> Bool[np.ndarray, " f"]:
+        """Whether each finding has an allowed cell in the whole body."""
+        found, places = self.best(cells) > 0, zip(self.rows, self.where, strict=True)
+        return np.array([not place.organs or found[of].any() for of, place in places])
+
+    def best(self, cells: Crop) -> Float[np.ndarray, " region"]:
+        """What the prior of each region is in its best cell of the body, of cells about as large, in the picture: a
+        mirrored one shows each side's organ on the other."""
+        i, j, k = np.exp2(np.round(2 * np.log2(_sides_mm(cells))) / 2).tolist()
+        found = self.of_body(cells.case, (i, j, k))
+        if not is_mirrored(cells.to_mm, self.priors.store.cases[cells.case].affine):
+            return found
+        here = dict(zip(self.priors.regions, found, strict=True)) | {None: 0.0}
+        return np.array([here[self.priors.mirror[region]] for region in self.priors.regions])
+
+    def of_body(self, case: int, mm: Triple) -> Float[np.ndarray, " region"]:
+        """The same as the scan lies, for cells of some mm."""
+        if (case, mm) not in self.kept:
+            body = cells_of(body_crop(case, self.priors.store.cases[case], tuple(side / CELL for side in mm)))
+            self.kept[case, mm] = _shares(self.priors, _grown(body, np.ones(3, int))).max(axis=(1, 2, 3))
+        return self.kept[case, mm]
 
 
 def groups_of(where: Sequence[Where]) -> tuple[int | None, ...]:

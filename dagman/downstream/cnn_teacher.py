@@ -25,6 +25,7 @@ from dagman.downstream.study_heads import begin_at_prevalence
 from dagman.downstream.study_streams import Show, StudyStream, collate
 from spade3d.faults import DataFault, UsageFault
 from spade3d.training.loop import Optimiser, Task, train
+from spade3d.training.prefetch import prefetched
 from spade3d.whole_file import whole_file
 
 LOGITS = "logits.json"
@@ -135,7 +136,7 @@ def _trained(
     network.begin_at_prevalence(findings.table(cases))
     train(
         TeacherTask(network),
-        StudyStream(show, findings, cases, teaching.batch, seed=seed),
+        prefetched(StudyStream(show, findings, cases, teaching.batch, seed=seed), None, device),
         steps=teaching.steps,
         out=out,
         optimiser=Optimiser(lr=teaching.lr),

@@ -19,6 +19,7 @@ from dagman.downstream.linear_decoder import LinearDecoder, with_linear_decoder
 from spade3d.configuration import Network
 from spade3d.faults import DataFault
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.training.precision import autocast_for
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
 from spade3d.volumes.volume import Grid, Volume
 from spade3d.whole_file import whole_file
@@ -82,8 +83,9 @@ class SegmentationModel:
         return self.classes.written(found)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Crops (b, 1, i, j, k) -> (b, classes, i, j, k)."""
-        return self.network.logits(self.network(images))
+        """Crops (b, 1, i, j, k) -> float32 (b, classes, i, j, k), in the precision of training on their device."""
+        with autocast_for("auto", images.device)():
+            return self.network.logits(self.network(images)).float()
 
     def save(self, path: Path) -> None:
         """safetensors with everything else as metadata; whole or not at all."""

@@ -53,8 +53,10 @@ class LinearProbe(nn.Module):
         """By how cells vary, which is known better than how few means do, and about the mean of the means. The means
         of many cells hardly differ: they are brought to the size of cells together."""
         self.whitening.fit(Moments(means.mean, cells.covariance))
-        spread = (self.whitening.root @ means.covariance @ self.whitening.root).diagonal().mean().clamp_min(0).sqrt()
-        self.whitening.root.div_(spread.clamp_min(0.1))  # those of few studies differ less than they will
+        root = self.whitening.root.cpu()  # where moments are
+        spread = (root @ means.covariance @ root).diagonal().mean().clamp_min(0).sqrt()
+        spread = spread.clamp_min(0.1)  # those of few studies differ less than they will
+        self.whitening.root.div_(spread.to(self.whitening.root.device))
 
     def begin_at_prevalence(self, labels: Float[Tensor, "n f"]) -> None:
         """Begin at the log odds of each finding among these labels."""

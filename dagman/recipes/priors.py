@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -153,7 +154,12 @@ def build_guidance(
     rows = table.rows(priors.regions)
     how = settings.model_dump(include={"attachment", "kind", "weight", "warmup", "least"})
     guidance = Guidance(table, stage=stage, **how)
-    return guidance, lambda crop: priors.of_crop(crop, guidance.cell)[rows]
+    return guidance, partial(_rows_of_crop, priors, guidance.cell, rows)
+
+
+def _rows_of_crop(priors: Priors, cell: int, rows: Sequence[int], crop: Crop) -> np.ndarray:
+    """No closure, because processes that make batches are sent it."""
+    return priors.of_crop(crop, cell)[rows]
 
 
 def check_regions(settings: PriorSettings, heads: int, store: VolumeStore, cases: Sequence[int]) -> None:

@@ -81,6 +81,6 @@ def standardised(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
     and stays."""
     if ranks.world() == 1:
         return x if len(x) < 2 else F.batch_norm(x, None, None, training=True)
-    rows = ranks.summed(x.new_tensor(float(len(x))))
+    rows = ranks.summed(x.new_full((), float(len(x))))
     away = x - ranks.summed(x.sum(dim=0)) / rows
     return away * (ranks.summed(away.square().sum(dim=0)) / rows + EPSILON).rsqrt()

@@ -40,9 +40,11 @@ class Memory(nn.Module):
         """Add vectors (n, dim) with their places; the oldest give way. Of more than `size`, the last are kept."""
         size = len(self.ring)
         vectors, mm, space = vectors[-size:], places.mm[-size:], places.space[-size:]
-        slots = (self._next + np.arange(len(vectors))) % size
-        self.ring[torch.from_numpy(slots).to(self.ring.device)] = F.normalize(vectors.float(), dim=-1)
-        self._mm[slots], self._space[slots] = mm, space
+        # Their slots are one run, which goes on at the start of the ring where it meets the end.
+        before_end = min(len(vectors), size - self._next)
+        for ring, new in ((self.ring, F.normalize(vectors.float(), dim=-1)), (self._mm, mm), (self._space, space)):
+            ring[self._next : self._next + before_end] = new[:before_end]
+            ring[: len(vectors) - before_end] = new[before_end:]
         self._next = int((self._next + len(vectors)) % size)
         self._filled = min(self._filled + len(vectors), size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -38,7 +39,10 @@ class Teacher(nn.Module):
     def follow(self, student: nn.Module, progress: float, *, start: float) -> None:
         """its <- m its + (1 - m) ours, where m rises from `start` to 1. Running statistics, if any, are taken over."""
         momentum = schedules.momentum(progress, start=start)
-        for ours, its in zip(student.parameters(), self.copied.parameters(), strict=True):
-            its.lerp_(ours, 1 - momentum)
-        for ours, its in zip(student.buffers(), self.copied.buffers(), strict=True):
-            its.copy_(ours)
+        # All at once: on a GPU each small tensor would cost as much as a large one.
+        torch._foreach_lerp_(list(self.copied.parameters()), list(student.parameters()), 1 - momentum)
+        by_type = defaultdict(list)
+        for its, ours in zip(self.copied.buffers(), student.buffers(), strict=True):
+            by_type[its.dtype].append((its, ours))
+        for pairs in by_type.values():
+            torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))

@@ -42,6 +42,10 @@ class SaliencyBatch:
         images, saliency = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.saliency))
         return SaliencyBatch(images, saliency, self.scans)
 
+    def pin_memory(self) -> SaliencyBatch:
+        """In memory from which a GPU copies while it computes."""
+        return SaliencyBatch(self.images.pin_memory(), self.saliency.pin_memory(), self.scans)
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -1,6 +1,7 @@
 """What a network saw: its feature maps, and how to read them at places of the crop."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,7 @@ def read_at(
     The gradient is added up in a fixed order.
     """
     grid = tuple(feature_map.shape[2:])
-    stride = points.new_tensor([cell_size(size, cells) for size, cells in zip(input_shape, grid, strict=True)])
-    last = points.new_tensor(grid) - 1
+    stride, last = _cells_along(grid, tuple(input_shape), points.device, points.dtype)
     place = ((points + 0.5) / stride - 0.5).clamp(min=torch.zeros_like(last), max=last)
     low = place.floor()
     high = torch.minimum(low + 1, last)
@@ -49,6 +49,16 @@ def read_at(
     row = ((crop_index.long()[:, None] * grid[0] + cell[..., 0]) * grid[1] + cell[..., 1]) * grid[2] + cell[..., 2]
     table = feature_map.permute(0, 2, 3, 4, 1).flatten(0, 3)
     return F.embedding_bag(row, table, per_sample_weights=weight.to(table.dtype), mode="sum")
+
+
+@lru_cache(maxsize=64)
+def _cells_along(
+    grid: tuple[int, int, int], input_shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """Voxels of a cell and the last cell along each axis. Kept: a GPU is waited for when such numbers go there."""
+    with torch.inference_mode(False):  # those of a validation step must serve a training step, too
+        sizes = [cell_size(size, cells) for size, cells in zip(input_shape, grid, strict=True)]
+        return tuple(torch.tensor(n, device=device, dtype=dtype) for n in (sizes, [cells - 1 for cells in grid]))
 
 
 def cell_size(size: int, cells: int) -> int:

@@ -35,12 +35,16 @@ class WindowPlan:
     rows     (window, n): the row of each window's cells, windows of equal mask side by side; `padding` where padded
     padding  the row that stands for padding: samples x cells of the grid
     padded   whether any window holds padding
+    holes    where padding lies in `rows`, read row by row: known beforehand, because a GPU would be waited for
+    before   how many holes come before each window, and in the end all
     groups   (first window, window after the last, mask): mask (n, n) is True where a cell may look, None everywhere
     """
 
     rows: Int[Tensor, "window n"]
     padding: int
     padded: bool
+    holes: Int[Tensor, " hole"]
+    before: tuple[int, ...]
     groups: tuple[tuple[int, int, Bool[Tensor, "n n"] | None], ...]
 
     def tiles(self, heads: int) -> Iterator[tuple[slice, slice, int]]:
@@ -53,6 +57,11 @@ class WindowPlan:
                 windows = slice(first, min(first + step, stop))
                 for head in range(0, heads, room):
                     yield windows, slice(head, min(head + room, heads)), group
+
+    def holes_in(self, windows: slice) -> Int[Tensor, " hole"]:
+        """Where padding lies in the rows of some windows, flattened."""
+        some = self.holes[self.before[windows.start] : self.before[windows.stop]]
+        return some - windows.start * self.rows.shape[1]
 
 
 def clip_window(grid: Cells, window: Cells, shift: Cells) -> tuple[Cells, Cells]:
@@ -86,13 +95,16 @@ def window_plan(grid: Cells, window: Cells, shift: Cells, samples: int, device: 
         padding = samples * cells
         first = torch.arange(samples)[None, :, None] * cells
         sorted_cells = cell[order][:, None]
-        rows = torch.where(sorted_cells >= 0, sorted_cells + first, padding).reshape(-1, prod(window)).to(device)
+        rows = torch.where(sorted_cells >= 0, sorted_cells + first, padding).reshape(-1, prod(window))
+        hole = rows == padding
+        before = (0, *hole.sum(dim=1).cumsum(dim=0).tolist())
+        holes = hole.flatten().nonzero()[:, 0]
 
         groups, start = [], 0
         for which, size in zip(kinds.tolist(), (sizes * samples).tolist()):
             groups.append((start, start + size, _mask(which, window, shift, device)))
             start += size
-        return WindowPlan(rows, padding, bool((cell < 0).any()), tuple(groups))
+        return WindowPlan(rows.to(device), padding, before[-1] > 0, holes.to(device), before, tuple(groups))
 
 
 def _partition(grid: Int[Tensor, "i j k"], window: Cells) -> Int[Tensor, "window n"]:
@@ -181,13 +193,14 @@ class _Attend(torch.autograd.Function):
         table = qkv.view(qkv.shape[0], 3, heads, -1)
         out = torch.zeros_like(table[:, 0])
         masked = [_masked(bias, mask) for _, _, mask in plan.groups]
-        if qkv.device.type == "cpu" and qkv.dtype == torch.float32 and table.shape[-1] >= FUSED_CHANNELS:
-            _attend_fused(table, out, masked, plan)
-        else:
-            for windows, which, group in plan.tiles(heads):
-                rows = plan.rows[windows]
-                q, k, v = _read(table, rows, which)
-                _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
+        with torch.autocast(qkv.device.type, enabled=False):  # else its softmax writes float32, to be cast back
+            if qkv.device.type == "cpu" and qkv.dtype == torch.float32 and table.shape[-1] >= FUSED_CHANNELS:
+                _attend_fused(table, out, masked, plan)
+            else:
+                for windows, which, group in plan.tiles(heads):
+                    rows = plan.rows[windows]
+                    q, k, v = _read(table, rows, which)
+                    _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
         ctx.save_for_backward(qkv, bias, out)
         ctx.plan = plan
         return out[: plan.padding].flatten(1)
@@ -220,7 +233,7 @@ class _Attend(torch.autograd.Function):
             grad_k = (q @ grad_scores).mul_(dim**-0.5)
             tile = _write(grad_table, rows, which, torch.stack((grad_q, grad_k, grad_v)))
             if plan.padded:  # the one row that many places read: its gradients add up
-                grad_padding[:, which] += tile[rows.flatten() == plan.padding].sum(dim=0)
+                grad_padding[:, which] += tile.index_select(0, plan.holes_in(windows)).sum(dim=0)
         grad_table[plan.padding] = grad_padding
         return grad_table.view_as(qkv), grad_bias, None
 

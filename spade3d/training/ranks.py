@@ -84,12 +84,27 @@ def alone(what: str) -> None:
         raise UsageFault(f"{what} runs in one process, and {world} were started; start it without torchrun or srun -n")
 
 
+def gpu_of(place: Place, environment: Mapping[str, str]) -> int:
+    """The number of a process's GPU among those that it sees: that of its place on the machine, or the only one, where
+    it was given one of its own, as by `srun --gpus-per-task=1`. UsageFault where there is none for it.
+
+    Processes of one `torchrun` see the same GPUs: one alone would be that of all.
+    """
+    there = torch.cuda.device_count()
+    named = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if there == len(named) == 1 and "TORCHELASTIC_RUN_ID" not in environment:
+        return 0
+    if place.local >= there:
+        raise UsageFault(f"process {place.local} of this machine, which has {there} GPUs; start one for each GPU")
+    return place.local
+
+
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Join the other processes of this run, if there are any; gloo between processors, NCCL between GPUs.
 
-    device: "cpu", or "cuda": each process then takes the GPU of its place on the machine. UsageFault where there are
-    fewer GPUs than processes, or where `srun` was told no address to meet at.
+    device: "cpu", or "cuda": each process then takes its GPU (`gpu_of`). UsageFault where there are fewer GPUs than
+    processes, or where `srun` was told no address to meet at.
     """
     place = place_of(os.environ)
     if place.world == 1:
@@ -101,9 +116,7 @@ def joined(device: str) -> Iterator[None]:
             "both before srun (docs/cluster.md)"
         )
     if device == "cuda":
-        if place.local >= (there := torch.cuda.device_count()):
-            raise UsageFault(f"process {place.local} of this machine, which has {there} GPUs; start one for each GPU")
-        torch.cuda.set_device(place.local)
+        torch.cuda.set_device(gpu_of(place, os.environ))
     # srun's names are not those that torch reads.
     os.environ.setdefault("RANK", str(place.rank))
     os.environ.setdefault("WORLD_SIZE", str(place.world))

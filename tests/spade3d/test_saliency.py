@@ -1,6 +1,7 @@
 """spade-saliency: from gaze, labels, an encoder and a trained predictor into a store; every exit code as promised."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from spade3d.crops.saliency_crops import SaliencyStream
 from spade3d.saliency_commands import main
+from spade3d.saliency_predictor import PredictorSettings, train_predictor
+from spade3d.training import loop
+from spade3d.training.prefetch import Prefetched
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.phantoms import write_dataset
 from spade3d.volumes.prepare import prepare
@@ -89,6 +94,27 @@ def test_a_predictor_is_trained_on_gaze_and_fills_in_the_rest(scans, store, tmp_
     after = VolumeStore.open(store)
     assert [case.saliency_source for case in after.cases] == ["gaze"] * 3 + ["predicted"]
     assert after.saliency(3).max() == 255 and after.verify() == []
+
+
+def test_a_gpu_does_not_wait_for_its_batches(store, tmp_path, capsys, monkeypatch):
+    fed = []
+
+    class Enough(Exception):
+        pass
+
+    def train(task, batches, **how):
+        fed.append(batches)
+        raise Enough
+
+    assert call(capsys, "labels", store)[0] == 0
+    monkeypatch.setattr(loop, "train", train)
+    for device in ("cpu", "cuda"):
+        settings = PredictorSettings(steps=1, crop=(32, 32, 16), width=4, device=device)
+        with pytest.raises(Enough):
+            train_predictor(store, tmp_path / device, settings, device, resume=False)
+    direct, ahead = fed
+    assert isinstance(direct, SaliencyStream) and isinstance(ahead, Prefetched) and ahead.pinned
+    assert pickle.loads(pickle.dumps(ahead.batches)).batch(3).images.equal(direct.batch(3).images)
 
 
 @pytest.mark.parametrize(("crop", "cells"), [((16, 16, 16), "1 x 1 x 1"), ((64, 64, 8), "4 x 4 x 0")])

@@ -1,5 +1,6 @@
 """Where findings may be: cells counted by hand on a drawn prior, whatever crop they are asked for in."""
 
+import pickle
 from functools import partial
 from types import SimpleNamespace
 
@@ -155,3 +156,12 @@ def test_names_are_canonical_and_an_unknown_organ_is_refused():
 def test_findings_of_the_same_organs_and_margin_share_a_foreground():
     where = [Where(("liver",)), Where(), Where(("liver",), 5.0), Where(("liver",))]
     assert groups_of(where) == (0, None, 1, 0)
+
+
+def test_processes_that_make_batches_can_be_sent_it(organs):
+    """With what was found in whole bodies, and with nothing found yet."""
+    allowed = allowed_in(priors_of(organs), [Where(("liver",), 8.0), Where(("right kidney",)), Where()])
+    fresh = pickle.loads(pickle.dumps(allowed))
+    found = allowed(cells((1, 1, 1), (4, 4, 3)))
+    for sent in (fresh, pickle.loads(pickle.dumps(allowed))):
+        np.testing.assert_array_equal(sent(cells((1, 1, 1), (4, 4, 3))), found)

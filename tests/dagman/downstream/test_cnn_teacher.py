@@ -1,6 +1,7 @@
 """The CNN teacher: who is asked about whom, what is kept, and that it learns."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dagman.downstream.cnn_teacher import LOGITS, CnnTeacher, TeacherTask, Teach
 from dagman.downstream.studies import Findings, Study
 from dagman.downstream.study_streams import Seen, StudyStream
 from spade3d.faults import DataFault, UsageFault
+from spade3d.training.prefetch import Prefetched
 
 CPU = torch.device("cpu")
 SIDE = 32
@@ -88,6 +90,17 @@ def test_what_was_taught_is_read_and_what_was_begun_is_continued(tmp_path, monke
     monkeypatch.setattr(cnn_teacher, "_trained", None)  # nothing is trained any more
     read = taught(tmp_path)
     assert all(np.array_equal(first[name], read[name]) for name in first)
+
+
+def test_a_gpu_does_not_wait_for_its_batches(tmp_path, monkeypatch):
+    fed = []
+    monkeypatch.setattr(cnn_teacher, "train", lambda task, batches, **how: fed.append(batches))
+    monkeypatch.setattr(cnn_teacher, "logits_of", lambda *asked: {})
+    for device in ("cpu", "cuda"):
+        (tmp_path / device).mkdir()
+        teach(show, show, FINDINGS, range(8), TINY, out=tmp_path / device, device=torch.device(device))
+    assert [type(batches) for batches in fed] == [StudyStream] * 2 + [Prefetched] * 2
+    assert fed[-1].pinned and pickle.dumps(fed[-1].batches)
 
 
 @pytest.mark.parametrize("changed", ["seed", "labels", "mark"])

@@ -1,10 +1,13 @@
 """A fine-tuned model on disk: it comes back whole, sees a scan in any orientation alike, and refuses what it is not."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import dagman.downstream.model
 from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel, load_model
 from spade3d.configuration import Network
@@ -46,6 +49,23 @@ def test_what_is_saved_comes_back(tmp_path, model, scan):
         theirs = again.network.state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.network.state_dict().items())
     np.testing.assert_array_equal(again.segment(scan, CPU), model.segment(scan, CPU))
+
+
+def test_it_answers_in_the_precision_that_training_has_on_the_device(model, monkeypatch):
+    images = torch.randn(1, 1, 16, 16, 8)
+    with torch.no_grad():
+        exact, network = model.logits(images), model.network
+        assert torch.equal(exact, network.logits(network(images)))  # a CPU trains in float32
+        asked = []
+
+        def as_on_a_gpu(precision, device):
+            asked.append((precision, device))
+            return partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+
+        monkeypatch.setattr(dagman.downstream.model, "autocast_for", as_on_a_gpu)
+        rough = model.logits(images)
+    assert asked == [("auto", CPU)] and rough.dtype == exact.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_a_scan_is_segmented_on_its_own_grid_with_the_values_of_the_table(model, scan):

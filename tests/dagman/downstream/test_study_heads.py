@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dagman.downstream.study_heads import AttentionPooling, LinearProbe, begin_at_prevalence, mean_token, place_codes
+from dagman.downstream.whitening import Moments
 
 
 @pytest.fixture
@@ -32,6 +34,28 @@ def test_a_linear_probe_reads_the_whitened_mean_of_the_valid_cells(given):
         output = head(tokens, places, valid)
         torch.testing.assert_close(output.logits[b], expected)
     assert output.maps is None
+
+
+def test_the_means_of_studies_are_brought_to_the_size_of_cells():
+    cells, means = torch.diag(torch.tensor([4.0, 9.0])), torch.diag(torch.tensor([1.0, 1.0]))
+    head = LinearProbe(2, 1)
+    head.whiten(Moments(torch.zeros(2), cells, 99), Moments(torch.ones(2), means, 9))
+    ridge = 0.01 * (4 + 9) / 2
+    root = [1 / math.sqrt(4 + ridge), 1 / math.sqrt(9 + ridge)]
+    spread = math.sqrt((root[0] ** 2 + root[1] ** 2) / 2)
+    assert head.whitening.root.diagonal().tolist() == pytest.approx([side / spread for side in root])
+    assert head.whitening.mean.tolist() == [1, 1]
+
+
+def test_a_head_on_a_gpu_is_told_moments_that_are_on_the_cpu():
+    """On a device that computes nothing, which refuses to be mixed with the CPU as a GPU does."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        head = LinearProbe(2, 1)
+        with torch.device("cuda"):
+            head.whitening.root, head.whitening.mean = torch.zeros(2, 2), torch.zeros(2)
+        head.whitening.fit = lambda found: None  # needs numbers
+        head.whiten(Moments(torch.zeros(2), torch.eye(2)), Moments(torch.zeros(2), torch.eye(2)))
+        assert head.whitening.root.device.type == "cuda"
 
 
 def test_attention_pooling_is_its_formula_cell_by_cell(given):

@@ -1,6 +1,7 @@
 """The recipes of DAGMaN: its ladder, its sizes, what is refused before a run begins, and what a run leaves behind."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -236,6 +237,18 @@ def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recip
     assert losses["prior"].isfinite() and losses["prior"] > 0
     said = json.loads((tmp_path / GUIDED).read_text(encoding="utf-8"))
     assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": ["left ventricle", "right ventricle"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "regions"),
+    [("bands", ("dark", "bright")), ("mean_image", ("brightness 1 of 4",)), ("labels", ("left ventricle",))],
+)
+def test_processes_that_make_batches_can_be_sent_a_guided_stream(store, source, regions):
+    given = {"prior.source": source, "prior.regions": regions}
+    chosen = dagman.choose(with_values(DagmanSettings(), SMALL | given), store, CASES, "cpu")
+    batches = dagman.build(chosen, store, CASES, None).batches
+    sent = pickle.loads(pickle.dumps(batches))
+    assert torch.equal(sent.batch(0).priors, batches.batch(0).priors)
 
 
 @pytest.mark.parametrize("recipe", ["dagman", "spade-dagman"])

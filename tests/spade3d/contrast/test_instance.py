@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade3d.contrast.instance import METHODS, Instance, InstanceTerms, instances
 from spade3d.contrast.objectives import info_nce, regression
@@ -17,6 +18,7 @@ from spade3d.crops.pairs import PairStream, Sampling
 from spade3d.faults import UsageFault
 from spade3d.networks.features import Features
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.training import schedules
 from spade3d.training.health import effective_rank
 from spade3d.volumes.preprocessing import Normalisation
 
@@ -204,6 +206,45 @@ def test_a_teacher_takes_over_running_statistics():
     teacher.follow(student, 0.0, start=0.9)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(getattr(teacher.copied[1], name), getattr(student[1], name))
+
+
+def test_a_teacher_follows_every_tensor_as_it_would_one_by_one():
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2).double(), nn.Linear(2, 2, bias=False))
+    student.register_buffer("index", torch.arange(3))
+    teacher = Teacher(student)
+    with torch.no_grad():
+        for tensor in student.parameters():
+            tensor.add_(torch.randn_like(tensor))
+        student[1].running_mean.add_(1.0)
+        student.index.add_(1)
+    slow = copy.deepcopy(teacher.copied)
+    m = schedules.momentum(0.4, start=0.9)
+    for its, ours in zip(slow.parameters(), student.parameters(), strict=True):
+        its.copy_(torch.lerp(its, ours, 1 - m))
+    for its, ours in zip(slow.buffers(), student.buffers(), strict=True):
+        its.copy_(ours)
+    teacher.follow(student, 0.4, start=0.9)
+    for name, wanted in slow.state_dict().items():
+        torch.testing.assert_close(teacher.copied.state_dict()[name], wanted)
+    assert not any(tensor.requires_grad for tensor in teacher.parameters())
+
+
+def test_a_teacher_follows_in_as_many_calls_however_many_tensors_there_are():
+    def calls(layers):
+        counted = []
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                counted.append(func)
+                return func(*args, **(kwargs or {}))
+
+        student = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(layers)))
+        teacher = Teacher(student)
+        with Watch():
+            teacher.follow(student, 0.5, start=0.9)
+        return len(counted)
+
+    assert calls(2) == calls(20)
 
 
 def test_moco_remembers_its_keys_after_the_step(batches):

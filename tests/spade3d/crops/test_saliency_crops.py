@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from spade3d.crops.crop import Views
 from spade3d.crops.saliency_crops import SaliencyStream, SalientSampling
@@ -40,6 +41,16 @@ def test_a_batch_is_a_function_of_seed_and_step(store):
     (batch,) = again.stream(7, 8)
     assert np.array_equal(stream.batch(7).saliency, batch.saliency)
     assert not np.array_equal(stream.batch(8).images, batch.images)
+
+
+def test_a_batch_is_pinned_whole(store, monkeypatch):
+    """Into memory of another kind, which a machine without a GPU does not have."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    batch = SaliencyStream(store, [0], sampling()).batch(0)
+    other = batch.pin_memory()
+    assert [tensor is ours for tensor, ours in zip(pinned, (batch.images, batch.saliency), strict=True)] == [True] * 2
+    assert other.images.equal(batch.images) and other.saliency.equal(batch.saliency) and other.scans == batch.scans
 
 
 def test_crops_gather_around_what_is_salient(store):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade3d.networks import windows
 
@@ -159,3 +160,49 @@ def test_every_cell_is_in_exactly_one_window():
     assert torch.equal(real.sort().values, torch.arange(3 * 5 * 9 * 4))
     assert plan.padded
     assert plan.groups[0][0] == 0 and plan.groups[-1][1] == len(plan.rows)
+
+
+@pytest.mark.parametrize("tile", [1, 300, 2**19])
+def test_the_holes_of_a_tile_are_where_its_rows_are_padding(monkeypatch, tile):
+    monkeypatch.setattr(windows, "TILE_SCORES_CPU", tile)
+    plan = plan_of((5, 9, 4), (3, 4, 4), (1, 2, 2), samples=3)
+    for some, _, _ in plan.tiles(heads=2):
+        assert torch.equal(plan.holes_in(some), (plan.rows[some].flatten() == plan.padding).nonzero()[:, 0])
+    assert sum(len(plan.holes_in(slice(n, n + 1))) for n in range(len(plan.rows))) == len(plan.holes) > 0
+
+
+def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds():
+    """On a GPU each such question waits until all that was asked before is done."""
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            of_bools = func is torch.ops.aten.index.Tensor and any(i.dtype == torch.bool for i in args[1])
+            if of_bools or func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default):
+                asked.append(func)
+            return func(*args, **(kwargs or {}))
+
+    plan = plan_of((5, 3, 4), (2, 3, 3), (1, 1, 1))
+    qkv = torch.randn(61, 12, requires_grad=True)
+    out = windows.attend(qkv, torch.zeros(2, 18, 18), plan)
+    with Watch():
+        out.sum().backward()
+    assert plan.padded and not asked
+
+
+@pytest.mark.parametrize("channels", [8, windows.FUSED_CHANNELS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_computed_in_the_precision_of_what_it_is_given(dtype, channels):
+    """Whatever the autocast around it: in bf16 it is as near to the exact answer as bf16 can tell."""
+    plan = plan_of((5, 3, 4), (2, 3, 3), (1, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(61, 6 * channels, generator=generator)
+    bias = torch.randn(2, 18, 18, generator=generator)
+    qkv = exact.to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = windows.attend(qkv, bias, plan)
+    assert out.dtype == dtype and torch.equal(out, windows.attend(qkv, bias, plan))
+    off = 0 if dtype == exact.dtype else 2e-2
+    torch.testing.assert_close(out.float(), windows.attend(exact, bias, plan), rtol=0, atol=off)
+    out.float().square().sum().backward()
+    assert qkv.grad.dtype == dtype and qkv.grad.isfinite().all()

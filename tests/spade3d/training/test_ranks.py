@@ -12,6 +12,28 @@ from spade3d.training import ranks
 from spade3d.training.ranks import Place
 
 
+@pytest.mark.parametrize(
+    ("there", "environment", "wanted"),
+    [
+        (4, {}, 1),
+        (4, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 1),
+        (1, {"CUDA_VISIBLE_DEVICES": "1"}, 0),  # srun --gpus-per-task=1: each process sees its own
+        (1, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, 0),
+        (1, {}, None),
+        (1, {"CUDA_VISIBLE_DEVICES": "0,9"}, None),  # one of them is not there
+        (1, {"CUDA_VISIBLE_DEVICES": "0", "TORCHELASTIC_RUN_ID": "none"}, None),  # torchrun: all see this one
+        (0, {"CUDA_VISIBLE_DEVICES": ""}, None),
+    ],
+)
+def test_each_process_takes_the_gpu_of_its_place_or_the_only_one_that_it_sees(monkeypatch, there, environment, wanted):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    if wanted is None:
+        with pytest.raises(UsageFault, match=f"process 1 of this machine, which has {there} GPUs; start one for each"):
+            ranks.gpu_of(Place(1, 2, 1), environment)
+    else:
+        assert ranks.gpu_of(Place(1, 2, 1), environment) == wanted
+
+
 def test_torchrun_and_srun_say_where_a_process_stands_and_a_batch_script_does_not():
     assert ranks.place_of({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Place(3, 8, 1)
     assert ranks.place_of({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "16", "SLURM_LOCALID": "1"}) == Place(5, 16, 1)
