@@ -171,7 +171,7 @@ def origin(asked: argparse.Namespace, extra: Extra) -> dict[str, Any]:
 
 
 def revision() -> str:
-    """The commit that made a result, and whether files differed from it; none where there is no git."""
+    """The commit that made a result's table; runs kept in WORK may be older. Unknown where there is no git."""
     here = Path(__file__).parent
     try:
         said = subprocess.run(
