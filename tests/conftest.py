@@ -80,3 +80,20 @@ def ramps(in_memory):
         ]
 
     return make
+
+
+@pytest.fixture
+def torch_calls():
+    """Makes a context whose `calls` are what torch is asked for within it: (operation, arguments), in order."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    return Watch

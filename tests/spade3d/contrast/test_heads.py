@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade3d.contrast.heads import BatchHead, CalibratedHead, standardised
 from spade3d.training import ranks
@@ -64,21 +63,15 @@ def test_a_channel_that_never_changes_is_not_blown_up():
     assert (head.projected(moved) - head.projected(flat)).abs().max() < 3
 
 
-def test_the_rows_of_several_ranks_are_standardised_as_those_of_one(monkeypatch):
+def test_the_rows_of_several_ranks_are_standardised_as_those_of_one(monkeypatch, torch_calls):
     """And how many there are is said without a number that is sent to the device."""
-    made = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.lift_fresh.default:  # a tensor from numbers of Python
-                made.append(func)
-            return func(*args, **(kwargs or {}))
-
     rows = torch.randn(6, 4)
     alone = standardised(rows)
     monkeypatch.setattr(ranks, "world", lambda: 2)
     monkeypatch.setattr(ranks, "summed", lambda values: 2 * values)  # the other rank has the same rows
-    with Watch():
+    with torch_calls() as watch:
         together = standardised(rows)
     torch.testing.assert_close(together, alone)
-    assert not made
+    assert watch.calls and not any(
+        asked is torch.ops.aten.lift_fresh.default for asked, _ in watch.calls
+    )  # from numbers of Python

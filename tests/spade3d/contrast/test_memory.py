@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade3d.contrast.memory import Memory
 from spade3d.crops.selection import Places
@@ -94,17 +93,11 @@ def test_a_memory_of_another_size_is_refused():
         Memory(4, 2, place_width=3).load_state_dict(Memory(5, 2, place_width=3).state_dict())
 
 
-def test_slots_are_written_as_runs():
+def test_slots_are_written_as_runs(torch_calls):
     """No index is sent to the device, which would have to be waited for."""
-    asked = set()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            asked.add(func.name())
-            return func(*args, **(kwargs or {}))
-
     memory = Memory(5, 2, place_width=3)
-    with Watch():
+    with torch_calls() as watch:
         for numbers in ((1, 2, 3), (4, 5, 6, 7), (8,)):
             memory.remember(*numbered(*numbers))
-    assert content(memory) == [6, 7, 8, 4, 5] and not any("index" in name for name in asked)
+    assert content(memory) == [6, 7, 8, 4, 5]
+    assert watch.calls and not any("index" in asked.name() for asked, _ in watch.calls)

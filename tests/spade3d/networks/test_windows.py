@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from spade3d.networks import windows
 
@@ -171,23 +170,17 @@ def test_the_holes_of_a_tile_are_where_its_rows_are_padding(monkeypatch, tile):
     assert sum(len(plan.holes_in(slice(n, n + 1))) for n in range(len(plan.rows))) == len(plan.holes) > 0
 
 
-def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds():
+def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds(torch_calls):
     """On a GPU each such question waits until all that was asked before is done."""
-    asked = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            of_bools = func is torch.ops.aten.index.Tensor and any(i.dtype == torch.bool for i in args[1])
-            if of_bools or func in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default):
-                asked.append(func)
-            return func(*args, **(kwargs or {}))
-
     plan = plan_of((5, 3, 4), (2, 3, 3), (1, 1, 1))
     qkv = torch.randn(61, 12, requires_grad=True)
     out = windows.attend(qkv, torch.zeros(2, 18, 18), plan)
-    with Watch():
+    with torch_calls() as watch:
         out.sum().backward()
-    assert plan.padded and not asked
+    assert plan.padded and watch.calls
+    for asked, given in watch.calls:
+        assert asked not in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
+        assert asked is not torch.ops.aten.index.Tensor or all(i is None or i.dtype != torch.bool for i in given[1])
 
 
 @pytest.mark.parametrize("channels", [8, windows.FUSED_CHANNELS])
