@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spade3d.contrast.heads import standardised
+from spade3d.contrast.heads import directions, standardised
 
 
 class PrototypeHead(nn.Module):
@@ -55,9 +55,8 @@ class PrototypeHead(nn.Module):
 
     def vectors(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n bottleneck"]:
         """What is compared with the prototypes: unit vectors, float32."""
-        if not self.standardise:
-            reduced = self.mlp(features).float()
-        else:
-            reduced = standardised(self.mlp(standardised(features.float())).float())
+        if self.standardise:
+            return directions(self.mlp(standardised(features.float())).float())
+        reduced = self.mlp(features).float()
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(reduced, dim=-1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spade3d.training import ranks
 
 EPSILON = 1e-5  # of a variance, as `batch_norm` has it
+SAME = 1e-3  # length of a standardised row below which it is the mean; others have about sqrt(dim)
 FLAT = 0.01  # of the typical spread; a channel that hardly changed while it was measured is not blown up by more
 
 
@@ -73,7 +74,16 @@ class BatchHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
         hidden = F.gelu(standardised(self.first(features).float()) * self.scale + self.shift)
-        return F.normalize(standardised(self.last(hidden).float()), dim=-1)
+        return directions(self.last(hidden).float())
+
+
+def directions(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+    """Unit vectors of the standardised rows: where each lies as seen from their mean.
+
+    Rows that are all the same have no direction, and what rounding leaves of one must not be blown up to a unit vector:
+    its gradient would be 10^12 times too large (tokens of crops of which everything is hidden are such rows).
+    """
+    return F.normalize(standardised(x), dim=-1, eps=SAME)
 
 
 def standardised(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:

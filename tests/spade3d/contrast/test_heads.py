@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from spade3d.contrast.heads import BatchHead, CalibratedHead, standardised
+from spade3d.contrast.heads import BatchHead, CalibratedHead, directions, standardised
 from spade3d.training import ranks
 
 COMMON = 50 * torch.ones(6)  # what all features share
@@ -61,6 +62,19 @@ def test_a_channel_that_never_changes_is_not_blown_up():
     moved = flat.clone()
     moved[:, 0] += 0.01  # a hundredth of the others' spread is one of its own
     assert (head.projected(moved) - head.projected(flat)).abs().max() < 3
+
+
+def test_rows_that_are_all_the_same_have_no_direction_to_learn_from():
+    """What rounding leaves of them gives the layer before them no gradient that would drown all others: rows of 1e-8,
+    as the small weights of a fresh head make them of tokens of which nothing can be seen."""
+    torch.manual_seed(0)
+    bias, wanted = (1e-8 * torch.randn(8)).requires_grad_(), torch.randn(64, 8)
+    (ours,) = torch.autograd.grad((directions(bias.expand(64, 8)) * wanted).mean(), [bias])
+    bare = F.normalize(standardised(bias.expand(64, 8)), dim=-1)
+    (blown_up,) = torch.autograd.grad((bare * wanted).mean(), [bias])
+    assert ours.norm() < 1 < 1000 < blown_up.norm()
+    others = directions(torch.randn(64, 8))
+    torch.testing.assert_close(others.norm(dim=1), torch.ones(64))
 
 
 def test_the_rows_of_several_ranks_are_standardised_as_those_of_one(monkeypatch, torch_calls):
