@@ -9,23 +9,24 @@ Rows: all tokens of a batch lie in one matrix, sample after sample, followed by 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spade3d.networks import window_kernels
+
 Cells = tuple[int, int, int]
 
-# Scores (window x head x n x n) of one tile. Measured on Zen 4 at 7^3 windows: 2**19, that is 2 MiB, is fastest; 2**16
-# and 2**21 cost 1.2 and 1.4 times as much. An accelerator wants few large launches instead.
+# Scores (window x head x n x n) of one tile of the matrix products: those of doubles on a CPU, and of an accelerator, which
+# wants few large launches.
 TILE_SCORES_CPU = 2**19
 TILE_SCORES_ACCELERATOR = 2**26
-FUSED_WINDOWS = 64  # that a CPU attends to together: the whole stage at once is no faster
-FUSED_CHANNELS = 12  # a head, at least: with 8 the fused attention takes 1.2 times as long as the products
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,22 @@ class WindowPlan:
                 windows = slice(first, min(first + step, stop))
                 for head in range(0, heads, room):
                     yield windows, slice(head, min(head + room, heads)), group
+
+    def shares(self, heads: int) -> int:
+        """Into how many parts the kernels of a CPU cut the windows of each head."""
+        return min(len(self.rows), -(-window_kernels.PARTS // heads))
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+        """What the kernels of a CPU read: rows, padding, the group of each window, and the masks of the groups."""
+        n = self.rows.shape[1]
+        everywhere = torch.ones(n, n, dtype=torch.bool)
+        masks = torch.stack([everywhere, *(mask for *_, mask in self.groups if mask is not None)])
+        group, number = np.zeros(len(self.rows), np.uint8), 0
+        for start, stop, mask in self.groups:
+            number += mask is not None
+            group[start:stop] = 0 if mask is None else number
+        return self.rows.numpy(), self.padding, group, masks.numpy()
 
     def holes_in(self, windows: slice) -> Int[Tensor, " hole"]:
         """Where padding lies in the rows of some windows, flattened."""
@@ -163,7 +180,8 @@ def attend(
 
     Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again.
     """
-    return _Attend.apply(qkv, bias, plan)
+    on_cpu = qkv.device.type == "cpu" and qkv.dtype != torch.float64
+    return (_AttendOnCpu if on_cpu else _Attend).apply(qkv, bias, plan)
 
 
 def attention_weights(
@@ -177,6 +195,58 @@ def attention_weights(
         q, k, _ = _read(table, plan.rows[start:stop], slice(0, heads))
         weights.append(_weights(q, k, _masked(bias, mask)).unflatten(0, (-1, heads)))
     return torch.cat(weights)
+
+
+class _AttendOnCpu(torch.autograd.Function):
+    """`attend` by numba, float32 inside whatever comes in."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
+        heads = len(bias)
+        table = _floats(qkv).reshape(len(qkv), 3, heads, -1)
+        out, log_sum = (
+            np.empty((len(table), heads, table.shape[3]), np.float32),
+            np.empty((len(table), heads), np.float32),
+        )
+        shares = plan.shares(heads)
+        window_kernels.by_parts(
+            window_kernels.attend_parts, heads * shares, table, *plan.arrays, _floats(bias), shares, out, log_sum
+        )
+        ctx.save_for_backward(qkv, bias)
+        ctx.plan, ctx.seen = plan, (out, log_sum)
+        return torch.from_numpy(out)[: plan.padding].flatten(1).to(qkv.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        qkv, bias = ctx.saved_tensors
+        plan, heads = ctx.plan, len(bias)
+        table = _floats(qkv).reshape(len(qkv), 3, heads, -1)
+        shares, n = plan.shares(heads), bias.shape[1]
+        grad_table = np.empty_like(table)
+        grad_bias = np.zeros((heads * shares, n, n), np.float32)
+        grad_padding = np.zeros((heads * shares, 3, table.shape[3]), np.float32)
+        window_kernels.by_parts(
+            window_kernels.backward_parts,
+            heads * shares,
+            table,
+            *plan.arrays,
+            _floats(bias),
+            shares,
+            *ctx.seen,
+            _floats(grad).reshape(-1, *ctx.seen[0].shape[1:]),
+            grad_table,
+            grad_bias,
+            grad_padding,
+        )
+        grad_table[plan.padding] = grad_padding.reshape(heads, shares, 3, -1).sum(axis=1).swapaxes(0, 1)
+        grad_bias = torch.from_numpy(grad_bias.reshape(heads, shares, n, n)).sum(dim=1)
+        return torch.from_numpy(grad_table).view_as(qkv).to(qkv.dtype), grad_bias.to(bias.dtype), None
+
+
+def _floats(tensor: Tensor) -> np.ndarray:
+    """As the kernels want it; a view where it is so already."""
+    return tensor.detach().float().contiguous().numpy()
 
 
 class _Attend(torch.autograd.Function):
@@ -194,13 +264,10 @@ class _Attend(torch.autograd.Function):
         out = torch.zeros_like(table[:, 0])
         masked = [_masked(bias, mask) for _, _, mask in plan.groups]
         with torch.autocast(qkv.device.type, enabled=False):  # else its softmax writes float32, to be cast back
-            if qkv.device.type == "cpu" and qkv.dtype == torch.float32 and table.shape[-1] >= FUSED_CHANNELS:
-                _attend_fused(table, out, masked, plan)
-            else:
-                for windows, which, group in plan.tiles(heads):
-                    rows = plan.rows[windows]
-                    q, k, v = _read(table, rows, which)
-                    _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
+            for windows, which, group in plan.tiles(heads):
+                rows = plan.rows[windows]
+                q, k, v = _read(table, rows, which)
+                _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
         ctx.save_for_backward(qkv, bias, out)
         ctx.plan = plan
         return out[: plan.padding].flatten(1)
@@ -236,19 +303,6 @@ class _Attend(torch.autograd.Function):
                 grad_padding[:, which] += tile.index_select(0, plan.holes_in(windows)).sum(dim=0)
         grad_table[plan.padding] = grad_padding
         return grad_table.view_as(qkv), grad_bias, None
-
-
-def _attend_fused(table: Tensor, out: Tensor, masked: list[Tensor], plan: WindowPlan) -> None:
-    """The tiles of the forward by torch's fused attention: on a CPU in 0.6 to 0.7 of the time of the products.
-
-    Its own backward has no gradient of the bias, so that of `_Attend` stays.
-    """
-    for (start, stop, _), bias in zip(plan.groups, masked, strict=True):
-        for first in range(start, stop, FUSED_WINDOWS):
-            rows = plan.rows[first : min(first + FUSED_WINDOWS, stop)]
-            q, k, v = table[rows.flatten()].unflatten(0, rows.shape).permute(2, 0, 3, 1, 4)
-            tile = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-            out.index_copy_(0, rows.flatten(), tile.transpose(1, 2).flatten(0, 1))
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:

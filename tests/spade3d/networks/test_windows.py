@@ -171,10 +171,10 @@ def test_the_holes_of_a_tile_are_where_its_rows_are_padding(monkeypatch, tile):
 
 
 def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds(torch_calls):
-    """On a GPU each such question waits until all that was asked before is done."""
+    """On a GPU each such question waits until all that was asked before is done. (Doubles go its way on a CPU.)"""
     plan = plan_of((5, 3, 4), (2, 3, 3), (1, 1, 1))
-    qkv = torch.randn(61, 12, requires_grad=True)
-    out = windows.attend(qkv, torch.zeros(2, 18, 18), plan)
+    qkv = torch.randn(61, 12, requires_grad=True, dtype=torch.float64)
+    out = windows.attend(qkv, torch.zeros(2, 18, 18, dtype=torch.float64), plan)
     with torch_calls() as watch:
         out.sum().backward()
     assert plan.padded and watch.calls
@@ -183,7 +183,7 @@ def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds(torch_calls):
         assert asked is not torch.ops.aten.index.Tensor or all(i is None or i.dtype != torch.bool for i in given[1])
 
 
-@pytest.mark.parametrize("channels", [8, windows.FUSED_CHANNELS])
+@pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_computed_in_the_precision_of_what_it_is_given(dtype, channels):
     """Whatever the autocast around it: in bf16 it is as near to the exact answer as bf16 can tell."""
