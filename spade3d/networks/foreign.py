@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from spade3d.faults import DataFault
 from spade3d.networks.swin import SwinTransformer
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.tensor_file import safetensors_bytes
 from spade3d.whole_file import whole_file
 
 FORMAT = "spade3d-encoder-1"
@@ -65,7 +65,7 @@ def save_encoder(path: Path, network: SwinUNETR, metadata: Mapping[str, Any] | N
         entries[key] = json.dumps(value)
     tensors = {ENCODER + name: tensor.contiguous() for name, tensor in network.swinViT.state_dict().items()}
     with whole_file(path) as file:
-        file.write(safetensors_bytes(tensors, metadata=entries))
+        file.write(safetensors_bytes(tensors, entries))
 
 
 def describe_encoder(path: Path) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from math import prod
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spade3d.networks import window_kernels
 from spade3d.networks.visible import Packing, Tile, cutting
 from spade3d.networks.windows import Cells
 
@@ -43,7 +45,27 @@ def attend(
         blocks.append(_padding_bias(table.T, packing, code, codes))
     ends = -offsets - codes * torch.arange(1 + len(packing.padding), device=qkv.device)
     seen = torch.cat((code - (codes - 1), ends))[packing.seen]
-    return _Attend.apply(qkv, torch.cat(blocks, dim=1), code[packing.looks], seen, packing.tiles)
+    looks, bias = code[packing.looks], torch.cat(blocks, dim=1)
+    if window_kernels.takes(qkv):
+        return window_kernels.AttendOnCpu.apply(qkv, bias[:, None], _places(packing, looks, seen))
+    return _Attend.apply(qkv, bias, looks, seen, packing.tiles)
+
+
+def _places(packing: Packing, looks: Tensor, seen: Tensor) -> window_kernels.Places:
+    """What the kernels of a CPU are told."""
+    sizes = [tile.n for tile in packing.tiles for _ in range(tile.neighbourhoods)]
+    asks = np.zeros(len(looks), bool)
+    asks[packing.slots.numpy()] = True
+    return window_kernels.Places(
+        rows=np.arange(len(looks)),
+        ends=np.cumsum([0, *sizes]),
+        asks=asks,
+        padding=-1,
+        group=np.zeros(len(sizes), np.uint8),
+        mask=np.ones((1, 1, 1), bool),
+        looks=looks.numpy(),
+        seen=seen.numpy(),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -149,11 +171,8 @@ class _Work:
         self._pairs = like.new_empty(max(tile.neighbourhoods * tile.n**2 for tile in tiles), dtype=torch.long)
 
     def pieces(self, tile: Tile) -> Iterator[Piece]:
-        """In place, several heads of one neighbourhood or one head of several; else as many heads as fit."""
-        if self._cutting.in_place and self._heads >= tile.neighbourhoods:
-            return ((slice(None), slice(at, at + 1)) for at in range(tile.neighbourhoods))
-        room = 1 if self._cutting.in_place else 4 * self._cutting.scores // (tile.neighbourhoods * tile.n**2)
-        step = max(1, room)
+        """As many heads as fit, of all neighbourhoods."""
+        step = max(1, 4 * self._cutting.scores // (tile.neighbourhoods * tile.n**2))
         return ((slice(head, head + step), slice(None)) for head in range(0, self._heads, step))
 
     def pairs(self, tile: Tile, looks: Tensor, seen: Tensor) -> Int[Tensor, "neighbourhood n n"]:

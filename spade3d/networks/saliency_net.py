@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from spade3d.crops.saliency_crops import SaliencyBatch
 from spade3d.faults import DataFault
 from spade3d.networks.sliding import over_scan
+from spade3d.tensor_file import safetensors_bytes
 from spade3d.training.loop import Task
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.whole_file import whole_file
@@ -81,8 +82,6 @@ class SaliencyModel:
 
     def save(self, path: Path, more: Mapping[str, Any]) -> None:
         """safetensors with everything else as metadata, `more` too; whole or not at all."""
-        from safetensors.torch import save
-
         said = {
             "width": self.network.width,
             "preprocessing": self.preprocessing.to_dict(),
@@ -92,7 +91,7 @@ class SaliencyModel:
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         with whole_file(path) as file:
-            file.write(save(weights, {"format": FORMAT, "model": json.dumps(said)}))
+            file.write(safetensors_bytes(weights, {"format": FORMAT, "model": json.dumps(said)}))
 
 
 def load_saliency_model(path: Path) -> SaliencyModel:

@@ -18,6 +18,7 @@ from spade3d.networks import packed, visible, windows
 from spade3d.networks.convolutions import residual_layer
 from spade3d.networks.visible import Level
 from spade3d.networks.windows import Cells
+from spade3d.training import ranks
 
 Merging = Literal["v1", "v2"]
 
@@ -303,14 +304,21 @@ class _Block(nn.Module):
         if not self.training or self.drop_path == 0:
             return x
         keep = 1 - self.drop_path
-        return x * x.new_empty(x.shape[0], 1, 1, 1, 1).bernoulli_(keep) / keep
+        return x * _kept(x, len(x), keep)[:, None, None, None, None] / keep
 
     def _drop_rows(self, x: Tensor, level: Level) -> Tensor:
         """`_drop`, by the same draws."""
         if not self.training or self.drop_path == 0:
             return x
         keep = 1 - self.drop_path
-        return x * x.new_empty(level.samples, 1).bernoulli_(keep)[level.samples_of_rows()] / keep
+        return x * _kept(x, level.samples, keep)[level.samples_of_rows(), None] / keep
+
+
+def _kept(like: Tensor, samples: int, keep: float) -> Float[Tensor, " sample"]:
+    """1 for each sample that keeps its block, by the chance `keep`, else 0. All ranks of a run draw for the whole batch
+    and keep their own part: the same draws for every part would make as many samples share a fate as there are ranks.
+    """
+    return ranks.own(like.new_empty(samples * ranks.world()).bernoulli_(keep))
 
 
 class _WindowAttention(nn.Module):

@@ -8,9 +8,13 @@ gives the gradient of the position bias, too, which torch's fused attention does
 Beside the matrix products of `windows`, on one core of Zen 4: with 343 cells and 16 channels a head the forward takes
 1 / 2.6 of the time and the backward 1 / 3.2, with 64 cells and 4 channels 1 / 1.2 and 1 / 1.8.
 
-Kernels know numbers only; `windows.attend` says what they mean. Rows of `qkv` (row, 3, head, dim) are tokens, `rows`
-(window, n) says which are in a window; of `padding`, the last, many places may be. `mask` (group, n, n) is True where a
-place may look, `group` (window) says whose holds; group 0 looks everywhere.
+Kernels know numbers only; `windows.attend` and `packed.attend` say what they mean. Rows of `qkv` (row, 3, head, dim)
+are tokens. `rows` names the row at each place, window after window, `ends` where the places of a window begin and end,
+`asks` which of them look. The bias is of a pair of places, or of their codes:
+
+* bias (head, n, n), and for every window a `group` whose `mask` (group, n, n) is True where a place may look; group 0
+  looks everywhere. Many places may be of the row `padding`.
+* bias (head, 1, entry): a pair reads entry `looks - seen`. Minus infinity is what hides here.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spade3d.kernel_cache import compiled
 
@@ -63,20 +70,36 @@ def _peaks(x, peaks):
 
 
 @compiled(nogil=True)
-def _begin(x, block, bias, head, places, i, mask, group):
+def _begin(x, block, bias, head, asking, i, mask, group):
     """x[r] (the keys, and what pads them) <- the bias of the asking place i + r, minus infinity where it may not look.
 
     Rows after the `block` are zeros: what they become is never read.
     """
     n = bias.shape[2]
     for r in range(block):
-        place = places[i + r]
+        place = asking[i + r]
         if group:
             for j in range(n):
                 x[r, j] = bias[head, place, j] if mask[group, place, j] else _F(-np.inf)
         else:
             for j in range(n):
                 x[r, j] = bias[head, place, j]
+    _close(x, block, n)
+
+
+@compiled(nogil=True)
+def _begin_coded(x, block, bias, head, asking, i, looks, seen, begin, n):
+    """`_begin`, of the codes of the n places from `begin` on."""
+    for r in range(block):
+        code = looks[begin + asking[i + r]]
+        for j in range(n):
+            x[r, j] = bias[head, 0, code - seen[begin + j]]
+    _close(x, block, n)
+
+
+@compiled(nogil=True)
+def _close(x, block, n):
+    for r in range(block):
         for j in range(n, x.shape[1]):
             x[r, j] = _F(-np.inf)
     for r in range(block, len(x)):
@@ -94,15 +117,32 @@ def _fill_rows(x, values):
 
 
 @compiled(nogil=True, fastmath=REORDERED)
-def _weigh(x, weights, block, total, part, places, i):
-    """x <- x * weights; total[part, place i + r] += the first of x[r]."""
-    for r in range(len(x)):
+def _multiply(x, weights, block):
+    """x <- x * weights in the rows of the block, zeros in both after them."""
+    for r in range(block):
         for j in range(x.shape[1]):
             x[r, j] *= weights[r, j]
+    for r in range(block, len(x)):
+        for j in range(x.shape[1]):
+            x[r, j] = weights[r, j] = 0
+
+
+@compiled(nogil=True)
+def _add_up(total, part, x, block, asking, i):
+    """total[part, asking place i + r] += x[r]."""
     for r in range(block):
-        place = places[i + r]
+        place = asking[i + r]
         for j in range(total.shape[2]):
             total[part, place, j] += x[r, j]
+
+
+@compiled(nogil=True)
+def _add_up_coded(total, part, x, block, asking, i, looks, seen, begin, n):
+    """`_add_up`, by the codes of the n places from `begin` on."""
+    for r in range(block):
+        code = looks[begin + asking[i + r]]
+        for j in range(n):
+            total[part, 0, code - seen[begin + j]] += x[r, j]
 
 
 @compiled(nogil=True, fastmath=REORDERED)
@@ -202,10 +242,10 @@ def _dots(into, a, b):
 
 
 @compiled(nogil=True)
-def _gather(into, table, part, head, rows, places, many):
-    """into (dim, m) <- some rows of table (row, part, head, dim) as columns; zeros behind the `many` places."""
+def _gather(into, table, part, head, rows, begin, places, many):
+    """into (dim, m) <- the rows of `many` places as columns, of table (row, part, head, dim); zeros behind them."""
     for c in range(many):
-        row = rows[places[c]]
+        row = rows[begin + places[c]]
         for d in range(len(into)):
             into[d, c] = table[row, part, head, d]
     for d in range(len(into)):
@@ -214,111 +254,131 @@ def _gather(into, table, part, head, rows, places, many):
 
 
 @compiled(nogil=True)
-def _asking(places, rows, padding):
-    """places <- those of a window that are no padding; returns how many."""
+def _asking(asking, asks, begin, n):
+    """asking <- the places of a window that look; returns how many."""
     many = 0
-    for place in range(len(rows)):
-        if rows[place] != padding:
-            places[many] = place
+    for place in range(n):
+        if asks[begin + place]:
+            asking[many] = place
             many += 1
     return many
 
 
 @compiled(nogil=True)
-def _part(part, parts, windows):
-    """(head, first window, window after the last): parts / heads shares of each head's windows."""
-    head, share = divmod(part, parts)
-    return head, windows * share // parts, windows * (share + 1) // parts
-
-
-@compiled(nogil=True)
-def attend_parts(qkv, rows, padding, group, mask, bias, shares, out, log_sum, first, last):
-    """Fill `out` (row, head, dim) and `log_sum` (row, head), of the scores of each row, by some parts of the work."""
-    windows, n = rows.shape
-    dim, wide = qkv.shape[3], (n + LANES - 1) // LANES * LANES
+def attend_parts(qkv, rows, ends, asks, padding, group, mask, bias, looks, seen, shares, out, log_sum, first, last):
+    """Fill `out` (row, head, dim) and `log_sum` (row, head), of the scores of each row that looks, by some parts of the
+    work: part p is every `shares`-th window of head p // shares."""
+    dim, room, coded = qkv.shape[3], -1, len(looks) > 0
     scale = _F(1 / math.sqrt(dim))
-    every = np.arange(n)
-    places = np.empty(n, np.int64)
-    q = np.empty((dim, n + 3), _F)
-    k, v = np.empty((dim, wide), _F), np.empty((dim, wide), _F)
-    weights, seen, peaks, totals = np.empty((4, wide), _F), np.empty((dim, 4), _F), np.empty(4, _F), np.empty(4, _F)
+    found, peaks, totals = np.empty((dim, 4), _F), np.empty(4, _F), np.empty(4, _F)
     for part in range(first, last):
-        head, begin, end = _part(part, shares, windows)
-        for window in range(begin, end):
-            here = rows[window]
-            many = _asking(places, here, padding)
-            _gather(q, qkv, 0, head, here, places, many)
-            _gather(k, qkv, 1, head, here, every, n)
-            _gather(v, qkv, 2, head, here, every, n)
+        head, share = divmod(part, shares)
+        for window in range(share, len(ends) - 1, shares):
+            begin, n = ends[window], ends[window + 1] - ends[window]
+            if n != room:
+                room, wide = n, (n + LANES - 1) // LANES * LANES
+                every, asking = np.arange(n), np.empty(n, np.int64)
+                q, k, v = np.empty((dim, n + 3), _F), np.empty((dim, wide), _F), np.empty((dim, wide), _F)
+                weights = np.empty((4, wide), _F)
+            many = _asking(asking, asks, begin, n)
+            _gather(q, qkv, 0, head, rows, begin, asking, many)
+            _gather(k, qkv, 1, head, rows, begin, every, n)
+            _gather(v, qkv, 2, head, rows, begin, every, n)
             for i in range(0, many, 4):
                 block = min(4, many - i)
-                _begin(weights, block, bias, head, places, i, mask, group[window])
+                if coded:
+                    _begin_coded(weights, block, bias, head, asking, i, looks, seen, begin, n)
+                else:
+                    _begin(weights, block, bias, head, asking, i, mask, group[window])
                 _add_products(weights, q, i, scale, k)
                 _peaks(weights, peaks)
                 _exp_in_place(weights, peaks, totals)
-                _dots(seen, weights, v)
+                _dots(found, weights, v)
                 for r in range(block):
-                    row = here[places[i + r]]
+                    row = rows[begin + asking[i + r]]
                     log_sum[row, head] = peaks[r] + _F(math.log(totals[r]))
-                    share = _F(1) / totals[r]
+                    portion = _F(1) / totals[r]
                     for d in range(dim):
-                        out[row, head, d] = seen[d, r] * share
+                        out[row, head, d] = found[d, r] * portion
 
 
 @compiled(nogil=True)
 def backward_parts(
-    qkv, rows, padding, group, mask, bias, shares, out, log_sum, grad, grad_qkv, grad_bias, grad_padding, first, last
+    qkv,
+    rows,
+    ends,
+    asks,
+    padding,
+    group,
+    mask,
+    bias,
+    looks,
+    seen,
+    shares,
+    out,
+    log_sum,
+    grad,
+    grad_qkv,
+    grad_bias,
+    grad_padding,
+    first,
+    last,
 ):
-    """The gradients of `attend_parts` from that of `out`: of every row of `qkv` but the padding's, and of each part's
-    own share of the bias's (part, n, n) and of the padding's (part, 3, dim)."""
-    windows, n = rows.shape
-    dim, wide = qkv.shape[3], (n + LANES - 1) // LANES * LANES
+    """The gradients of `attend_parts` from that of `out`: of the rows of `qkv` but the padding's (queries only of rows
+    that look), and each part's share of the bias's (part, n, n) and of the padding's (part, 3, dim)."""
+    dim, room, coded = qkv.shape[3], -1, len(looks) > 0
     scale = _F(1 / math.sqrt(dim))
-    every = np.arange(n)
-    places = np.empty(n, np.int64)
-    q, g = np.empty((dim, n + 3), _F), np.empty((dim, n + 3), _F)
-    k, v = np.empty((dim, wide), _F), np.empty((dim, wide), _F)
-    grad_k, grad_v = np.empty((dim, wide), _F), np.empty((dim, wide), _F)
-    weights, scores, asked = np.empty((4, wide), _F), np.empty((4, wide), _F), np.empty((dim, 4), _F)
     sums, balances, totals, nothing = np.zeros(4, _F), np.zeros(4, _F), np.empty(4, _F), np.zeros(dim, _F)
-    outs = grad.reshape(len(grad), 1, grad.shape[1], dim)
+    found, outs = np.empty((dim, 4), _F), grad.reshape(len(grad), 1, grad.shape[1], dim)
     for part in range(first, last):
-        head, begin, end = _part(part, shares, windows)
-        for window in range(begin, end):
-            here = rows[window]
-            many = _asking(places, here, padding)
-            _gather(q, qkv, 0, head, here, places, many)
-            _gather(g, outs, 0, head, here, places, many)
-            _gather(k, qkv, 1, head, here, every, n)
-            _gather(v, qkv, 2, head, here, every, n)
+        head, share = divmod(part, shares)
+        for window in range(share, len(ends) - 1, shares):
+            begin, n = ends[window], ends[window + 1] - ends[window]
+            if n != room:
+                room, wide = n, (n + LANES - 1) // LANES * LANES
+                every, asking = np.arange(n), np.empty(n, np.int64)
+                q, g = np.empty((dim, n + 3), _F), np.empty((dim, n + 3), _F)
+                k, v = np.empty((dim, wide), _F), np.empty((dim, wide), _F)
+                grad_k, grad_v = np.empty((dim, wide), _F), np.empty((dim, wide), _F)
+                weights, scores = np.empty((4, wide), _F), np.empty((4, wide), _F)
+            many = _asking(asking, asks, begin, n)
+            _gather(q, qkv, 0, head, rows, begin, asking, many)
+            _gather(g, outs, 0, head, rows, begin, asking, many)
+            _gather(k, qkv, 1, head, rows, begin, every, n)
+            _gather(v, qkv, 2, head, rows, begin, every, n)
             _fill_rows(grad_k, nothing)
             _fill_rows(grad_v, nothing)
             for i in range(0, many, 4):
                 block = min(4, many - i)
                 for r in range(block):
-                    row = here[places[i + r]]
+                    row = rows[begin + asking[i + r]]
                     sums[r] = log_sum[row, head]
                     # sum over the seen of (weight x its gradient) = output . its gradient (FlashAttention, B.2)
                     balances[r] = 0
                     for d in range(dim):
                         balances[r] -= grad[row, head, d] * out[row, head, d]
-                _begin(weights, block, bias, head, places, i, mask, group[window])
+                if coded:
+                    _begin_coded(weights, block, bias, head, asking, i, looks, seen, begin, n)
+                else:
+                    _begin(weights, block, bias, head, asking, i, mask, group[window])
                 _fill_rows(scores, balances)
                 _add_products(weights, q, i, scale, k)
                 _add_products(scores, g, i, _F(1), v)
                 _exp_in_place(weights, sums, totals)
-                for r in range(block, 4):  # nobody asks there
-                    scores[r], weights[r] = 0, 0
-                _weigh(scores, weights, block, grad_bias, part, places, i)
+                _multiply(scores, weights, block)
+                if coded:
+                    _add_up_coded(grad_bias, part, scores, block, asking, i, looks, seen, begin, n)
+                else:
+                    _add_up(grad_bias, part, scores, block, asking, i)
                 _add_outer(grad_v, g, i, _F(1), weights)
                 _add_outer(grad_k, q, i, scale, scores)
-                _dots(asked, scores, k)
+                _dots(found, scores, k)
                 for r in range(block):
-                    row = here[places[i + r]]
+                    row = rows[begin + asking[i + r]]
                     for d in range(dim):
-                        grad_qkv[row, 0, head, d] = asked[d, r] * scale
+                        grad_qkv[row, 0, head, d] = found[d, r] * scale
             for j in range(n):
-                row = here[j]
+                row = rows[begin + j]
                 for d in range(dim):
                     if row == padding:
                         grad_padding[part, 1, d] += grad_k[d, j]
@@ -328,7 +388,75 @@ def backward_parts(
                         grad_qkv[row, 2, head, d] = grad_v[d, j]
 
 
-def by_parts(kernel: Callable[..., None], parts: int, *arguments: object) -> None:
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What the kernels are told of the windows of a grid; see above.
+
+    looks, seen  empty where the bias is of pairs of places
+    padding      -1 where no row is
+    """
+
+    rows: np.ndarray
+    ends: np.ndarray
+    asks: np.ndarray
+    padding: int
+    group: np.ndarray
+    mask: np.ndarray
+    looks: np.ndarray
+    seen: np.ndarray
+
+    def told(self, bias: np.ndarray, shares: int) -> tuple:
+        return self.rows, self.ends, self.asks, self.padding, self.group, self.mask, bias, self.looks, self.seen, shares
+
+
+class AttendOnCpu(torch.autograd.Function):
+    """softmax(q k^T / sqrt(dim) + bias) v, float32 inside whatever comes in; out (row, head x dim) of qkv (row, 3 x
+    head x dim), and nothing that means anything in rows that do not look."""
+
+    @staticmethod
+    def forward(ctx, qkv: Tensor, bias: Tensor, places: Places) -> Tensor:
+        heads = len(bias)
+        table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
+        out = np.zeros((len(table), heads, table.shape[3]), np.float32)
+        log_sum = np.empty(out.shape[:2], np.float32)
+        _by_parts(attend_parts, heads * shares, table, *places.told(_floats(bias), shares), out, log_sum)
+        ctx.save_for_backward(qkv, bias)
+        ctx.places, ctx.found = places, (out, log_sum)
+        return torch.from_numpy(out).flatten(1).to(qkv.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (qkv, bias), places, (out, log_sum) = ctx.saved_tensors, ctx.places, ctx.found
+        heads = len(bias)
+        table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
+        grad_table = np.zeros_like(table)
+        grad_bias = np.zeros((heads * shares, *bias.shape[1:]), np.float32)
+        grad_padding = np.zeros((heads * shares, 3, table.shape[3]), np.float32)
+        told = (table, *places.told(_floats(bias), shares), out, log_sum, _floats(grad).reshape(out.shape))
+        _by_parts(backward_parts, heads * shares, *told, grad_table, grad_bias, grad_padding)
+        if places.padding >= 0:
+            grad_table[places.padding] = grad_padding.reshape(heads, shares, 3, -1).sum(axis=1).swapaxes(0, 1)
+        grad_bias = torch.from_numpy(grad_bias).unflatten(0, (heads, shares)).sum(dim=1)
+        return torch.from_numpy(grad_table).view_as(qkv).to(qkv.dtype), grad_bias.to(bias.dtype), None
+
+
+def takes(qkv: Tensor) -> bool:
+    """Whether the kernels are for this: not for doubles, which are for those who want to be exact."""
+    return qkv.device.type == "cpu" and qkv.dtype != torch.float64
+
+
+def _floats(tensor: Tensor) -> np.ndarray:
+    """As the kernels want it; a view where it is so already."""
+    return tensor.detach().float().contiguous().numpy()
+
+
+def _shares(places: Places, heads: int) -> int:
+    """Into how many parts the windows of each head are cut."""
+    return min(len(places.ends) - 1, -(-PARTS // heads))
+
+
+def _by_parts(kernel: Callable[..., None], parts: int, *arguments: object) -> None:
     """Call a kernel with the first and last part of each thread's share, on as many threads as torch may use."""
     threads = min(torch.get_num_threads(), parts)
     if threads == 1:

@@ -23,7 +23,7 @@ from spade3d.networks import window_kernels
 
 Cells = tuple[int, int, int]
 
-# Scores (window x head x n x n) of one tile of the matrix products: those of doubles on a CPU, and of an accelerator, which
+# Scores (window x head x n x n) of one tile of the matrix products: of doubles on a CPU, and on an accelerator, which
 # wants few large launches.
 TILE_SCORES_CPU = 2**19
 TILE_SCORES_ACCELERATOR = 2**26
@@ -59,21 +59,19 @@ class WindowPlan:
                 for head in range(0, heads, room):
                     yield windows, slice(head, min(head + room, heads)), group
 
-    def shares(self, heads: int) -> int:
-        """Into how many parts the kernels of a CPU cut the windows of each head."""
-        return min(len(self.rows), -(-window_kernels.PARTS // heads))
-
     @cached_property
-    def arrays(self) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
-        """What the kernels of a CPU read: rows, padding, the group of each window, and the masks of the groups."""
-        n = self.rows.shape[1]
-        everywhere = torch.ones(n, n, dtype=torch.bool)
-        masks = torch.stack([everywhere, *(mask for *_, mask in self.groups if mask is not None)])
-        group, number = np.zeros(len(self.rows), np.uint8), 0
+    def places(self) -> window_kernels.Places:
+        """The same for the kernels of a CPU."""
+        (windows, n), none = self.rows.shape, np.empty(0, np.int64)
+        masks, group = [torch.ones(n, n, dtype=torch.bool)], np.zeros(windows, np.uint8)
         for start, stop, mask in self.groups:
-            number += mask is not None
-            group[start:stop] = 0 if mask is None else number
-        return self.rows.numpy(), self.padding, group, masks.numpy()
+            if mask is not None:
+                group[start:stop] = len(masks)
+                masks.append(mask)
+        rows = self.rows.flatten().numpy()
+        ends = np.arange(windows + 1) * n
+        mask = torch.stack(masks).numpy()
+        return window_kernels.Places(rows, ends, rows != self.padding, self.padding, group, mask, none, none)
 
     def holes_in(self, windows: slice) -> Int[Tensor, " hole"]:
         """Where padding lies in the rows of some windows, flattened."""
@@ -180,8 +178,9 @@ def attend(
 
     Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again.
     """
-    on_cpu = qkv.device.type == "cpu" and qkv.dtype != torch.float64
-    return (_AttendOnCpu if on_cpu else _Attend).apply(qkv, bias, plan)
+    if window_kernels.takes(qkv):
+        return window_kernels.AttendOnCpu.apply(qkv, bias, plan.places)[: plan.padding]
+    return _Attend.apply(qkv, bias, plan)
 
 
 def attention_weights(
@@ -195,58 +194,6 @@ def attention_weights(
         q, k, _ = _read(table, plan.rows[start:stop], slice(0, heads))
         weights.append(_weights(q, k, _masked(bias, mask)).unflatten(0, (-1, heads)))
     return torch.cat(weights)
-
-
-class _AttendOnCpu(torch.autograd.Function):
-    """`attend` by numba, float32 inside whatever comes in."""
-
-    @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
-        heads = len(bias)
-        table = _floats(qkv).reshape(len(qkv), 3, heads, -1)
-        out, log_sum = (
-            np.empty((len(table), heads, table.shape[3]), np.float32),
-            np.empty((len(table), heads), np.float32),
-        )
-        shares = plan.shares(heads)
-        window_kernels.by_parts(
-            window_kernels.attend_parts, heads * shares, table, *plan.arrays, _floats(bias), shares, out, log_sum
-        )
-        ctx.save_for_backward(qkv, bias)
-        ctx.plan, ctx.seen = plan, (out, log_sum)
-        return torch.from_numpy(out)[: plan.padding].flatten(1).to(qkv.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        qkv, bias = ctx.saved_tensors
-        plan, heads = ctx.plan, len(bias)
-        table = _floats(qkv).reshape(len(qkv), 3, heads, -1)
-        shares, n = plan.shares(heads), bias.shape[1]
-        grad_table = np.empty_like(table)
-        grad_bias = np.zeros((heads * shares, n, n), np.float32)
-        grad_padding = np.zeros((heads * shares, 3, table.shape[3]), np.float32)
-        window_kernels.by_parts(
-            window_kernels.backward_parts,
-            heads * shares,
-            table,
-            *plan.arrays,
-            _floats(bias),
-            shares,
-            *ctx.seen,
-            _floats(grad).reshape(-1, *ctx.seen[0].shape[1:]),
-            grad_table,
-            grad_bias,
-            grad_padding,
-        )
-        grad_table[plan.padding] = grad_padding.reshape(heads, shares, 3, -1).sum(axis=1).swapaxes(0, 1)
-        grad_bias = torch.from_numpy(grad_bias.reshape(heads, shares, n, n)).sum(dim=1)
-        return torch.from_numpy(grad_table).view_as(qkv).to(qkv.dtype), grad_bias.to(bias.dtype), None
-
-
-def _floats(tensor: Tensor) -> np.ndarray:
-    """As the kernels want it; a view where it is so already."""
-    return tensor.detach().float().contiguous().numpy()
 
 
 class _Attend(torch.autograd.Function):

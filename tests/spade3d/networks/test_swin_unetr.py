@@ -6,6 +6,7 @@ import torch
 from spade3d.faults import UsageFault
 from spade3d.networks.swin import AttentionMap
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.training import ranks
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,26 @@ def test_stochastic_depth_keeps_the_mean():
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert dropped.mean() == pytest.approx(1, abs=0.06)
     assert torch.equal(block.eval()._drop(torch.ones(3, 1, 1, 1, 1)), torch.ones(3, 1, 1, 1, 1))
+
+
+def test_every_rank_skips_the_samples_that_one_process_alone_would(monkeypatch):
+    torch.manual_seed(0)
+    encoder = SwinUNETR(feature_size=12, window=2, drop_path=0.9).swinViT.train()
+    x, nothing = torch.rand(4, 1, 8, 8, 8), torch.zeros(4, 4, 4, 4, dtype=torch.bool)
+
+    def last(images):
+        """Densely, and of visible tokens alone."""
+        for forward in (encoder, lambda some: encoder.forward_visible(some, nothing[: len(some)])):
+            torch.manual_seed(8)
+            yield forward(images)[-1]
+
+    whole, parts = list(last(x)), []
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        parts.append(list(last(ranks.own(x))))
+    for alone, *shared in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(torch.cat(shared), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_autocast_stays_close(network):
