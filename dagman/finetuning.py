@@ -94,6 +94,8 @@ def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> Vol
     data, workers = Path(settings.data.path), settings.workers
     dataset = None if is_store(data) else read_layout(data)
     only = None if dataset is None else names_of(settings, dataset)
+    if dataset is not None and dataset.label_names:  # else the structures are known when the scans are read
+        scored_classes(settings, Classes(tuple(dataset.label_names.values()), tuple(dataset.label_names)))
     how = {"workers": workers, "strict": strict, "labelled_only": True, "dataset": dataset, "only": only}
     try:
         return open_scans(data, out / STORE, settings.data, **how)
@@ -131,7 +133,7 @@ def trained_and_judged(
     taught = taught_by(settings, store, split)
     classes, device = classes_of(store), torch.device(settings.device)
     network, coverage = fresh_network(settings, classes)
-    leakage = find_leakage(store, split, pretraining_of(settings), strict=strict)
+    leakage = find_leakage(store, split, pretraining_of(settings), strict=strict, taught=taught)
     if ranks.first():
         announce(settings, store, split, taught, classes, coverage)
     say_leakage(leakage)

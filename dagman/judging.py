@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel
 from dagman.evaluation.case_pictures import CasePicture
 from dagman.evaluation.metrics import case_metrics, tolerances_of
-from dagman.recipes.finetuning import FinetuneSettings
+from dagman.recipes.finetuning import FinetuneSettings, Scoring
 from spade3d import console
 from spade3d.training import ranks
 from spade3d.training.loop import Task
 from spade3d.volumes.geometry import canonical_flips, spacing_of
+from spade3d.volumes.organs import canonical_organ
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import Grid, write_on_grid
@@ -63,7 +65,7 @@ def judge(model: SegmentationModel, store, split: Split, folder: Path, settings,
             if settings.scoring.grid == "prepared":
                 found = segmented(model, store, i, Grid(case.shape, case.affine), settings, device)
                 truth, spacing = store.labels(i), case.spacing
-            measured = case_metrics(truth, found, spacing, tuple(names), tolerances)
+            measured = case_metrics(truth, found, spacing, tuple(names), tolerances, settings.scoring.surface)
             who = {"case": case.name, "subject": case.subject}
             return [who | {"name": names[row["class"]]} | row for row in measured]
 
@@ -77,8 +79,15 @@ def scored_classes(settings: FinetuneSettings, classes: Classes) -> tuple[dict[i
     names = dict(zip(classes.values, classes.names, strict=True))
     if settings.scoring.background:
         names = {0: "background"} | names
-    scoring = settings.scoring
-    return names, tolerances_of([*names.values()], scoring.tolerance_mm, scoring.tolerances_mm)
+    return names, tolerances_by_name([*names.values()], settings.scoring)
+
+
+def tolerances_by_name(names: Sequence[str], scoring: Scoring) -> list[float]:
+    """The tolerance of each structure in mm, however its name is written; UsageFault for a tolerance of none."""
+    asked, known = scoring.tolerances_mm, {name: canonical_organ(name) for name in names}
+    own = {name: asked[structure] for name, structure in known.items() if structure in asked}
+    of_none = {structure: mm for structure, mm in asked.items() if structure not in known.values()}
+    return tolerances_of(names, scoring.tolerance_mm, own | of_none)
 
 
 def segmented(

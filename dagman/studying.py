@@ -27,6 +27,7 @@ from dagman.evaluation.study_report import study_report
 from dagman.evaluation.study_summary import CONTROL, summarise_studies
 from dagman.recipes.clarity_settings import check_clarity, finding_prior, taught_by_cnn
 from dagman.recipes.studies import StudySettings, choose, head_settings, windows_of
+from dagman.study_baselines import judge_baselines
 from dagman.study_judging import Judge, annotation_notes, annotations_of, look
 from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
@@ -176,6 +177,8 @@ class Work:
         annotations = self.annotations() if localises else []
         how = Judging(tolerance_mm=settings.scoring.tolerance_mm, seed=settings.seed)
         found = scores(judge.heat_maps(annotations), annotations, how) if annotations else None
+        if found is not None and settings.scoring.baselines:
+            found |= judge_baselines(self, judge, annotations, how, found["rows"])
         if found is not None:
             write_json(out / LOCALISED, without_nan(found))
         told = annotation_notes(annotations, self.findings, self.split.validation) if localises else []

@@ -216,14 +216,21 @@ def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: b
     """Prepare the scans, choose what was left open, and write down what the run is."""
     from spade3d.provenance import describe, write_json, write_text
     from spade3d.scans import open_scans
+    from spade3d.volumes.layouts import read_layout
+    from spade3d.volumes.store import is_store
 
     data = Path(settings.data.path)
     with console.fresh_folder(out, CONFIG):
-        store = open_scans(data, out / STORE, settings.data, workers=settings.workers, strict=strict)
+        dataset = None if is_store(data) else read_layout(data)
+        if dataset is not None:
+            whom_to_hold_out(settings, dataset)  # what names alone forbid is refused before hours of preparing
+        how = {"workers": settings.workers, "strict": strict, "dataset": dataset}
+        store = open_scans(data, out / STORE, settings.data, **how)
         report_rejected(store)
         split = whom_to_hold_out(settings, store)
         settings = recipe.choose(settings, store, split.train, device)
-        write_json(out / PROVENANCE, describe(store, split.train, split))
+        looked = recipe.saliency(settings, store, split.train)
+        write_json(out / PROVENANCE, describe(store, split.train, split, looked))
         write_text(out / CONFIG, to_yaml(settings))
     return settings
 
@@ -264,7 +271,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
         return None
     how = {
         "preprocessing": store.preprocessing.to_dict(),
-        "provenance": describe(store, split.train, split),
+        "provenance": describe(store, split.train, split, recipe.saliency(settings, store, split.train)),
         "run": {
             "recipe": recipe.name,
             "seed": settings.seed,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ from spade3d.whole_file import whole_file
 PACKAGES = ("spade3d", "torch", "monai", "numpy", "numba", "nibabel", "SimpleITK", "blosc2")
 
 
-def describe(store: VolumeStore, learned_from: Sequence[int], split: Split) -> dict[str, Any]:
+def describe(
+    store: VolumeStore, learned_from: Sequence[int], split: Split, saliency: Mapping[int, str] | None = None
+) -> dict[str, Any]:
     """What a run learned from and what it left alone, by name, subject, source and voxels: their exact fingerprint, and
-    their likeness, which copies on another grid share."""
+    their likeness, which copies on another grid share. `saliency`: case -> source of the saliency that was learned from
+    or looked at; of the whole, how many scans had it from where."""
+    looked = saliency or {}
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "dataset": {"name": store.dataset, "layout": store.layout, "notes": list(store.notes)},
         "split": split.rule,
-        "cases": [_case(store, i) for i in learned_from],
+        "saliency": dict(sorted(Counter(looked[i] for i in learned_from if i in looked).items())),
+        "cases": [_case(store, i) | ({"saliency": looked[i]} if i in looked else {}) for i in learned_from],
         "held_out": [_case(store, i) for i in split.validation],
         "rejected": [dict(rejected) for rejected in store.rejected],
     }

@@ -5,6 +5,7 @@ Only gaze is where readers looked. The source is kept with every case, and said 
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,27 +20,38 @@ from spade3d.networks.foreign import describe_encoder, read_encoder
 from spade3d.networks.saliency_net import load_saliency_model
 from spade3d.saliency_predictor import shown
 from spade3d.volumes.body_box import boxed
-from spade3d.volumes.channels import write_saliency
-from spade3d.volumes.gaze import Blur, gaze_map
-from spade3d.volumes.gaze_files import Fixations, match_case, read_fixations
+from spade3d.volumes.channels import OF_LABELS, TAUGHT_BY_LABELS, write_saliency
+from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map
+from spade3d.volumes.gaze_files import Fixations, gaze_files, match_case, read_fixations
 from spade3d.volumes.label_saliency import label_map, label_values
 from spade3d.volumes.store import VolumeStore
 
 Look = Callable[[np.ndarray, float, torch.device], np.ndarray]  # as `attention_map`, of one encoder
 
 
-def from_gaze(path: Path, fixations: Path, first_slice: int | None, blur: Blur, *, replace_others: bool) -> dict:
-    """Write the saliency of every case that somebody looked at; returns what the command prints."""
+def from_gaze(
+    path: Path, fixations: Path, first_slice: int | None, blur: Blur, *, replace_others: bool, strict: bool = False
+) -> dict:
+    """Write the saliency of every case that somebody looked at; returns what the command prints.
+
+    Files that cannot be read, and cases whose gaze cannot be theirs, are left out by name and counted; with `strict`,
+    and where nothing is left, the first of them is a DataFault. Slices that are counted otherwise always are one.
+    """
     store = VolumeStore.open(path)
     known = {case.name: case.source for case in store.cases}
     of_case: dict[str, list[Fixations]] = {}
     strangers: set[str] = set()
-    for one in read_fixations(fixations, first_slice=first_slice):
+    left_out = LeftOut(strict)
+    counted_from: dict[str, int] = {}
+    for file, one in left_out.readable(fixations, first_slice):
+        counted_from[file.suffix.lower()] = one.first
         case = match_case(one.case, known)
         if case is None:
             strangers.add(one.case)
         else:
             of_case.setdefault(case, []).append(one)
+    if not of_case and not strangers:
+        left_out.refuse()
     if not of_case:
         raise DataFault(
             f"{fixations}: gaze of {_some(sorted(strangers)) or 'no case'}, and none of these is in the store "
@@ -50,15 +62,65 @@ def from_gaze(path: Path, fixations: Path, first_slice: int | None, blur: Blur, 
     chosen = _open_cases(store, [store.index_of(name) for name in sorted(of_case)], replace_others)
     counts = dict.fromkeys(("used", "under_50_ms", "beside_the_image", "outside_the_body"), 0)
 
-    def compute(i: int) -> np.ndarray:
-        found = gaze_map(store.cases[i], store.image(i), of_case[store.cases[i].name], blur=blur)
+    def compute(i: int) -> np.ndarray | None:
+        name = store.cases[i].name
+        try:
+            found = gaze_map(store.cases[i], store.image(i), of_case[name], blur=blur)
+        except CountedOtherwise:
+            raise  # of every file, and where it is not seen it shifts the map
+        except DataFault as fault:
+            left_out.add(name, fault)
+            return None
         values = (found.used, found.short, found.beside, found.outside)
         counts.update({name: counts[name] + value for name, value in zip(counts, values, strict=True)})
         return found.saliency
 
     result = _write(store, chosen, compute, "gaze")
+    if chosen and not result["written"]:
+        left_out.refuse()
     readers = {one.reader for some in of_case.values() for one in some if one.reader}
-    return result | {"readers": len(readers), "fixations": counts, "unknown_cases": len(strangers)}
+    return result | {
+        "readers": len(readers),
+        "fixations": counts,
+        "first_slice": _counted_from(counted_from, assumed=first_slice is None),
+        "unknown_cases": len(strangers),
+        "left_out": len(left_out.faults),
+    }
+
+
+@dataclass
+class LeftOut:
+    """Gaze that cannot be used: named as it is met, or with `strict` the end."""
+
+    strict: bool
+    faults: list[DataFault] = field(default_factory=list)
+
+    def add(self, name: str, fault: DataFault) -> None:
+        if self.strict:
+            raise fault
+        self.faults.append(fault)
+        print(f"left out {name}: {fault}", file=sys.stderr)
+
+    def readable(self, fixations: Path, first_slice: int | None) -> Iterator[tuple[Path, Fixations]]:
+        """The fixations of every file that can be read, and the file."""
+        for file in gaze_files(fixations):
+            try:
+                found = read_fixations(file, first_slice=first_slice)
+            except DataFault as fault:
+                self.add(file.name, fault)
+            else:
+                yield from ((file, one) for one in found)
+
+    def refuse(self) -> None:
+        """Where nothing is left, what was left out first says why."""
+        if self.faults:
+            raise self.faults[0]
+
+
+def _counted_from(first: Mapping[str, int], *, assumed: bool) -> str:
+    """The number that the first slice has in the files, by their ending, and who says so."""
+    named = ", ".join(f"{number} in {ending}" for ending, number in sorted(first.items()))
+    return f"{named} ({'assumed' if assumed else 'as given'})"
 
 
 def from_labels(path: Path, names: Sequence[str], dilate_mm: float, blur_mm: float, *, replace_others: bool) -> dict:
@@ -107,7 +169,8 @@ def from_predictor(path: Path, model_path: Path, device: str, *, replace_others:
     _check_preparation(store, model_path, model.preprocessing.to_dict())
     place = torch.device(device)
     chosen = _open_cases(store, range(len(store)), replace_others)
-    result = _write(store, chosen, lambda i: model.saliency(*shown(store, i), place), "predicted")
+    source = TAUGHT_BY_LABELS if set(OF_LABELS) & set(model.taught_by) else "predicted"
+    result = _write(store, chosen, lambda i: model.saliency(*shown(store, i), place), source)
     return result | {"taught_by": ", ".join(model.taught_by)}
 
 
@@ -131,18 +194,23 @@ def _open_cases(store: VolumeStore, cases: Sequence[int], replace_others: bool) 
     return open_cases
 
 
-def _write(store: VolumeStore, cases: Sequence[int], compute: Callable[[int], np.ndarray], source: str) -> dict:
-    """Compute and write the maps one by one; what every command prints."""
+def _write(store: VolumeStore, cases: Sequence[int], compute: Callable[[int], np.ndarray | None], source: str) -> dict:
+    """Compute and write the maps one by one, but those that `compute` leaves out; what every command prints."""
+    written = 0
 
     def maps() -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal written
         with console.progress_of(f"saliency ({source})") as progress:
             for done, i in enumerate(cases, start=1):
-                yield store.cases[i].name, compute(i)
+                saliency = compute(i)
+                if saliency is not None:
+                    yield store.cases[i].name, saliency
+                    written += 1
                 progress(done, len(cases), store.cases[i].name)
 
     after = write_saliency(store.path, maps(), source, note=_say) if cases else store
     with_saliency = sum(case.saliency is not None for case in after.cases)
-    return {"store": str(store.path), "source": source, "written": len(cases), "with_saliency": with_saliency}
+    return {"store": str(store.path), "source": source, "written": written, "with_saliency": with_saliency}
 
 
 def _in_body_box(store: VolumeStore, i: int) -> np.ndarray:

@@ -31,6 +31,7 @@ def main(tokens: list[str] | None = None) -> None:
         sigma_mm: float | None = None,
         sigma_slices_mm: float | None = None,
         replace: bool = False,
+        strict: bool = False,
         json: bool = False,
     ) -> None:
         """Saliency from where readers looked.
@@ -42,13 +43,16 @@ def main(tokens: list[str] | None = None) -> None:
         fixations
             CT-ScanGaze JSON, a CSV (case,x,y,z,duration_s or GazeMedSeg's columns), or a folder of such files.
         first_slice
-            the number that the files give to the first slice, row and column; auto is 1 in JSON and 0 in CSV.
+            the number that the files give to the first slice, row and column; auto is 1 in JSON and 0 in CSV, which
+            is printed.
         sigma_mm
             of the Gaussian within slices; left out, 3 % of the field of view.
         sigma_slices_mm
             across slices; left out, half of that, two slices at least.
         replace
             write over the saliency that cases have already.
+        strict
+            stop at the first gaze that cannot be used instead of leaving it out.
         json
             print the result as one JSON object.
         """
@@ -62,7 +66,8 @@ def main(tokens: list[str] | None = None) -> None:
                 raise UsageFault(f"{name} {value}: a length above 0 is needed")
         first = None if first_slice == "auto" else int(first_slice)
         blur = Blur(sigma_mm, sigma_slices_mm)
-        console.print_result(from_gaze(store, fixations, first, blur, replace_others=replace), json)
+        result = from_gaze(store, fixations, first, blur, replace_others=replace, strict=strict)
+        console.print_result(result, json)
 
     @app.command
     def labels(

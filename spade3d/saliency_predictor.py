@@ -65,7 +65,8 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
     if not resume:
         settings = choose(settings, store, split.train, device)
         with console.fresh_folder(out, CONFIG):
-            write_json(out / "provenance.json", describe(store, split.train, split))
+            seen = {i: store.cases[i].saliency_source for i in split.train}
+            write_json(out / "provenance.json", describe(store, split.train, split, seen))
             write_text(out / CONFIG, to_yaml(settings))
     taught_by = sorted({store.cases[i].saliency_source for i in split.train})
     _announce(settings, store, split, taught_by)
@@ -143,9 +144,10 @@ def gazed_split(store: VolumeStore) -> Split:
     The judges of `split_cases` never teach: saliency may be made of labels, and the predictor's maps shape the views of
     a pretraining that must not have seen the judges' labels. Where nobody is labelled, a fifth of the subjects judges.
     """
+    from spade3d.volumes.channels import TAUGHT_BY_LABELS
     from spade3d.volumes.split import Split, split_cases
 
-    gazed = [case.saliency_source not in ("", "predicted") for case in store.cases]
+    gazed = [case.saliency_source not in ("", "predicted", TAUGHT_BY_LABELS) for case in store.cases]
     split = split_cases(store.cases, 5, 0)
     if not split.validation:
         split = split_cases([replace(case, has_labels=has) for case, has in zip(store.cases, gazed, strict=True)], 5, 0)

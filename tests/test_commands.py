@@ -60,8 +60,8 @@ PRIOR = """--prior.source --prior.folder --prior.attachment --prior.stage --prio
     --prior.likelihood --prior.sigma-mm --prior.kind --prior.weight --prior.warmup --prior.least --prior.wrong"""
 STUDIES = """--task --findings --boxes --init --labels --arrangement --head --tuning --encoder-lr --studies --tokens
     --low-mm --crop.crops --attention.dim --attention.places --scoring.overlap --scoring.looks --scoring.tolerance-mm
-    --clarity.dim --clarity.blocks --clarity.heads --clarity.registers --clarity.joint --clarity.attention-pooling
-    --clarity.segment-cam --clarity.width --clarity.convolved --clarity.rank-decay
+    --scoring.baselines --clarity.dim --clarity.blocks --clarity.heads --clarity.registers --clarity.joint
+    --clarity.attention-pooling --clarity.segment-cam --clarity.width --clarity.convolved --clarity.rank-decay
     --clarity.prior-forcing
     --clarity.orthogonal-weight --clarity.orthogonal-by --clarity.foreground-weight
     --clarity.outside-weight --clarity.teacher-weight
@@ -80,7 +80,8 @@ OPTIONS = {
     "dagman-finetune": f"""DATA {COMMON} --init --task --protocol --labels --draw --draws --seeds --from-scratch-twin
         --tuning.encoder --tuning.layer-decay --tuning.encoder-warmup
         --crop.crops --crop.foreground --scoring.grid --scoring.background
-        --scoring.overlap --scoring.tolerance-mm --scoring.tolerances-mm --scoring.looks --scoring.look-cases
+        --scoring.overlap --scoring.tolerance-mm --scoring.tolerances-mm --scoring.surface --scoring.looks
+        --scoring.look-cases
         --scoring.flips --scoring.largest-component""",
     "dagman-finetune --task classification": f"DATA {COMMON} {STUDIES}",
     "dagman-finetune --task=localisation": f"DATA {COMMON} {STUDIES}",
@@ -91,7 +92,7 @@ OPTIONS = {
         --workers""",
 }
 SALIENCY = {
-    "gaze": "STORE --fixations --first-slice --sigma-mm --sigma-slices-mm --replace --json",
+    "gaze": "STORE --fixations --first-slice --sigma-mm --sigma-slices-mm --replace --strict --json",
     "labels": "STORE --names --dilate-mm --blur-mm --replace --json",
     "attention": "STORE --init --device --replace --json",
     "train": """STORE --out --resume --json --steps --crop --crops --salient --width --lr --seed --device --precision
@@ -334,7 +335,8 @@ def test_real_specimens(shared_data, tmp_path, capsys):
         ("spade-pretrain", "DATA --out OUT --config YAML", "optim.lrr is not a known key; did you mean optim.lr?"),
         ("dagman-finetune", "DATA --out OUT --task detection", "--task: 'detection' given; input should be 'segment"),
         ("dagman-finetune", "DATA --out OUT --labels 9", "--labels 9: only 2 labelled subjects may train"),
-        ("dagman-finetune", "DATA --out OUT --labels 1.5", "--labels 1.5: a whole number of subjects, or a share"),
+        ("dagman-finetune", "DATA --out OUT --labels 1.5", "--labels: '1.5' given; a whole number of subjects, or a"),
+        ("dagman-finetune", "DATA --out OUT --labels 1.0", "--labels: '1.0' given; this may be one subject or all"),
         ("dagman-finetune", "DATA --out OUT --fold 3", "fold 3 of 3 asked for"),
         ("dagman-predict", "DATA --out OUT", "no scans given"),
         ("dagman-predict", "DATA DATA --out OUT --device tpu", "--device tpu: one of auto, cpu, cuda"),
@@ -425,6 +427,19 @@ def test_folders_that_hold_something_else_are_left_as_they_are(name, tokens, mes
     code, said = refused(capsys, name, *(places.get(token, token) for token in tokens.split()))
     assert code == 3 and message in said
     assert snapshot(tmp_path) == before and not places["NEW"].exists()
+
+
+def test_a_fold_that_nobody_has_is_refused_before_any_scan_is_prepared(tmp_path, capsys):
+    data = labelled(tmp_path / "data", *livers(2))
+    about = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
+    own = about | {"training": about["training"][:1], "validation": about["training"][1:]}
+    for described, said in (about, "fold 3 of 2 asked for"), (own, "the dataset's own validation part judges"):
+        write_json(data / "dataset.json", described)
+        for name in ("spade-pretrain", "dagman-finetune"):
+            assert call(name, data, "--out", tmp_path / "out", "--fold", 3) == 2
+            told = capsys.readouterr().err
+            assert said in told and "preparing" not in told
+            assert not (tmp_path / "out").exists()
 
 
 def test_settings_that_a_store_was_not_prepared_with_are_refused(tmp_path, capsys):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 import dagman.commands
 import spade3d.commands
+import spade3d.saliency_commands
 from spade3d.networks.foreign import describe_encoder, load_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.training.checkpoint import steps_in
@@ -148,6 +150,7 @@ def test_nobody_who_judges_was_seen_before(road):
         compared = {"finetuned": [len(pretrained["cases"])] * 2, "scratch": [0, 0]}[name]
         nobody = {"validation_in_training": [], "validation_in_pretraining": []}
         nobody |= {"suspected_in_pretraining": [], "evidence": {}, "compared_by_voxels": compared}
+        nobody |= {"steered": {}, "steered_by_validation": []}
         assert summary["leakage"] == {"pretraining": checked, **nobody}
         assert "no validation subject entered training" in (folder / "report.html").read_text(encoding="utf-8").replace(
             "\u00a0", " "
@@ -328,6 +331,27 @@ def test_predictions_of_the_run_and_of_the_command_are_the_same(road, tmp_path):
     run(dagman.commands.predict, road / "finetuned" / "model.safetensors", scan, "--out", tmp_path, "--device", "cpu")
     (found,) = tmp_path.glob("*.nii.gz")
     assert np.array_equal(read_labels(found).voxels, read_labels(written).voxels)
+
+
+def test_labels_that_steered_the_views_are_said_with_the_encoder(road, tmp_path, capsys):
+    """Saliency of the label maps of four subjects, of whom three teach: the fourth is a label that --labels hides."""
+    store = shutil.copytree(road / "store", tmp_path / "store")
+    run(spade3d.saliency_commands.main, "labels", store)
+    small = ["--steps", 1, "--crop.shape", 16, 16, 16, "--network.feature-size", 12, "--network.window", 4]
+    more = ["--recipe", "simclr", "--focus.views", "focused", "--device", "cpu"]
+    run(spade3d.commands.pretrain, store, "--out", tmp_path / "steered", *small, *more)
+    said = json.loads((tmp_path / "steered" / "provenance.json").read_text(encoding="utf-8"))
+    assert said["saliency"] == {"labels": 4} and len(said["cases"]) == 6
+    encoder = tmp_path / "steered" / "encoder.safetensors"
+    assert describe_encoder(encoder)["provenance"]["cases"] == said["cases"]
+    assert "Label maps steered the views of 4 scans" in (tmp_path / "steered" / "report.html").read_text("utf-8")
+    capsys.readouterr()
+    run(dagman.commands.finetune, store, "--init", encoder, "--out", tmp_path / "tuned", "--strict", *FINETUNE)
+    warned = capsys.readouterr().err
+    assert "warning: labels that this run does not learn from steered the views of the pretraining" in warned
+    leakage = json.loads((tmp_path / "tuned" / "summary.json").read_text(encoding="utf-8"))["leakage"]
+    assert leakage["steered"] == {"labels": 1} and leakage["validation_in_pretraining"] == []
+    assert "Labels that this run does not learn from" in (tmp_path / "tuned" / "report.html").read_text("utf-8")
 
 
 def test_a_checkpoint_that_has_seen_the_judges_is_told_and_strict_refuses_it(road, tmp_path, capsys):

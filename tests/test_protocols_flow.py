@@ -17,6 +17,8 @@ from scipy import ndimage
 import dagman.commands
 import spade3d.commands
 from dagman.downstream.protocols import PROTOCOLS
+from dagman.evaluation.metrics import case_metrics
+from dagman.judging import canonical_spacing
 from spade3d.volumes.phantom_layouts import LAYOUTS
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.store import VolumeStore
@@ -26,6 +28,8 @@ SHAPE, MM = (12, 12, 10), 30.0
 TINY = ["--data.spacing", MM, MM, MM, "--crop.shape", 16, 16, 16, "--crop.crops", 1, "--network.feature-size", 12]
 TINY += ["--network.window", 2, "--scoring.looks", 0, "--scoring.overlap", 0, "--device", "cpu"]
 ABDOMENS, HEARTS = ("btcv", "abdomen-ct", 30), ("mmwhs", "heart-ct", 20)
+BOTH = ("mmwhs", "heart-ct heart-mr", 20)  # as it is downloaded: ct_train, ct_test, mr_train, mr_test
+MR_OF_AMOS = range(506, 512)  # amos_0507 to amos_0512, in both parts
 # layout, kind and number of labelled scans; more words; who learns, who judges; how their names begin
 RUNS = {
     "holdout": (("msd", "heart-ct", 5), [], 4, 1),
@@ -33,11 +37,11 @@ RUNS = {
     "btcv-24-6": (ABDOMENS, [], 24, [f"img{n:04d}" for n in range(35, 41)]),
     "btcv-5fold": (ABDOMENS, ["--fold", 4], 24, 6),
     "amos-ct": (("amos", "abdomen-ct", 300), ["--crop.foreground", 0.5], 200, 100),
-    "mmwhs-ct-lsm": (HEARTS, [], 16, [f"ct_train_{n}" for n in range(1001, 1005)]),
-    "mmwhs-mr-lsm": (("mmwhs", "heart-mr", 20), [], 15, [f"mr_train_{n}" for n in range(1016, 1021)]),
+    "mmwhs-ct-lsm": (BOTH, [], 16, [f"ct_train_{n}" for n in range(1001, 1005)]),
+    "mmwhs-mr-lsm": (BOTH, [], 15, [f"mr_train_{n}" for n in range(1016, 1021)]),
     "mmwhs-5fold": (HEARTS, ["--fold", 1], 16, 4),
-    "mmwhs-5fold-ct": (HEARTS, [], 16, 4),
-    "mmwhs-5fold-mr": (("mmwhs", "heart-mr", 20), ["--fold", 4], 16, 4),
+    "mmwhs-5fold-ct": (BOTH, [], 16, 4),
+    "mmwhs-5fold-mr": (BOTH, ["--fold", 4], 16, 4),
     "msd": (("msd", "heart-mr", 5), [], 4, 1),
 }
 
@@ -65,22 +69,29 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Callable[[str, str, int], Path]:
-    """A dataset as it is downloaded, made once: three phantoms take turns under all of its numbers."""
+    """A dataset as it is downloaded, made once: three phantoms take turns under all of its numbers, one of each kind is
+    among its tests; AMOS has MR scans, too."""
     made: dict[tuple, Path] = {}
 
     def lay_out(layout: str, kind: str, patients: int) -> Path:
         key = (layout, kind, patients)
         if key not in made:
             root, laid_out = tmp_path_factory.mktemp(layout), LAYOUTS[layout]
-            drawn = [phantom(kind, seed, shape=SHAPE, spacing=(MM, MM, MM)) for seed in range(3)]
             cases = {}
-            for number, one in zip(range(patients), itertools.cycle(drawn)):
-                image, labels = (root / path for path in laid_out.place(kind, number, True))
-                for path, voxels in ((image, one.voxels), (labels, laid_out.values(kind, one.labels))):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_volume(path, voxels, one.affine)
-                cases[image] = labels
-            laid_out.write_description(root, kind, cases)
+            for each in kind.split():
+                drawn = [phantom(each, seed, shape=SHAPE, spacing=(MM, MM, MM)) for seed in range(3)]
+                more = MR_OF_AMOS if layout == "amos" else ()
+                for number, one in zip((*range(patients), *more), itertools.cycle(drawn)):
+                    image, labels = (root / path for path in laid_out.place(each, number, True))
+                    for path, voxels in ((image, one.voxels), (labels, laid_out.values(each, one.labels))):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_volume(path, voxels, one.affine)
+                    cases[image] = labels
+                test = root / laid_out.place(each, 0, False)[0]
+                test.parent.mkdir(parents=True, exist_ok=True)
+                write_volume(test, drawn[0].voxels, drawn[0].affine)
+                cases[test] = None
+            laid_out.write_description(root, kind.split()[0], cases)
             made[key] = root
         return made[key]
 
@@ -113,8 +124,18 @@ def test_every_protocol_runs_from_the_untouched_folder(name, folders, tmp_path, 
                                             protocol.settings.get("crop.foreground", 0.67))  # fmt: skip
     told = capsys.readouterr().err
     assert told.index(f"protocol {name}") < told.index("dagman-finetune, segmentation") < told.index("fine-tuning 1/1")
+    kinds = {case["modality"] for case in json.loads((tmp_path / "provenance.json").read_text())["cases"]}
+    assert kinds == {"MR" if name in ("mmwhs-mr-lsm", "mmwhs-5fold-mr", "msd") else "CT"}
     report = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert name in report and all(line.split()[0] in report for line in stated["deviations"])
+
+
+def test_both_modalities_of_mmwhs_are_two_benchmarks_and_one_has_to_be_named(folders, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        dagman.commands.finetune([*map(str, (folders(*BOTH), "--out", tmp_path / "out", "--protocol", "mmwhs-5fold"))])
+    told = capsys.readouterr().err
+    assert end.value.code == 3 and "say mmwhs-5fold-ct or mmwhs-5fold-mr" in told
+    assert "preparing" not in told and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("background", "grid"), [(True, "input"), (False, "prepared")])
@@ -148,6 +169,7 @@ def test_what_counts_and_on_which_grid_is_a_setting(background, grid, folders, t
         (("--protocol", "mmwhs-5fold"), 3, "protocol mmwhs-5fold is for MM-WHS as downloaded, these are MSD"),
         (("--folds", 9, "--fold", 7), 2, "fold 7 of 5 asked for"),
         (("--protocol", "few-shot"), 2, "--protocol few-shot: of how many subjects? say --labels N"),
+        (("--scoring.tolerances-mm.left-lung", 1), 2, "a tolerance for left lung; the classes are left ventricular"),
     ],
 )
 def test_what_names_alone_forbid_is_refused_before_any_scan_is_prepared(words, code, said, folders, tmp_path, capsys):
@@ -183,3 +205,23 @@ def test_a_store_prepared_otherwise_is_refused_in_the_name_of_the_protocol(folde
     assert end.value.code == 2 and "data.spacing (1.5, 1.5, 1.5) asked for" in said
     assert "what is not said otherwise is as --protocol mmwhs-ct-lsm has it" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_the_surface_that_distances_are_of_is_a_setting(folders, tmp_path):
+    """Both ways of the same predictions: Dice is the same, the surface is the one that was asked for."""
+    data = folders("msd", "heart-ct", 5)
+    run(data, "--out", tmp_path, "--steps", 1, *TINY, "--scoring.surface", "elements", "--scoring.background")
+    assert summary_of(tmp_path)["protocol"]["surface"] == "elements between voxels"
+    with open(tmp_path / "cases.csv", newline="") as file:
+        (row, *_) = [row for row in csv.DictReader(file) if row["name"] == "background"]
+    store = VolumeStore.open(tmp_path / "store")
+    truth = store.truth(store.index_of(row["case"]))
+    (written,) = (tmp_path / "predictions").glob(f"{row['case']}.nii.gz")
+    found = np.asarray(read_volume(written).voxels).astype(np.int64)
+    spacing = canonical_spacing(store.cases[store.index_of(row["case"])])
+    expected = {
+        surface: case_metrics(truth, found, spacing, (0,), surface=surface)[0] for surface in ("voxels", "elements")
+    }
+    assert float(row["dice"]) == pytest.approx(expected["elements"]["dice"], abs=1e-4)
+    assert float(row["asd_mm"]) == pytest.approx(expected["elements"]["asd_mm"], rel=1e-3)
+    assert float(row["asd_mm"]) != pytest.approx(expected["voxels"]["asd_mm"], rel=1e-2)

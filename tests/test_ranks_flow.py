@@ -18,7 +18,7 @@ from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
 
 SCRIPT = Path(__file__).parent / "spade3d" / "training" / "two_ranks.py"
-RECIPES = ("spade", "simclr", "moco", "spade-dagman")
+RECIPES = ("spade", "simclr", "moco", "dagman", "spade-dagman")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PRETRAIN = "from spade3d.commands import pretrain; pretrain()"
@@ -35,7 +35,13 @@ def losses(run: Path) -> list[dict[str, float]]:
     return [row["losses"] for row in read_log(run / "log.jsonl")]
 
 
-def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(scans, tmp_path):
+def noted(row: dict) -> dict[str, float]:
+    """What is noted beside the losses; numbers that there are not (of heads in one window, say) left out."""
+    return {name: value for name, value in row.get("notes", {}).items() if value is not None}
+
+
+def test_two_ranks_log_what_one_process_with_the_same_batch_does(scans, tmp_path):
+    """Losses, also where blocks are dropped by chance; and what is noted beside them, of the batch of both."""
     one, two = (
         subprocess.Popen(
             [*start, str(SCRIPT), str(scans), str(tmp_path / name), *RECIPES],
@@ -50,10 +56,14 @@ def test_two_ranks_have_the_losses_of_one_process_with_the_same_batch(scans, tmp
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said[-2000:]
     for recipe in RECIPES:
-        alone, shared = (losses(tmp_path / name / recipe) for name in ("one", "two"))
+        alone, shared = (read_log(tmp_path / name / recipe / "log.jsonl") for name in ("one", "two"))
         assert len(alone) == len(shared) == 3
         for ours, its in zip(alone, shared, strict=True):
-            assert its == pytest.approx(ours, rel=1e-4)
+            assert its["losses"] == pytest.approx(ours["losses"], rel=1e-4)
+            assert noted(its) == pytest.approx(noted(ours), rel=1e-3)
+        assert shared[-1]["signs"] == pytest.approx(alone[-1]["signs"], rel=1e-3)
+        assert shared[-1]["signs"]["rows"] >= 8  # of one rank alone there would be 4 crops
+    assert all("prior.active" in row["notes"] for row in read_log(tmp_path / "two" / "dagman" / "log.jsonl"))
 
 
 def command(out: Path, scans: Path) -> list[str]:

@@ -82,3 +82,23 @@ def test_a_goal_is_met_from_its_own_side():
 
 def test_what_was_not_measured_is_said(tmp_path):
     assert "Not measured yet: views" in tables().page(tmp_path)
+
+
+def test_a_localisation_is_told_by_finding_beside_the_middle_of_the_organ(monkeypatch):
+    """A mean over findings hides the one that is not found."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "science")
+    studies = importlib.import_module("results")
+    of = {
+        "control": "clarity",
+        "by_finding": {
+            "clarity": {"bright": {"pointing": 0.8, "iou": 0.4}, "striped": {"pointing": 0.2, "iou": 0.04}},
+            "organ, its middle": {"bright": {"pointing": 0.1, "iou": 0.1}, "striped": {"pointing": 0.1, "iou": 0.05}},
+        },
+    }
+    head, *rows = studies.localised_by_finding(of)
+    assert [title.split(",")[0] for title in head] == ["", "pointing", "pointing", "IoU", "IoU"]
+    assert rows == [["bright", "0.800", "0.100", "0.400", "0.100"], ["striped", "0.200", "0.100", "0.040", "0.050"]]
+    (tables,) = (tables for _, _, tables, names in studies.SECTIONS if "localisation_abdomen_ct" in names)
+    assert studies.localised_by_finding in tables
+    twins = [name for name in importlib.import_module("contrast").STUDY.headlines if "equivariance" in name]
+    assert len(twins) == 6 and sum("flipped" in name for name in twins) == sum("scaled" in name for name in twins) == 2

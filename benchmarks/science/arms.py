@@ -358,9 +358,15 @@ def show(result: dict[str, Any], headlines: Mapping[str, str]) -> None:
         table.add_row(arm + (" (control)" if arm == result["control"] else ""), *cells)
     known = result["probes"][result["control"]]["measures"]
     for measure, said in WITHOUT_NETWORK.items():
-        names = [name.replace("features", measure) for name in headlines]
+        names = [without_network(name, measure) for name in headlines]
         table.add_row(said, *(cell(known[name]["mean"], None) if name in known else "" for name in names))
     Console(width=max(120, Console().width)).print(table)
+
+
+def without_network(name: str, kind: str) -> str | None:
+    """The measure `name` of what needs no encoder, one of WITHOUT_NETWORK; None for what only an encoder has, such as
+    the entropy of its heads."""
+    return name.replace("features", kind) if "features" in name else None
 
 
 def cell(mean: float, over: dict[str, float] | None) -> str:

@@ -37,7 +37,11 @@ STUDY = Study(
         "landmarks.centroid.features_mm": "centroid, mm",
         "landmarks.surface.features_mm": "surface, mm",
         "equivariance.turned.features": "found in turned twin",
-        "decoded.equivariance.turned.features": "the same, decoded",
+        "equivariance.scaled.features": "in scaled twin",
+        "equivariance.flipped.features": "in flipped twin",
+        "decoded.equivariance.turned.features": "turned, decoded",
+        "decoded.equivariance.scaled.features": "scaled, decoded",
+        "decoded.equivariance.flipped.features": "flipped, decoded",
     },
     decoded=True,
 )

@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -34,8 +34,7 @@ from arms import RESULTS, Extra, Run, Study, begin, cell, continued, options, or
 from rich.console import Console
 from rich.table import Table
 
-from dagman.downstream.grad_cam import WithGradCam
-from dagman.downstream.studies import read_findings
+from dagman.downstream.studies import Findings, read_findings
 from dagman.downstream.study_model import load_study_model
 from dagman.downstream.token_cache import TokenCache, mark_of
 from dagman.downstream.token_grids import CELL, channels_of
@@ -43,19 +42,14 @@ from dagman.evaluation.annotations import Annotation, HeatMap, read_boxes
 from dagman.evaluation.boxes import inside
 from dagman.evaluation.finding_means import Row, difference, summary
 from dagman.evaluation.localisation import MEASURES, Judging, measured, rows_of
-from dagman.evaluation.localisation_baselines import (
-    centre_map,
-    organ_core_map,
-    organ_map,
-    random_map,
-    truth_on_cells,
-)
+from dagman.evaluation.localisation_baselines import truth_on_cells
 from dagman.recipes.studies import trained_crop
+from dagman.study_baselines import Way, asked_of, drawn, grad_cams, of_no_network
+from dagman.study_judging import Judge
 from spade3d.provenance import without_nan, write_json, write_text
 from spade3d.volumes.findings import FINDINGS
 from spade3d.volumes.split import split_cases
 from spade3d.volumes.store import VolumeStore
-from spade3d.volumes.volume import Grid
 
 ORGANS = {kind.name: kind.organs for kind in FINDINGS}
 PRIOR = ("--config", "{work}/prior.yaml")  # in which organs a finding may be
@@ -93,15 +87,9 @@ class Judged:
     """The studies that judge, and where their findings are."""
 
     store: VolumeStore
-    cases: Sequence[int]
+    findings: Findings
+    cases: tuple[int, ...]
     annotations: Sequence[Annotation]
-
-    def asked(self) -> Iterator[tuple[int, str]]:
-        """Each case with each finding that it is annotated with."""
-        wanted = {(one.subject, one.finding) for one in self.annotations}
-        for case in self.cases:
-            subject = self.store.cases[case].subject
-            yield from ((case, finding) for finding in ORGANS if (subject, finding) in wanted)
 
 
 def main() -> None:
@@ -171,7 +159,8 @@ def tune(asked: argparse.Namespace, run: Run, extra: Extra) -> None:
         if trained
         else ("--config", write_like(asked, seed))
     )
-    boxes = () if arm == GRAD_CAM else ("--boxes", asked.data / "boxes.csv")
+    # Baselines are judged here, once for all arms.
+    boxes = () if arm == GRAD_CAM else ("--boxes", asked.data / "boxes.csv", "--scoring.no-baselines")
     tables = ("--findings", asked.data / "findings.csv", *boxes)
     tokens = ("--tokens", asked.out / f"tokens-{'pretrained' if trained else 'untrained'}-{seed}")
     words = (*init, *tables, *tokens, "--seed", seed, "--steps", asked.steps[1], *extra[0], *extra[2])
@@ -204,7 +193,7 @@ def judges(asked: argparse.Namespace) -> Judged:
     cases = split_cases(findings.studies, said["folds"], said["fold"]).validation
     subjects = {store.cases[case].subject for case in cases}
     boxes = [box for box in read_boxes(asked.data / "boxes.csv") if box.subject in subjects]
-    return Judged(store, cases, boxes)
+    return Judged(store, findings, cases, boxes)
 
 
 def of_arms(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
@@ -215,7 +204,7 @@ def of_arms(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
             folder = tuned(asked, (arm, seed))
             if arm == GRAD_CAM:
                 tokens = asked.out / f"tokens-pretrained-{seed}"
-                maps = partial(grad_cams, folder, judged, tokens)
+                maps = partial(of_linear_head, folder, judged, tokens)
                 (found,) = kept(asked, f"{arm}-{seed}", [seed], judged, maps, folder / "model.safetensors")
             else:
                 found = read_judged(folder)
@@ -231,27 +220,22 @@ def read_judged(folder: Path) -> list[Row]:
 def of_baselines(asked: argparse.Namespace, judged: Judged) -> dict[str, list[Row]]:
     """Maps without a network; the halves that choose thresholds are drawn anew with each seed."""
     store, cells = judged.store, (CELL,) * 3
-
-    def organ(case: int, finding: str) -> np.ndarray:
-        values = [value for value, name in store.label_names.items() if name in ORGANS[finding]]
-        return np.isin(store.labels(case), values)
+    organs = {
+        finding: [value for value, name in store.label_names.items() if name in names]
+        for finding, names in ORGANS.items()
+    }
 
     def truth(case: int, finding: str) -> np.ndarray:
         stored = store.cases[case]
         own = [box for box in judged.annotations if (box.subject, box.finding) == (stored.subject, finding)]
         return np.any([inside(box.box_mm, stored.shape, stored.affine) for box in own], axis=0)
 
-    rng = np.random.default_rng(0)  # of one baseline alone, so that none depends on which were judged before
-    ways: dict[str, Callable[[int, str], np.ndarray]] = {
-        "random": lambda case, finding: random_map(store.cases[case].shape, cells, rng),
-        "centre": lambda case, finding: centre_map(store.cases[case].shape),
-        "organ": lambda case, finding: organ_map(organ(case, finding)),
-        "organ, its middle": lambda case, finding: organ_core_map(organ(case, finding), store.cases[case].affine),
-        "truth on cells": lambda case, finding: truth_on_cells(truth(case, finding), cells),
-    }
+    ways: dict[str, Way] = of_no_network(store, lambda case: cells, 0, organs)
+    ways["truth on cells"] = lambda case, finding: truth_on_cells(truth(case, finding), cells)
+    asked_for = asked_of(store, judged.cases, ORGANS, judged.annotations)
     rows = {}
     for name, way in ways.items():
-        found = kept(asked, name, asked.seeds, judged, lambda way=way: drawn(judged, way))
+        found = kept(asked, name, asked.seeds, judged, lambda way=way: drawn(store, asked_for, way))
         rows[name] = [row | {"seed": seed} for seed, of in zip(asked.seeds, found, strict=True) for row in of]
     return rows
 
@@ -279,25 +263,12 @@ def kept(
     return rows
 
 
-def drawn(judged: Judged, way: Callable[[int, str], np.ndarray]) -> Iterator[HeatMap]:
-    for case, finding in judged.asked():
-        stored = judged.store.cases[case]
-        yield HeatMap(stored.subject, finding, way(case, finding), stored.affine)
-
-
-def grad_cams(folder: Path, judged: Judged, tokens: Path) -> Iterator[HeatMap]:
-    """Of the linear head in a run of classification, on the tokens that it was trained with."""
+def of_linear_head(folder: Path, judged: Judged, tokens: Path) -> Iterator[HeatMap]:
+    """Grad-CAM of a run of classification, on the tokens that it was trained with."""
     model = load_study_model(folder)
-    model = replace(model, head=WithGradCam(model.head))
     kept = TokenCache(judged.store, model.windows, tokens, mark_of(model.encoder), channels_of(model.encoder))
-    found = {}
-    for case, finding in judged.asked():
-        if case not in found:
-            given = kept.tokens(case).astype(np.float32), judged.store.cases[case], kept.cells(case)
-            found = {case: model.of_tokens(*given, torch.device("cpu"))}
-        stored = judged.store.cases[case]
-        values = found[case].on_grid(model.findings.index(finding), Grid(stored.shape, stored.affine))
-        yield HeatMap(stored.subject, finding, values, stored.affine)
+    judge = Judge(model, judged.store, judged.findings, judged.cases, torch.device("cpu"), kept)
+    return grad_cams(judge, judged.annotations)
 
 
 def auroc(asked: argparse.Namespace, run: Run) -> float:

@@ -31,7 +31,7 @@ from spade3d.networks.swin import SwinTransformer
 
 WIDTH, WINDOW, SIDES = 48, 7, (48, 64, 96)
 DEPTHS, HEADS = (2, 2, 2, 2), (3, 6, 12, 24)
-ROUNDS = {48: 7, 64: 7, 96: 5}
+ROUNDS = 7
 OURS, MONAI = "ours", "MONAI"
 TRAINING, INFERENCE = "training", "inference"
 
@@ -122,7 +122,7 @@ def measured(networks, side: int, of: dict, bf16: bool = False) -> dict:
     moved = {TRAINING: 4 * (side**3 + 3 * weights + 2 * outputs), INFERENCE: 4 * (side**3 + weights + outputs)}
     found = {}
     for what, who in contenders(networks, side, bf16).items():
-        rows = tabled(f"{what}, {side}^3", timed(who, ROUNDS[side]), moved[what], of)
+        rows = tabled(f"{what}, {side}^3", timed(who, ROUNDS), moved[what], of)
         work = gflop(side) * (3 if what == TRAINING else 1)
         for row in rows:
             row["share_of_products"] = round(work / of["gemm_fp32_gflop_per_s"] / (row["ms"] / 1e3), 3)

@@ -29,7 +29,7 @@ from spade3d.networks.visible import Level, levels
 
 WIDTH, SIDE, CELL = 48, 96, 8  # a cell of 16 voxels is 8 tokens long
 HIDDEN = (0.6, 0.75)
-ROUNDS = 5
+ROUNDS = 7
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ to boxes (MONAI, surface-distance) fails at: the box becomes the volume.
 
 MONAI is given one structure after another: all at once they take fourteen times the memory. Its numbers are ours (to 4
 decimals, or 5 digits: its percentile of 96 mm is float32), checked before anything is timed. surface-distance measures
-surfaces of another kind (between voxels), so its numbers are near ours, not equal; what is compared is the time for
-what it is for. The others take up to half a minute: three rounds.
+surfaces of another kind (between voxels), so its numbers are others (dagman/evaluation/metrics.py says by how much, and
+has them with `surface="elements"`, which is not timed); what is compared is the time for what it is for. The
+others take up to half a minute: three rounds.
 """
 
 import math

@@ -48,7 +48,7 @@ class Timing:
     """CPU seconds of one call."""
 
     median: float
-    spread: float  # the middle half of the rounds, as a share of the median
+    spread: float  # the middle half of the rounds, as a share of the median; 0 of one round
     rounds: int
 
     def times(self, factor: float) -> "Timing":
@@ -85,6 +85,8 @@ def _repeats(contender: Callable[[int], Any]) -> int:
 
 
 def _timing(seconds: list[float]) -> Timing:
+    if len(seconds) == 1:  # of one round there are no quantiles
+        return Timing(seconds[0], 0.0, 1)
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(middle, (high - low) / middle, len(seconds))
 

@@ -34,7 +34,7 @@ from spade3d.volumes.volume import Grid
 
 SHAPE, WINDOW, OVERLAP, CLASSES = (256, 256, 160), (96, 96, 96), 0.5, 14
 SMALL, SMALL_WINDOW, WIDTH = (96, 96, 64), (64, 64, 64), 24
-CPU, ROUNDS, FEW = torch.device("cpu"), 5, 3
+CPU, ROUNDS, FEW = torch.device("cpu"), 7, 3
 
 
 def ours(network, scan: Tensor, window, batch: int = 1) -> np.ndarray:

@@ -157,7 +157,8 @@ def atlas(
     UsageFault for a region that the label table does not know; DataFault for a scan without labels, a region that none
     of them holds, and where a location is asked for and no labelled scan has a frame.
     """
-    source = f"atlas of {len(labelled)} labelled scans ({likelihood})"
+    names = ", ".join(store.cases[i].name for i in labelled)
+    source = f"atlas of {len(labelled)} labelled scans, {names} ({likelihood})"
     return _of_labels(
         store, labelled, frames, regions, likelihood, sigma_mm, resolution_mm, int(kept_mb * 2**20), source
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from dagman.attention.semantic import SemanticAttention
 from spade3d.faults import DataFault
+from spade3d.tensor_file import safetensors_bytes
 from spade3d.whole_file import whole_file
 
 FORMAT = "dagman-semantic-1"
@@ -16,12 +17,10 @@ FORMAT = "dagman-semantic-1"
 def save_semantic(path: Path, module: SemanticAttention, stage: int) -> None:
     """Weights as safetensors, with what is needed to read them (`stage`, dim, heads, blocks, mlp_ratio) as metadata;
     whole or not at all."""
-    from safetensors.torch import save
-
     said = {"stage": stage, **_settings(module)}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with whole_file(path) as file:
-        file.write(save(weights, {"format": FORMAT, "settings": json.dumps(said)}))
+        file.write(safetensors_bytes(weights, {"format": FORMAT, "settings": json.dumps(said)}))
 
 
 def load_semantic(path: Path) -> tuple[SemanticAttention, int]:

@@ -19,6 +19,7 @@ from dagman.downstream.linear_decoder import LinearDecoder, with_linear_decoder
 from spade3d.configuration import Network
 from spade3d.faults import DataFault
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.tensor_file import safetensors_bytes
 from spade3d.training.precision import autocast_for
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
 from spade3d.volumes.volume import Grid, Volume
@@ -89,8 +90,6 @@ class SegmentationModel:
 
     def save(self, path: Path) -> None:
         """safetensors with everything else as metadata; whole or not at all."""
-        from safetensors.torch import save
-
         said = {
             "network": self.settings.model_dump(mode="json"),
             "classes": {"names": self.classes.names, "values": self.classes.values},
@@ -103,7 +102,7 @@ class SegmentationModel:
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         with whole_file(path) as file:
-            file.write(save(weights, {"format": FORMAT, "model": json.dumps(said)}))
+            file.write(safetensors_bytes(weights, {"format": FORMAT, "model": json.dumps(said)}))
 
 
 def with_decoder(network: SwinUNETR, decoder: Decoder, classes: int) -> SwinUNETR | LinearDecoder:

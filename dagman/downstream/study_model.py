@@ -22,6 +22,7 @@ from spade3d.configuration import Network
 from spade3d.crops.crop import Crop
 from spade3d.faults import DataFault
 from spade3d.networks.swin import SwinTransformer
+from spade3d.tensor_file import safetensors_bytes
 from spade3d.volumes.geometry import canonical_flips, resample
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.volume import Grid, Volume
@@ -106,8 +107,6 @@ class StudyModel:
 
     def save(self, path: Path) -> None:
         """safetensors with everything else as metadata; whole or not at all."""
-        from safetensors.torch import save
-
         said = {
             "network": self.network.model_dump(mode="json"),
             "head": {"kind": self.head_kind, "settings": dict(self.head_settings)},
@@ -123,7 +122,7 @@ class StudyModel:
             for name, tensor in module.state_dict().items()
         }
         with whole_file(path) as file:
-            file.write(save(weights, {"format": FORMAT, "model": json.dumps(said)}))
+            file.write(safetensors_bytes(weights, {"format": FORMAT, "model": json.dumps(said)}))
 
 
 def build_head(kind: str, channels: int, findings: int, settings: Mapping[str, Any]) -> nn.Module:

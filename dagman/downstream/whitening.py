@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 RIDGE = 0.01  # of the mean variance of the channels, added to each direction that is whitened
+ROUNDING = 1e-10  # of the mean square of the means: a variance below it is what rounding makes of rows all the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class Whitening(nn.Module):
         """From now on; rows that are all the same are left as large as they are."""
         variances, axes = torch.linalg.eigh(found.covariance.double())
         level = variances.clamp_min(0).mean()
-        if level > 0:
+        if level > ROUNDING * found.mean.double().square().mean():
             self.root.copy_(axes / (variances.clamp_min(0) + RIDGE * level).sqrt() @ axes.T)
         self.mean.copy_(found.mean)
 

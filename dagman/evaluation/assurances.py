@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from dagman.evaluation.comparison_leakage import SEEN, Leakage, judges_seen, leaks
-from dagman.evaluation.leakage import reasons
+from dagman.evaluation.leakage import reasons, steered_said
 from spade3d.training.page import Html, callout, counted, folded, number, tag
 from spade3d.training.report import names_list
 
@@ -24,9 +24,11 @@ def warnings(summary: Mapping) -> Iterator[Html]:
             "the scores are not those of unseen patients and must not be quoted.",
         )
     if seen := [str(s) for s in leakage["validation_in_pretraining"]]:
+        own = [str(s) for s in leakage.get("steered_by_validation", ())]
+        how = f"and the labels of {_some(own)} steered its views" if own else "as images without labels"
         yield callout(
             "warning",
-            f"{counted(len(seen), 'validation subject')} had been in the pretraining, as images without labels "
+            f"{counted(len(seen), 'validation subject')} had been in the pretraining, {how} "
             f"({_some(seen)}): the scores may be better than those of patients that were never seen.",
         )
         yield from _told(seen, leakage)
@@ -37,6 +39,9 @@ def warnings(summary: Mapping) -> Iterator[Html]:
             "a scan there is so similar, or named alike, that somebody should look at both.",
         )
         yield from _told(suspected, leakage)
+    if steered := leakage.get("steered"):
+        said = steered_said(steered)
+        yield callout("warning", f"{said[0].upper()}{said[1:]}.")
     if leakage["pretraining"] == "unknown":
         yield callout(
             "warning",

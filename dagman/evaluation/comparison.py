@@ -26,7 +26,7 @@ from spade3d.faults import DataFault, UsageFault
 
 # Of a run's protocol. Its `training` and `tuning`, and whatever is not here, is how it learned.
 JUDGED_BY = ("name", "split", "spacing_mm", "grid", "background", "overlap", "tolerance_mm", "tolerances_mm")
-JUDGED_BY += ("weights", "definitions", "flips", "largest_component")
+JUDGED_BY += ("surface", "weights", "definitions", "flips", "largest_component")
 
 
 def compare_runs(runs: Sequence[Path], out: Path, metric: str | None = None) -> dict:
@@ -120,7 +120,7 @@ def check_labels(summaries: Mapping[Path, Mapping]) -> None:
 
 def judged_by(summary: Mapping) -> dict:
     """What of a run's protocol judges it, whatever its fold."""
-    older = {"split": "", "definitions": {}, "flips": "none", "largest_component": False}
+    older = {"split": "", "definitions": {}, "flips": "none", "largest_component": False, "surface": "voxels"}
     protocol = older | summary["protocol"]
     return {key: protocol.get(key) for key in JUDGED_BY} | {"split": split_rule(protocol["split"])}
 

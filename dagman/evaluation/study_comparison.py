@@ -45,6 +45,7 @@ def compare_studies(runs: Sequence[Path], out: Path, metric: str = "auroc") -> d
     """
     summaries = {run: read_study_summary(run) for run in runs}
     check_studies(summaries)
+    check_judging(summaries)  # before sides are told apart: runs that differ in this alone would be called one side
     ways = ways_of_learning(runs, {run: summary["fold"] for run, summary in summaries.items()})
     names = {run: ", ".join(filter(None, (side_of(summary), ways[run]))) for run, summary in summaries.items()}
     sides = sides_of(summaries, names)
@@ -53,7 +54,7 @@ def compare_studies(runs: Sequence[Path], out: Path, metric: str = "auroc") -> d
     boxes = None
     if all(summary["localisation"] is not None for summary in summaries.values()):
         boxes = {side: _of_pairs(of, read_boxes_judged) for side, of in sides.items()}
-        check_boxes(summaries, boxes)
+        check_boxes(boxes)
         by_metric |= {one: _boxes_compared(boxes, one) for one in MEASURES}
     if metric not in by_metric:
         without = next(run for run, summary in summaries.items() if summary["localisation"] is None)
@@ -94,17 +95,22 @@ def check_studies(summaries: Mapping[Path, Mapping]) -> None:
             raise DataFault(f"{run}: learned from other labels than {twin}; compare runs of one --findings")
 
 
-def check_boxes(summaries: Mapping[Path, Mapping], boxes: Mapping[str, Rows]) -> None:
-    """DataFault where maps were judged otherwise, or by other boxes; whose are missing, the pairing says."""
+def check_judging(summaries: Mapping[Path, Mapping]) -> None:
+    """DataFault where maps were judged otherwise, of the runs that judged any."""
     ways = {
         run: {key: value for key, value in summary["localisation"]["judging"].items() if key != "seed"}
         for run, summary in summaries.items()
+        if summary["localisation"] is not None
     }
-    first = next(iter(ways))
     for run, how in ways.items():
+        first = next(iter(ways))
         if how != ways[first]:
             other = first_difference(ways[first], how)
             raise DataFault(f"{run}: judges maps otherwise than {first} ({other}); compare runs that share it")
+
+
+def check_boxes(boxes: Mapping[str, Rows]) -> None:
+    """DataFault where maps were judged by other boxes; whose are missing, the pairing says."""
     sizes: dict[tuple, float] = {}
     for row in (row for rows in boxes.values() for row in rows):
         key = row["subject"], row["finding"], row["box"]

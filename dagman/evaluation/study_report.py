@@ -42,14 +42,35 @@ LOOK = (
     "share of its maximum that the other half of the subjects chose."
 )
 _MEASURES = {
-    "t_iou_0.1": "T(IoU) 0.1",
-    "t_iou_0.3": "T(IoU) 0.3",
-    "t_iou_0.5": "T(IoU) 0.5",
-    "iou": "IoU",
-    "pointing": "Pointing",
-    "pointing_near": "Pointing, near",
-    "voxel_ap": "Voxel AP",
+    "t_iou_0.1": Column("T(IoU) 0.1", 3),
+    "t_iou_0.3": Column("T(IoU) 0.3", 3),
+    "t_iou_0.5": Column("T(IoU) 0.5", 3),
+    "iou": Column("IoU", 3),
+    "t_iobb_0.25": Column("T(IoBB) 0.25", 3),
+    "t_iobb_0.5": Column("T(IoBB) 0.5", 3),
+    "t_iobb_0.75": Column("T(IoBB) 0.75", 3),
+    "pointing": Column("Pointing", 3),
+    "pointing_near": Column("Pointing, near", 3),
+    "voxel_ap": Column("Voxel AP", 3),
+    "error_x_mm": Column("Off along R, mm", 1),
+    "error_y_mm": Column("Off along A, mm", 1),
+    "error_z_mm": Column("Off along S, mm", 1),
 }
+_BASELINES = {
+    "random": "Chance",
+    "centre": "Middle of the volume",
+    "prior": "The prior alone",
+    "organ": "True organ of the scan",
+    "organ, its middle": "True organ, its middle",
+    "grad-cam": "Grad-CAM of this head",
+}
+BASELINES_RULE = (
+    "What this run has more than maps that know nothing of the finding, or its organ alone, on the same boxes with "
+    "thresholds chosen by the same halves; intervals over subjects. A map that is not above the organ has shown where "
+    "the organ is."
+)
+OFF = "Off: how far the centre of the box lies from that of the annotated one."
+_OVER = ("iou", "t_iou_0.3", "pointing", "voxel_ap")
 
 
 def study_report(run: Path, pictures: Sequence[CasePicture] = ()) -> Path:
@@ -117,22 +138,35 @@ def _findings(summary: Mapping) -> Iterator[Html]:
 
 
 def _where(found: Mapping, pictures: Sequence[CasePicture]) -> Iterator[Html]:
-    columns = [Column("Finding"), *(Column(title, 3) for title in _MEASURES.values())]
+    columns = [Column("Finding"), *_MEASURES.values()]
+    baselines = found.get("baselines", {})  # older runs, and those that were told so, judged none
     groups = {"All findings": found["measures"], **found["by_finding"]}
+    groups |= {f"{_BASELINES[name]} (all findings)": of["measures"] for name, of in baselines.items()}
     lines = [(name, *(of[measure]["mean"] for measure in _MEASURES)) for name, of in groups.items()]
-    yield table(
-        columns, lines, f"{counted(found['boxes'], 'box', 'boxes')} of {counted(found['subjects'], 'subject')}."
-    )
+    judged = f"{counted(found['boxes'], 'box', 'boxes')} of {counted(found['subjects'], 'subject')}."
+    yield table(columns, lines, f"{judged} {OFF}")
+    if baselines:
+        lines = [(_BASELINES[name], *(_more(of["over"][one]) for one in _OVER)) for name, of in baselines.items()]
+        titles = [Column("This run minus"), *(Column(_MEASURES[one].heading) for one in _OVER)]
+        yield table(titles, lines, BASELINES_RULE)
+    if left_out := found.get("baselines_left_out"):
+        yield facts({f"{_BASELINES[name]}, not judged": why for name, why in left_out.items()})
     if found["by_size"]:
         lines = [
             (size, of["boxes"], *(of[measure]["mean"] for measure in _MEASURES))
             for size, of in found["by_size"].items()
         ]
-        sizes = [Column("Size"), Column("Boxes"), *(Column(title, 3) for title in _MEASURES.values())]
+        sizes = [Column("Size"), Column("Boxes"), *_MEASURES.values()]
         yield table(sizes, lines, "The same by the size of what is annotated.")
     if pictures:
         yield tag("p", LOOK, class_="lead")
         yield from case_pictures(pictures, {1: "the finding"})
+
+
+def _more(of: Mapping) -> str:
+    """A difference with its interval."""
+    ends = between((of["low"], of["high"]), "")
+    return "–" if of["difference"] is None else f"{of['difference']:+.3f} ({ends})"
 
 
 def _studies(rows: Sequence[Row]) -> Html:

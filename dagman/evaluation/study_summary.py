@@ -18,6 +18,7 @@ CONTROL = (
     "no checkpoint and a frozen encoder: the tokens are those of random weights. This is the control that a pretrained "
     "encoder must beat, not a model"
 )
+LARGE = ("rows", "baselines_by_finding")  # of localisation.json alone
 SHOWN = {
     "cached": "cached tokens: the frozen encoder ran once over the whole body, window by window",
     "bag": "bag of crops of the body, drawn anew each step; judged on all windows of the body together",
@@ -72,7 +73,7 @@ def summarise_studies(
             "weights": "the last ones; the best in looks at the validation studies are apart, in checkpoints/best.pt",
             "definitions": DEFINITIONS,
         },
-        "localisation": None if localised is None else {k: v for k, v in localised.items() if k != "rows"},
+        "localisation": None if localised is None else {k: v for k, v in localised.items() if k not in LARGE},
         "coverage": coverage,
         "labels": len(subjects),
         "labelled_scans": len(work.taught),

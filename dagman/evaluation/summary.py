@@ -21,12 +21,20 @@ DEFINITIONS = {
     "diagonal of the image, all of the volume as its difference",
     "mean": "of a case over its structures, then over cases; the interval resamples subjects (bootstrap, 95 %)",
 }
+OF_ELEMENTS = {
+    "hd95_mm": "max of the two directed distances within which 95 % of the area of surface elements lies, mm",
+    "nsd": "share of the area of both surfaces within the tolerance of the other",
+    "asd_mm": "mean distance of both surfaces to the other, weighted by the area of their elements, mm",
+    "grid": "voxel centres of the grid that `grid` names; surfaces are elements of marching cubes between them, as "
+    "DeepMind's surface-distance has them",
+}
 
 
 def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequence[int], coverage, leakage) -> dict:
     """Everything that summary.json says. `rows` as in cases.csv; `coverage` of the checkpoint, None from scratch."""
     means = {metric: mean_with_interval(values_by_subject(rows, metric)) for metric in REAL}
     subjects = [store.cases[i].subject for i in taught]
+    between = settings.scoring.surface == "elements"
     return {
         "mean_dice": _plain(means["dice"].mean),
         "mean_dice_interval": _interval(means["dice"]),
@@ -46,6 +54,7 @@ def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequen
             "overlap": settings.scoring.overlap,
             "tolerance_mm": settings.scoring.tolerance_mm,
             **({"tolerances_mm": dict(own)} if (own := settings.scoring.tolerances_mm) else {}),
+            **({"surface": "elements between voxels"} if between else {}),
             "training": {
                 "steps": settings.steps,
                 "precision": settings.precision,
@@ -54,7 +63,7 @@ def summarise(rows: Sequence[Row], settings, store, split: Split, taught: Sequen
                 "network": settings.network.model_dump(mode="json"),
             },
             "weights": "the last ones; the best in looks at a few validation cases are apart, in checkpoints/best.pt",
-            "definitions": DEFINITIONS,
+            "definitions": DEFINITIONS | (OF_ELEMENTS if between else {}),
         },
         "coverage": coverage,
         "labels": len(set(subjects)),

@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "noisy": {"masking": "random", "semantic": False, "patch_dropout": 0.7},
     "smit": {"masking": "random", "semantic": False, "patch_dropout": 0.0},
     "ibot": {"masking": "block", "semantic": False, "patch_dropout": 0.0},
-    "attmask": {"masking": "attmask", "semantic": True, "patch_dropout": 0.0, "hint": 0.07},  # a tenth of the ratio
+    "attmask": {"masking": "attmask", "semantic": True, "patch_dropout": 0.0},
     "mst": {"masking": "low", "semantic": True, "patch_dropout": 0.0},
     "dino": {"masking": "none", "semantic": True, "patch_dropout": 0.0},
 }
@@ -72,9 +72,9 @@ def choose_dagman(
     sized = {"tiny": "cpu", "small": "cuda", None: device}[size]
     crop, width = crop_and_width(settings, shape, spacing, sized)
     distill = chosen_distillation(settings.distill, crop, sized)
-    check_terms(distill, crop, width)
-    check_guidance(settings, distill, crop, store, cases)
     pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
+    check_terms(distill, crop, width, pairs)
+    check_guidance(settings, distill, crop, store, cases)
     if name == "dagman-paper":
         steps = settings.steps or PAPER_EPOCHS * math.ceil(len(cases) / pairs)
     else:
@@ -104,8 +104,11 @@ def chosen_distillation(distill: DistillSettings, crop: tuple[int, int, int], de
     weights = {"voxel_weight": 1.0, "token_weight": 0.1}
     follows = {"stage": stage_for(crop), "hint": 0.1} | VARIANTS[distill.variant] | weights | heads
     said = {key: value for key, value in distill.model_dump().items() if value is not None}
-    if (said.get("masking") or follows["masking"]) == "none":
+    rule = said.get("masking") or follows["masking"]
+    if rule == "none":
         follows |= {"voxel_weight": 0.0, "token_weight": 0.0}
+    if rule == "attmask":
+        follows["hint"] = distill.ratio / 10  # a tenth of all cells would leave nothing to choose hints among
     if distill.drop_hidden:
         follows |= {"token_weight": 0.0}  # there is no token to compare where nothing was computed
     return type(distill)(**(follows | said))
@@ -122,9 +125,12 @@ def cells_at(stage: int, crop: tuple[int, int, int]) -> tuple[int, int, int]:
     return i, j, k
 
 
-def check_terms(distill: DistillSettings, crop: tuple[int, int, int], width: int, *, alone: bool = True) -> None:
-    """Whether there is something to mask, something to learn where it is learned `alone`, and whether heads share their
-    channels; UsageFault before a run begins."""
+def check_terms(
+    distill: DistillSettings, crop: tuple[int, int, int], width: int, pairs: int, *, alone: bool = True
+) -> None:
+    """Whether there is something to mask, something to learn where it is learned `alone`, whether heads share their
+    channels, and whether there are pairs enough to standardise over; UsageFault before a run begins. `pairs` of crops
+    u and v are those of a whole batch, of all ranks."""
     from dagman.distillation.masking import check_masking
 
     cell, grid = 2 ** (distill.stage + 1), cells_at(distill.stage, crop)
@@ -146,6 +152,12 @@ def check_terms(distill: DistillSettings, crop: tuple[int, int, int], width: int
         )
     if alone and not any(weights):
         raise UsageFault("distill: every weight is 0, so there is nothing to learn from; give a loss weight")
+    if pairs < 2 and distill.standardise and (distill.image_weight or distill.global_weight):
+        raise UsageFault(
+            "a batch of one pair of crops: standardised over the batch, the two are each other's opposite whatever "
+            "they show, and AITD and GITD ask them to agree; give --crop.anchors of 2 or more, "
+            "--distill.no-standardise, or --distill.image-weight 0 and --distill.global-weight 0"
+        )
 
 
 def cost_of(voxels: int, distill: DistillSettings) -> float:
@@ -197,7 +209,14 @@ def check_guidance(
         from dagman.attention.spatial_prior import cells_of
         from dagman.distillation.guided import cell_of
 
-        cells_of(crop, (cell_of(settings.prior.attachment, stage),) * 3)
+        grid = cells_of(crop, (cell_of(settings.prior.attachment, stage),) * 3)
+        if settings.prior.attachment == "native" and max(grid) > settings.network.window:
+            later = "" if stage == 4 else ", a later --prior.stage"
+            raise UsageFault(
+                f"--prior.attachment native: stage {stage} has {' x '.join(map(str, grid))} cells of a crop, and none "
+                f"looks beyond its window of {settings.network.window}; give --prior.attachment windowed{later}, or a "
+                f"--network.window of {max(grid)}"
+            )
 
 
 def guided_heads(prior: PriorSettings, distill: DistillSettings, native: Sequence[int]) -> tuple[int, int]:
@@ -218,7 +237,7 @@ def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None)
     heads, stage = guided_heads(settings.prior, settings.distill, settings.network.heads)
     guidance, prior = build_guidance(settings.prior, priors, heads, stage)
     if out is not None and ranks.first():  # at once, so that attention of any checkpoint can be read
-        said = {"attachment": guidance.attachment, "stage": guidance.stage}
+        said = {"attachment": guidance.attachment, "stage": guidance.stage, "source": priors.source}
         write_json(out / GUIDED, said | guidance.heads.to_dict())
     return frames, guidance, prior
 
@@ -272,5 +291,5 @@ dagman = dagman_recipe("dagman", "masked image modelling guided by attention, wi
 tiny = dagman_recipe(
     "dagman-tiny", "DAGMaN sized for two CPU cores: 1.5 s a step of 8 crops of 48^3, 1.6 GiB", size="tiny"
 )
-small = dagman_recipe("dagman-small", "DAGMaN sized for one GPU", size="small")
+small = dagman_recipe("dagman-small", "DAGMaN sized for one GPU; memory and time not measured", size="small")
 paper = dagman_recipe("dagman-paper", "the setting of the paper: 128^3 crops at 2 mm, 800 epochs", PaperSettings)

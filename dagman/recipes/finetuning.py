@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, field_validator
 
 from dagman.downstream.protocols import PROTOCOLS, Protocol
 from dagman.recipes.predicting import Segmenting
@@ -33,6 +33,7 @@ from spade3d.configuration import (
 )
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.volumes.organs import canonical_organ
 
 if TYPE_CHECKING:
     from dagman.downstream.labelled import Classes, LabelledStream
@@ -42,6 +43,22 @@ if TYPE_CHECKING:
 FINETUNING_BUDGET_S = 480.0
 RATE, LINEAR_RATE = 5e-4, 1e-2  # of learning; a linear decoder at 2e-3 knew next to nothing after 120 steps
 PRETRAINED, SCRATCH = "pretrained", "scratch"  # how the names of several runs begin
+
+
+def subjects_or_share(written: Any, read: Callable[[Any], float | None]) -> int | float | None:
+    """How many subjects teach: a count stays a whole number, in config.yaml too, and a share lies below 1. What says
+    1.0 may mean one subject or all of them."""
+    number = read(written)
+    if number is None or number < 1:
+        return number
+    if number == 1 and not (isinstance(written, int) or str(written).strip().isdecimal()):
+        raise ValueError("this may be one subject or all of them: write 1 for one, and leave labels out for all")
+    if number != int(number):
+        raise ValueError("a whole number of subjects, or a share between 0 and 1, is needed")
+    return int(number)
+
+
+Labels = Annotated[SerializeAsAny[Positive | None], WrapValidator(subjects_or_share)]
 
 
 class LabelledCrops(Settings):
@@ -82,8 +99,9 @@ class Tuning(Settings):
 
 class Scoring(Settings):
     """How predictions are made and judged: on the input's own grid or on the prepared one, background left out of the
-    means or counted as one more structure. `tolerances_mm` gives structures, by name, a tolerance of their own. `flips`
-    (letters of ras, or all) and `largest_component` are those of dagman-predict."""
+    means or counted as one more structure. `tolerances_mm` gives structures, by name, a tolerance of their own. The
+    `surface` is that of voxels, as MONAI has it, or of elements between them, as DeepMind's surface-distance has it.
+    `flips` (letters of ras, or all) and `largest_component` are those of dagman-predict."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     flips: str | None = None
@@ -92,8 +110,19 @@ class Scoring(Settings):
     background: bool = False
     tolerance_mm: Positive = 2.0
     tolerances_mm: dict[str, Positive] = {}
+    surface: Literal["voxels", "elements"] = "voxels"
     looks: Annotated[int, Field(ge=0)] = 4
     look_cases: Annotated[int, Field(ge=1)] = 6
+
+    @field_validator("tolerances_mm")
+    @classmethod
+    def structures_have_one_name(cls, tolerances: dict[str, float]) -> dict[str, float]:
+        """However a name is written (`left-atrium`), this is the structure that it is compared as."""
+        named: dict[str, float] = {}
+        for name, mm in tolerances.items():
+            if named.setdefault(canonical_organ(name), mm) != mm:
+                raise ValueError(f"{canonical_organ(name)} is given twice, with different tolerances; keep one of them")
+        return named
 
     @rule
     def flips_are_axes(self) -> Scoring:
@@ -110,12 +139,13 @@ class Scoring(Settings):
 
 
 class FinetuneSettings(Common):
-    """Everything that a fine-tuning run can be told. `draw` chooses the `labels` subjects; left open it is the seed."""
+    """Everything that a fine-tuning run can be told. `draw` chooses the `labels` subjects (a count, or a share below
+    1); left open it is the seed."""
 
     task: Literal["segmentation"] = "segmentation"
     protocol: Literal[tuple(PROTOCOLS)] = "holdout"
     init: str | None = None
-    labels: Annotated[float, Field(gt=0)] | None = None
+    labels: Labels = None
     draw: Annotated[int, Field(ge=0)] | None = None
     crop: LabelledCrops = LabelledCrops()
     tuning: Tuning = Tuning()

@@ -32,8 +32,8 @@ class PriorSettings(Settings):
                 first labelled scan that has a place in the body, the `labels` that each scan has of its own, or `files`
                 that somebody else made
     folder      of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
-    attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage, or
-                the same `windowed`, where its windows are smaller than the crop
+    attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage
+                where one window holds the crop, or the same `windowed`, where windows are smaller
     stage       of native attention; [CLS] reads the stage of `distill.stage`
     regions     whose heads are guided, by name; all that the source has (the flag takes one, and may be given again)
     labelled    scans that make the atlas

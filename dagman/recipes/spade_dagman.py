@@ -91,12 +91,13 @@ def choose_spade_dagman(
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
     distill = chosen_distillation(settings.distill, crop, device)
-    check_terms(distill, crop, width, alone=False)
+    pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
+    check_terms(distill, crop, width, pairs, alone=False)
     check_guidance(settings, distill, crop, store, cases)
-    crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
     finely = settings.contrast.restoration_weight and restoration_cell(settings.contrast, device) == 1
     finest = 1 - ENCODER_SHARE if finely else DECODING
-    voxels = cost_of(crops * math.prod(crop), distill) + crops * math.prod(crop) * finest + BESIDES
+    voxels = 2 * pairs * math.prod(crop)
+    voxels = cost_of(voxels, distill) + voxels * finest + BESIDES
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     contrast = chosen_contrast(settings.contrast, store, cases, crop, spacing, steps, device)
     return with_values(

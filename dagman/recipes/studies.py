@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from dagman.recipes.clarity_settings import ClaritySettings, chosen_teacher
-from dagman.recipes.finetuning import FINETUNING_BUDGET_S, network_of
+from dagman.recipes.finetuning import FINETUNING_BUDGET_S, Labels, network_of
 from spade3d.configuration import (
     Common,
     Count,
@@ -66,12 +66,13 @@ class AttentionSettings(Settings):
 
 
 class StudyScoring(Settings):
-    """How studies are judged: the overlap of windows, looks while training, and how near to a finding the peak of a map
-    must lie to count as pointing at it."""
+    """How studies are judged: the overlap of windows, looks while training, how near to a finding the peak of a map
+    must lie to count as pointing at it, and whether maps that know nothing are judged beside it, too."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     looks: Annotated[int, Field(ge=0)] = 4
     tolerance_mm: Positive = 10.0
+    baselines: bool = True
 
 
 class StudyOptim(Optim):
@@ -98,7 +99,7 @@ class StudySettings(Common):
     findings: str | None = None
     boxes: str | None = None
     init: str | None = None
-    labels: Annotated[float, Field(gt=0)] | None = None
+    labels: Labels = None
     arrangement: Literal["cached", "bag", "whole"] = "cached"
     head: Literal["linear", "attention", "clarity"] | None = None
     tuning: Literal["frozen", "full"] = "frozen"

@@ -20,6 +20,7 @@ from spade3d.training import ranks
 EPSILON = 1e-5  # of a variance, as `batch_norm` has it
 SAME = 1e-3  # length of a standardised row below which it is the mean; others have about sqrt(dim)
 FLAT = 0.01  # of the typical spread; a channel that hardly changed while it was measured is not blown up by more
+LEAST_SPREAD = 1e-5  # where none changed: a divisor near 0 would leave other rows, and their gradients, not finite
 
 
 class CalibratedHead(nn.Module):
@@ -37,7 +38,7 @@ class CalibratedHead(nn.Module):
             self.register_buffer(f"{name}_spread", torch.ones(width))
 
     def forward(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
-        return F.normalize((self.projected(features) - self.outputs_mean) / self.outputs_spread, dim=-1)
+        return F.normalize((self.projected(features) - self.outputs_mean) / self.outputs_spread, dim=-1, eps=SAME)
 
     def projected(self, features: Float[Tensor, "n inputs"]) -> Float[Tensor, "n outputs"]:
         """Before the second standardisation."""
@@ -55,9 +56,9 @@ class CalibratedHead(nn.Module):
 
 
 def spread(x: Float[Tensor, "n dim"]) -> Float[Tensor, " dim"]:
-    """The standard deviation of each column, at least a hundredth of the median one."""
+    """The standard deviation of each column, at least a hundredth of the median one, and LEAST_SPREAD."""
     of_column = x.std(dim=0)
-    return of_column.clamp(min=max(FLAT * float(of_column.median()), torch.finfo(x.dtype).tiny))
+    return of_column.clamp(min=max(FLAT * float(of_column.median()), LEAST_SPREAD))
 
 
 class BatchHead(nn.Module):

@@ -87,7 +87,7 @@ class PairBatch:
     views: tuple[Crop, ...]  # n: what the student's images show, and how
     priors: Tensor | None  # float32 (n, region, p, q, r): what is known beforehand of the cells of the student's views
     step: int
-    realised: dict[str, float]  # what focus came to, for the log; empty for ordinary views
+    realised: dict[str, float]  # what focus came to in the whole batch, for the log; empty for ordinary views
 
     def to(self, device: torch.device) -> PairBatch:
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
@@ -165,7 +165,7 @@ class PairStream:
             views=tuple(seen.crop for seen in students),
             priors=self.priors_of(students),
             step=step,
-            realised={} if self.saliency is None else realised(students + teachers),
+            realised={} if self.saliency is None else realised([seen for side in zip(*whole) for seen in side]),
             **self.matched(step, own, drawn),
         )
 
@@ -206,13 +206,15 @@ class PairStream:
     def draw(self, rng: np.random.Generator) -> list[tuple[Seen, Seen]]:
         """The student's and the teacher's view of boxes a and b of each anchor and of their counterparts."""
         anchors = self.sampling.anchors  # different scans, as long as there are enough
-        drawn = rng.choice(self.cases, anchors, replace=anchors > len(self.cases)).tolist()
-        return [views for anchor in drawn for views in self.draw_around(rng, anchor)]
+        drawn = rng.choice(len(self.cases), anchors, replace=anchors > len(self.cases)).tolist()
+        return [views for position in drawn for views in self.draw_around(rng, position)]
 
-    def draw_around(self, rng: np.random.Generator, anchor: int) -> list[tuple[Seen, Seen]]:
-        """One anchor scan and its companions."""
-        candidates = [case for case in self.cases if case != anchor]
-        others = rng.choice(candidates, min(self.sampling.scans - 1, len(candidates)), replace=False).tolist()
+    def draw_around(self, rng: np.random.Generator, position: int) -> list[tuple[Seen, Seen]]:
+        """The anchor scan at a position among the cases, and its companions. (Nothing here may look at all cases: there
+        may be 100,000.)"""
+        anchor, candidates = self.cases[position], len(self.cases) - 1
+        chosen = rng.choice(candidates, min(self.sampling.scans - 1, candidates), replace=False).tolist()
+        others = [self.cases[number + (number >= position)] for number in chosen]  # the anchor is no candidate
         pairs = {anchor: self.draw_pair(rng, anchor)}
         for case in others:
             if self.bodies.placed(anchor, case):
@@ -237,7 +239,7 @@ class PairStream:
     def places_of_crops(self, count: int) -> Places:
         """Where `count` random crops lie in the body: what the data offers to be told apart."""
         rng = np.random.default_rng([self.seed, count])
-        drawn = rng.choice(self.cases, count).tolist()
+        drawn = [self.cases[position] for position in rng.choice(len(self.cases), count).tolist()]
         boxes = [self.bodies.of_box(case, self.draw_box(rng, case)) for case in drawn]
         return Places.joined(boxes).centres
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, rule, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
-from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, pair_stream
+from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, pair_stream, steered
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
 
@@ -111,7 +111,7 @@ def build_instance(
 def instance_recipe(method: str, summary: str) -> Recipe:
     """The recipe of one method."""
     choose, build = partial(choose_instance, method=method), partial(build_instance, method=method)
-    return Recipe(method, summary, InstanceSettings, choose, build, lambda settings: {}, check_shared)
+    return Recipe(method, summary, InstanceSettings, choose, build, lambda settings: {}, check_shared, steered)
 
 
 simclr = instance_recipe("simclr", "instance discrimination within the batch, one network (Chen et al. 2020)")

@@ -174,6 +174,16 @@ def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[
         )
 
 
+def steered(settings, store: VolumeStore, cases: Sequence[int]) -> dict[int, str]:
+    """Case -> source of the saliency that steers views; of settings that have a `focus`. None where views read no
+    saliency, or it is empty."""
+    from spade3d.crops.salient import is_salient
+
+    if settings.focus.views in BLIND:
+        return {}
+    return {i: store.cases[i].saliency_source for i in cases if is_salient(store, i)}
+
+
 def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> Focus | None:
     """The focus of some settings; None for ordinary views, which those of an empty saliency are."""
     from spade3d.crops.focus import Focus

@@ -6,7 +6,7 @@ torch is imported, so recipes import the networks only when they are built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -44,6 +44,8 @@ class Recipe:
     build: Callable[[Common, VolumeStore, Sequence[int], Path], Built]  # the last is the folder of the run
     said: Callable[[Common], dict[str, str]]  # what else a user should know of the choice before the run
     check: Callable[[Common], None] = lambda settings: None  # refuses what needs no scan to be refused
+    # Case -> source of the saliency that steers its views; provenance.json and encoder.safetensors say it.
+    saliency: Callable[[Common, VolumeStore, Sequence[int]], Mapping[int, str]] = lambda settings, store, cases: {}
 
 
 def find_recipe(name: str) -> Recipe:

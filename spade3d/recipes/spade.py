@@ -13,7 +13,15 @@ from pydantic import Field
 from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, rule, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_and_width, steps_for
-from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, far_share, pair_stream
+from spade3d.recipes.pair_crops import (
+    CropSettings,
+    FocusSettings,
+    check_saliency,
+    check_shared,
+    far_share,
+    pair_stream,
+    steered,
+)
 from spade3d.recipes.recipe import Built, Recipe, build_network
 
 if TYPE_CHECKING:
@@ -207,4 +215,5 @@ spade = Recipe(
     build_spade,
     lambda settings: said_of_contrast(settings.contrast),
     check_contrast_shared,
+    steered,
 )

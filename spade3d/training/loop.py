@@ -62,7 +62,7 @@ class Task(nn.Module, ABC):
 
     `embedding` (n, d) and `paired`, the positive of each row, are what the last `losses` leaves, detached, for the
     signs of life; a task without an embedding leaves them None. `notes` are further numbers of the last batch for the
-    log.
+    log: of tensors the mean over ranks is logged, a plain number is that of the first rank.
     """
 
     embedding: Tensor | None = None
@@ -268,9 +268,9 @@ class _Engine:
         norm = nn.utils.clip_grad_norm_(self.trained, settings.clip_norm or math.inf)
         # The one wait for the device in a step: whether to skip must be known before the weights move.
         waiting = {name: torch.stack(of).float().mean() for name, of in notes.items() if torch.is_tensor(of[0])}
-        averaged = ranks.averaged(torch.stack([*terms.values()]))
-        found = torch.cat([averaged, torch.stack([norm.float(), *waiting.values()])]).tolist()
-        values, grad_norm, said = found[: len(terms)], found[len(terms)], found[len(terms) + 1 :]
+        averaged = ranks.averaged(torch.stack([*terms.values(), *waiting.values()]))
+        *found, grad_norm = torch.cat([averaged, norm.float()[None]]).tolist()
+        values, said = found[: len(terms)], found[len(terms) :]
         total = sum(values)
         finite = math.isfinite(total) and math.isfinite(grad_norm)
         if finite:
@@ -360,10 +360,15 @@ class _Engine:
 
 
 def _signs(task: Task, progress: float) -> dict[str, Any] | None:
-    """Signs of life of the embedding that the task shows, with an "alarm" where it has collapsed; one row has none."""
-    if task.embedding is None or len(task.embedding) < 2:
+    """Signs of life of the embedding that the task shows, of all ranks, with an "alarm" where it has collapsed; one row
+    has none."""
+    if task.embedding is None:
         return None
-    signs: dict[str, Any] = signs_of_life(task.embedding, task.paired)
+    embedding = ranks.gathered(task.embedding)
+    paired = None if task.paired is None else ranks.gathered(task.paired)
+    if len(embedding) < 2:
+        return None
+    signs: dict[str, Any] = signs_of_life(embedding, paired)
     if progress > SETTLED and (alarm := collapse(signs)):
         signs["alarm"] = alarm
     return signs

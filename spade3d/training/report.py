@@ -116,7 +116,8 @@ def _read(run: Path, name: str) -> str:
 def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = None) -> Path:
     """Write RUN/report.html and return its path.
 
-    Of provenance.json it reads `cases` (name, subject, modality), `rejected` (name, reason) and `versions`.
+    Of provenance.json it reads `cases` (name, subject, modality), `rejected` (name, reason), `saliency` (source, number
+    of scans) and `versions`.
     `pictures` may hold `a` and `b`, two crops (i, j, k) of one place, with `points_a` and `points_b` (point, 3), the
     same places in voxels of each, and `spacing` (3,) in mm; any other volume (i, j, k) is shown under its name.
     """
@@ -127,7 +128,8 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
     subjects = sorted({str(c["subject"]) for c in cases})
     steps = opened.log[-1]["step"] if opened.log else 0
     kind, reading = life(opened.log)
-    verdict = f"Learned without labels from {counted(len(cases), 'scan')} of {counted(len(subjects), 'subject')}"
+    how = "with views that labels steered," if _steered_by_labels(opened.provenance) else "without labels"
+    verdict = f"Learned {how} from {counted(len(cases), 'scan')} of {counted(len(subjects), 'subject')}"
     signs = [row["signs"] for row in opened.log if row.get("signs")]
     top = figures(
         ("Scans", number(len(cases)), f"{counted(len(subjects), 'subject')}, {len(rejected)} left out"),
@@ -136,7 +138,7 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
         ("Directions in use", number(signs[-1].get("rank"), 1) if signs else "–", "effective rank of the embedding"),
     )
     sections = [
-        Section("What it learned from", tuple(_learned_from(cases, rejected, subjects))),
+        Section("What it learned from", tuple(_learned_from(opened.provenance, subjects))),
         settings(opened),
         Section(
             "Loss",
@@ -267,16 +269,30 @@ def _late(log: Sequence[Mapping]) -> float | None:
     return sum(totals) / len(totals) if totals else None
 
 
-def _learned_from(cases: Sequence[Mapping], rejected: Sequence[Mapping], subjects: Sequence[str]) -> Iterator[Html]:
+def _learned_from(provenance: Mapping, subjects: Sequence[str]) -> Iterator[Html]:
+    cases, rejected = provenance["cases"], provenance["rejected"]
+    saliency = provenance.get("saliency", {})
     modalities = Counter(str(c["modality"]) for c in cases)
     counts = {"Scans": len(cases), "Subjects": len(subjects), "Left out": len(rejected)}
-    yield facts(counts | {f"Modality {name}": count for name, count in modalities.most_common()})
+    counts |= {f"Modality {name}": count for name, count in modalities.most_common()}
+    yield facts(counts | {f"Saliency from {source}": f"{count} of {len(cases)}" for source, count in saliency.items()})
+    if labelled := _steered_by_labels(provenance):
+        yield callout(
+            "warning",
+            f"Label maps steered the views of {counted(labelled, 'scan')}: this encoder has used labels, and no "
+            "few-shot claim may rest on it.",
+        )
     if rejected:
         yield callout("warning", f"{counted(len(rejected), 'scan was', 'scans were')} left out of the learning:")
         yield table([Column("Scan"), Column("Reason")], [(r["name"], r["reason"]) for r in rejected])
     else:
         yield tag("p", "No scan was left out.")
     yield folded("The subjects it has seen, for whoever must keep them out of a test set", names_list(subjects))
+
+
+def _steered_by_labels(provenance: Mapping) -> int:
+    """In how many scans labels, or a predictor that they taught, said where to look."""
+    return sum(count for source, count in provenance.get("saliency", {}).items() if "labels" in source)
 
 
 def _look_charts(log: Sequence[Mapping]) -> Iterator[Html]:

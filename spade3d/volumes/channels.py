@@ -17,7 +17,9 @@ from spade3d.volumes.claim import claimed
 from spade3d.volumes.sealed import AGAIN, ArrayFile, read_json, write_array, write_json
 from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, VolumeStore, case_key, finished_index
 
-SOURCES = ("gaze", "predicted", "labels", "attention")
+LABELS, TAUGHT_BY_LABELS = "labels", "predicted (taught by labels)"
+SOURCES = ("gaze", "predicted", TAUGHT_BY_LABELS, LABELS, "attention")
+OF_LABELS = (LABELS, TAUGHT_BY_LABELS)  # whoever learns from these has used labels
 SALIENCY = "saliency-*.b2nd"
 TOLERANCE = 1e-4  # beyond [0, 1]: rounding of whoever made the map, not another scale
 

@@ -26,6 +26,10 @@ REACH = 4.0  # sigmas; beyond, a Gaussian is below 3.4e-4 of its peak
 STRAY = 0.5  # share of fixations beside the slices above which the gaze belongs to another scan
 
 
+class CountedOtherwise(DataFault):
+    """Slices that fit a scan if the first has another number: then all that was recorded like this is off by one."""
+
+
 @dataclass(frozen=True)
 class Blur:
     """Standard deviations in mm, within the slices of the source and across them; None follows the scan.
@@ -60,7 +64,8 @@ def gaze_map(
     """The saliency of a stored scan (its `voxels` (i, j, k)) from all that was recorded of it; zeros where no fixation
     is left.
 
-    DataFault where the fixations cannot be of this scan: slices that it does not have, or most of them beside it.
+    DataFault where the fixations cannot be of this scan: slices that it does not have, or most of them beside it;
+    CountedOtherwise where they could, if the first slice had another number.
     """
     grid = case.source_grid
     points = np.concatenate([located(one, grid) for one in fixations]) if fixations else np.zeros((0, 3))
@@ -121,12 +126,13 @@ def _check_slices(fixations: Fixations, depth: int) -> None:
     if fits(first):
         return
     other = 1 - first
+    kind = CountedOtherwise if fits(other) else DataFault
     advice = (
         f"they fit slices counted from {other}: give --first-slice {other}"
         if fits(other)
         else "they fit no count of its slices: is this gaze of another scan, or of another axis?"
     )
-    raise DataFault(
+    raise kind(
         f"{fixations.source}: slices {low:g} to {high:g}, but case {fixations.case} has {depth} (counted from {first}: "
         f"{first} to {depth - 1 + first}); {advice}"
     )

@@ -59,10 +59,15 @@ def read_fixations(path: Path, *, first_slice: int | None = None) -> list[Fixati
     """
     if first_slice not in (None, 0, 1):
         raise ValueError(f"first_slice {first_slice}: 0 or 1")
+    return [found for file in gaze_files(path) for found in _read(file, first_slice)]
+
+
+def gaze_files(path: Path) -> list[Path]:
+    """The file itself, or the .json and .csv files below a folder; DataFault where there is none."""
     files = sorted(file for kind in ("*.json", "*.csv") for file in path.rglob(kind)) if path.is_dir() else [path]
     if not files:
         raise DataFault(f"{path}: holds no gaze, that is no .json and no .csv file; give the file or its folder")
-    return [found for file in files for found in _read(file, first_slice)]
+    return files
 
 
 def _read(file: Path, first: int | None) -> Iterator[Fixations]:

@@ -28,7 +28,7 @@ def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
 
     `cases` have `subject`, `part` and `has_labels`. Train holds every other case, labelled or not, that shares no
     subject with validation; unlabelled cases of a validation subject are in neither. Without labels nobody judges:
-    all cases train.
+    all cases train. UsageFault for a fold that is not there: the dataset's own part is one, and has no others.
     """
     labelled = [i for i, case in enumerate(cases) if case.has_labels]
     if not labelled:
@@ -37,6 +37,11 @@ def split_cases(cases: Sequence, folds: int, fold: int) -> Split:
     subjects = sorted({cases[i].subject for i in labelled}, key=_shuffled)
     judges = {cases[i].subject for i in named}
     if judges and any(case.subject not in judges for case in cases):
+        if fold:
+            raise UsageFault(
+                f"fold {fold} asked for, but the dataset's own validation part judges ({len(judges)} subjects), and "
+                "has no folds; leave out --fold"
+            )
         rule = f"the dataset's own validation part: {len(judges)} subjects"
     elif len(subjects) < 2:
         return Split(tuple(range(len(cases))), (), f"one labelled subject ({subjects[0]}): it trains, none judges")
@@ -64,7 +69,7 @@ def split_named(cases: Sequence, subjects: Sequence[str], source: str) -> Split:
     return Split(train, validation, f"by name: {len(judges)} subjects of {source} are held out")
 
 
-def draw_labelled(cases: Sequence, train: Sequence[int], labels: float | None, draw: int) -> tuple[int, ...]:
+def draw_labelled(cases: Sequence, train: Sequence[int], labels: int | float | None, draw: int) -> tuple[int, ...]:
     """The labelled training cases of `labels` subjects: a count, a share below 1, or None for all.
 
     Drawn by subject and nested: the 4 subjects of a draw are among its 8. `draw` is the seed of this chance alone, so

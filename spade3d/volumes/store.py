@@ -60,7 +60,7 @@ class StoredCase:
     labels: ArrayFile | None
     truth: ArrayFile | None  # the labels on the source's grid, where that is another one
     saliency: ArrayFile | None = None  # where to look, on the stored grid; none in stores older than it
-    saliency_source: str = ""  # "gaze", "predicted", "labels" or "attention"; "" without saliency
+    saliency_source: str = ""  # one of SOURCES (channels.py); "" without saliency
     likeness: str = ""  # what the source shows, whatever its grid and units (likeness.py); "" in stores older than it
 
     @property

@@ -23,8 +23,10 @@ from spade3d.commands import prepare
 from spade3d.networks.foreign import save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.training.journal import read_log
+from spade3d.volumes.geometry import apply_affine
 from spade3d.volumes.phantoms import write_dataset
-from spade3d.volumes.volume import read_grid, read_volume
+from spade3d.volumes.store import VolumeStore
+from spade3d.volumes.volume import read_grid, read_volume, write_volume
 
 SMALL = ["--network.feature-size", 12, "--network.window", 4, "--device", "cpu", "--scoring.overlap", 0.25]
 HEAD = [*SMALL, "--crop.shape", 32, 32, 32, "--steps", 6, "--save-every", 2, "--studies", 3, "--scoring.looks", 1]
@@ -215,6 +217,68 @@ def test_localisation_writes_maps_on_the_grid_of_the_scan_and_judges_them(head, 
     assert said["pointing"] == summary["localisation"]["measures"]["pointing"]["mean"]
     assert len(json.loads((tmp_path / "run" / "localisation.json").read_text(encoding="utf-8"))["rows"]) == len(lumps)
     assert "T(IoU) 0.3" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_baselines_are_judged_beside_the_run_in_the_same_table(place, tmp_path):
+    """Those of which there are data: without a prior chance, the middle and Grad-CAM; with one its places, too, and the
+    organ by the labels of the judged scans, whose pointing is the share of the liver in the box."""
+    boxes = [f"img{n:04},lump,-60,-40,-40,0,20,20" for n in range(1, 9)]
+    (tmp_path / "boxes.csv").write_text("subject,finding,x0,y0,z0,x1,y1,z1\n" + "\n".join(boxes) + "\n")
+    begun = [place / "store", "--task", "localisation", "--findings", place / "findings.csv", *HEAD]
+    begun += ["--boxes", tmp_path / "boxes.csv", "--tokens", place / "run" / "tokens"]
+    prior = ["--clarity.prior.source", "atlas", "--clarity.prior.frame", "box"]
+    prior += ["--clarity.prior.table.lump.organs", "liver"]
+    for name, more, judged in (
+        ("attention", ["--head", "attention"], {"random", "centre", "grad-cam"}),
+        ("told", [*TOKENS, *prior], {"random", "centre", "prior", "organ", "organ, its middle", "grad-cam"}),
+        ("without", ["--head", "attention", "--scoring.no-baselines"], None),
+    ):
+        out = tmp_path / name
+        run(*begun, "--out", out, *more)
+        found = json.loads((out / "localisation.json").read_text(encoding="utf-8"))
+        html = unescape((out / "report.html").read_text(encoding="utf-8"))
+        assert "T(IoBB) 0.25" in html and "Off along S, mm" in html
+        if judged is None:
+            assert "baselines" not in found and "Middle of the volume" not in html
+            continue
+        assert set(found["baselines"]) == set(found["baselines_by_finding"]) == judged
+        assert set(found["baselines_left_out"]) == {"prior", "organ", "organ, its middle"} - judged
+        assert "Grad-CAM of this head (all findings)" in html and "Middle of the volume" in html
+        assert ("True organ, its middle, not judged" in html) == ("organ" not in judged)
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))["localisation"]
+        assert summary["baselines"] == found["baselines"] and "baselines_by_finding" not in summary
+        for of in found["baselines"].values():
+            more_than = of["over"]["pointing"]
+            mine, theirs = (one["measures"]["pointing"]["mean"] for one in (found, of))
+            assert more_than["difference"] == pytest.approx(mine - theirs) and more_than["subjects"] == 2
+    store = VolumeStore.open(place / "store")
+    (liver,) = (value for value, label in store.label_names.items() if label == "liver")
+    told = json.loads((tmp_path / "told" / "localisation.json").read_text(encoding="utf-8"))
+    judges, shares = {row["subject"] for row in told["rows"]}, []
+    for i, case in enumerate(store.cases):
+        if case.subject in judges:
+            where = apply_affine(case.affine, np.argwhere(store.labels(i) == liver))
+            shares.append(((where >= (-60, -40, -40)) & (where <= (0, 20, 20))).all(axis=1).mean())
+    assert told["baselines"]["organ"]["measures"]["pointing"]["mean"] == pytest.approx(np.mean(shares))
+
+
+def test_a_prior_that_scans_that_judge_do_not_have_is_left_out_and_said(place, tmp_path):
+    """A run that has ended well does not fail by what it is held against."""
+    for n in (1, 2, 4, 6, 7, 8):  # not those that judge
+        scan = read_grid(place / "scans" / "RawData" / "Training" / "img" / f"img{n:04}.nii.gz")
+        (tmp_path / "files" / f"img{n:04}").mkdir(parents=True)
+        everywhere = np.ones(scan.shape, np.float32)
+        write_volume(tmp_path / "files" / f"img{n:04}" / "liver.nii.gz", everywhere, scan.affine)
+    run(
+        *(place / "store", "--task", "localisation", "--findings", place / "findings.csv", "--out", tmp_path / "run"),
+        *("--boxes", place / "boxes.csv", "--tokens", place / "run" / "tokens", *HEAD, *TOKENS),
+        *("--clarity.prior.source", "files", "--clarity.prior.folder", tmp_path / "files"),
+        *("--clarity.prior.table.lump.organs", "liver"),
+    )
+    found = json.loads((tmp_path / "run" / "localisation.json").read_text(encoding="utf-8"))
+    assert set(found["baselines"]) == {"random", "centre", "organ", "organ, its middle", "grad-cam"}
+    assert "no priors of these scans there" in found["baselines_left_out"]["prior"]
+    assert "The prior alone, not judged" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_odd_about_boxes_is_said_and_json_has_no_nan(place, tmp_path, capsys):

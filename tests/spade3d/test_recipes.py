@@ -8,7 +8,7 @@ from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
 from spade3d.recipes.instance import InstanceSettings
-from spade3d.recipes.pair_crops import FRAMES, FocusSettings, check_saliency, frames_of
+from spade3d.recipes.pair_crops import FRAMES, FocusSettings, check_saliency, frames_of, steered
 from spade3d.recipes.recipe import find_recipe
 from spade3d.recipes.spade import SpadeSettings, choose_spade, spade
 from spade3d.scans import open_scans
@@ -202,6 +202,10 @@ def test_where_the_saliency_comes_from_is_said(tmp_path, capsys):
     store = write_saliency(tmp_path / "store", {store.cases[0].name: looked}, "gaze")
     capsys.readouterr()
     check_saliency(FocusSettings(views="focused"), store, (0, 1, 2))
+    steers = {
+        views: steered(SpadeSettings(focus={"views": views}), store, (0, 1, 2)) for views in ("focused", "random")
+    }
+    assert steers == {"focused": {0: "gaze"}, "random": {}}
     said = capsys.readouterr().err
     assert "focused views; saliency from gaze (1 scans)" in said and "nothing is salient in 2 of 3 scans" in said
     with pytest.raises(DataFault, match="shuffled needs the saliency of two patients"):

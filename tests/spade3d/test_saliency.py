@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from spade3d.crops.saliency_crops import SaliencyStream
 from spade3d.saliency_commands import main
-from spade3d.saliency_predictor import PredictorSettings, train_predictor
+from spade3d.saliency_predictor import PredictorSettings, gazed_split, train_predictor
 from spade3d.training import loop
 from spade3d.training.prefetch import Prefetched
 from spade3d.volumes.layouts import read_layout
@@ -49,6 +49,7 @@ def test_gaze_becomes_saliency_and_nothing_is_lost_uncounted(scans, store, capsy
     code, out, err = call(capsys, "gaze", store, "--fixations", scans[0] / "gaze", "--json")
     result = json.loads(out)
     assert (code, result["written"], result["source"], result["readers"]) == (0, 4, "gaze", 2) and "4/4" in err
+    assert result["first_slice"] == "1 in .json (assumed)" and result["left_out"] == 0
     recorded = [
         record for file in (scans[0] / "gaze").iterdir() for record in json.loads(file.read_text(encoding="utf-8"))
     ]
@@ -188,6 +189,43 @@ def test_gaze_of_strangers_is_named_and_the_rest_is_written(scans, store, tmp_pa
     after = VolumeStore.open(store)
     assert np.array_equal([case.saliency_source for case in after.cases], ["", "gaze", "gaze", ""])
     assert after.saliency(1).max() == 255 and not after.saliency(2).any()
+
+
+def test_gaze_that_cannot_be_of_its_scan_is_left_out_by_name_and_the_rest_is_written(scans, store, tmp_path, capsys):
+    """One scan's gaze has a slice that the scan has not, and one file is damaged: two scans keep theirs."""
+    gaze = shutil.copytree(scans[0] / "gaze", tmp_path / "gaze")
+    records = json.loads((gaze / "img0002.json").read_text(encoding="utf-8"))
+    records[0]["Z"][0] = 999
+    (gaze / "img0002.json").write_text(json.dumps(records))
+    (gaze / "img0003.json").write_text("[{")
+    code, _, err = call(capsys, "gaze", store, "--fixations", gaze, "--strict")
+    assert code == 3 and "img0003.json: damaged JSON" in err
+    assert not any(case.saliency for case in VolumeStore.open(store).cases)
+
+    code, out, err = call(capsys, "gaze", store, "--fixations", gaze, "--first-slice", 1, "--json")
+    result = json.loads(out)
+    assert (code, result["written"], result["with_saliency"], result["left_out"]) == (0, 2, 2, 2), err
+    assert result["first_slice"] == "1 in .json (as given)"
+    assert "left out img0003.json: " in err and "left out img0002: " in err and "999" in err
+    after = VolumeStore.open(store)
+    assert [case.saliency_source for case in after.cases] == ["gaze", "", "", "gaze"] and after.verify() == []
+    (gaze / "img0003.json").unlink()
+    code, _, err = call(capsys, "gaze", store, "--fixations", gaze, "--replace", "--strict")
+    assert code == 3 and "slices" in err and "999" in err.splitlines()[-1]
+
+
+def test_a_predictor_that_labels_taught_says_so_in_what_it_writes(store, tmp_path, capsys):
+    from spade3d.networks.saliency_net import SaliencyModel, SaliencyNet
+
+    prepared = VolumeStore.open(store).preprocessing
+    for taught_by, source in (("labels",), "predicted (taught by labels)"), (("attention", "gaze"), "predicted"):
+        SaliencyModel(SaliencyNet(4), prepared, (32, 32, 16), taught_by).save(tmp_path / "saliency.safetensors", {})
+        tokens = ("predict", store, "--model", tmp_path, "--device", "cpu", "--replace", "--json")
+        code, out, _ = call(capsys, *tokens)
+        assert code == 0 and json.loads(out)["source"] == source
+        after = VolumeStore.open(store)
+        assert {case.saliency_source for case in after.cases} == {source}
+        assert gazed_split(after).train == (), "no predictor teaches another"
 
 
 def test_an_option_that_takes_one_of_several_says_so(capsys):

@@ -120,6 +120,9 @@ def test_msd_takes_a_labelled_validation_part_else_the_folds_of_nnunet():
     named = [*scans("abcd"), *scans("ef", "validation"), *scans("g", "test", labels=False)]
     assert split("msd", named) == split_cases(named, 5, 0)
     assert split("msd", named).validation == (4, 5)
+    for name in ("msd", "holdout", "few-shot"):
+        with pytest.raises(UsageFault, match="fold 3 asked for, but the dataset's own validation part judges"):
+            split(name, named, 3)
     plain = [*scans("abcdefghij"), *scans("k", "test", labels=False)]
     found = [split("msd", plain, fold) for fold in range(5)]
     slow = [tuple(judges) for _, judges in KFold(5, shuffle=True, random_state=12345).split("abcdefghij")]

@@ -26,6 +26,16 @@ def test_whitened_cells_are_as_wide_in_every_direction_and_the_ridge_spares_what
     torch.testing.assert_close(alike(torch.full((2, 5), 3.0)), torch.full((2, 5), 2.0))
 
 
+def test_rows_that_are_all_the_same_are_left_as_large_as_they_are():
+    """Whatever rounding makes of them."""
+    row = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    whitening = Whitening(32)
+    (found,) = moments_of([(row.expand(1000, 32),)])
+    assert torch.linalg.eigvalsh(found.covariance).max() > 0  # rounding
+    whitening.fit(found)
+    torch.testing.assert_close(whitening(row + 1e-3), torch.full((1, 32), 1e-3), rtol=1e-3, atol=1e-7)
+
+
 def test_whitening_before_a_linear_layer_is_one_product_of_both():
     torch.manual_seed(0)
     whitening, layer, x = Whitening(6), nn.Linear(6, 3), torch.randn(4, 7, 6)

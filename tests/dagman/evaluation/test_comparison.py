@@ -82,6 +82,7 @@ def test_without_a_run_from_scratch_the_first_side_is_the_reference(tmp_path):
     [
         ({"protocol": PROTOCOL | {"overlap": 0.7}}, DataFault, "another protocol than .*scratch .overlap: 0.5 and 0.7"),
         ({"protocol": PROTOCOL | {"flips": "ras"}}, DataFault, "another protocol than .*flips: none and ras"),
+        ({"protocol": PROTOCOL | {"surface": "elements"}}, DataFault, "surface: voxels and elements"),
         ({"protocol": PROTOCOL | {"name": "msd"}}, DataFault, "another protocol than .*name: holdout and msd"),
         (
             {"protocol": PROTOCOL | {"spacing_mm": [1.0, 1.0, 1.0]}},

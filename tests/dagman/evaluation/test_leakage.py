@@ -20,7 +20,7 @@ from spade3d.volumes.volume import write_volume
 SPLIT = Split((0, 1), (2, 3), "by hand")  # b and b2 are two scans of one subject
 
 
-def stored(folder, name, subjects: dict[str, str], seed: int = 0):
+def stored(folder, name, subjects: dict[str, str], seed: int = 0, layout: str = "MSD"):
     """A store whose case `c` of subject `s` is {"c": "s"}; the voxels depend on the order and the seed."""
     folder.mkdir()
     cases = []
@@ -28,7 +28,7 @@ def stored(folder, name, subjects: dict[str, str], seed: int = 0):
         voxels = np.random.default_rng([seed, number]).integers(-500, 500, (8, 8, 8)).astype(np.int16)
         write_volume(folder / f"{case}.nii.gz", voxels, np.eye(4))
         cases.append(Case(case, subject, folder / f"{case}.nii.gz", None, "CT"))
-    return prepare(Dataset(name, "folder of scans", folder, tuple(cases)), folder / "store", Preprocessing())
+    return prepare(Dataset(name, layout, folder, tuple(cases)), folder / "store", Preprocessing())
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,26 @@ def test_an_encoder_that_does_not_say_what_it_has_seen_is_a_note_and_with_strict
 def test_a_subject_is_found_in_the_same_dataset_by_name(store, tmp_path):
     rescanned = stored(tmp_path / "again", "livers", {"x": "B", "y": "Z"}, seed=1)
     assert found(store, pretraining(rescanned, 0, 1)) == ("checked", ["B"])
+
+
+def test_patients_of_another_folder_of_the_same_name_are_suspected_and_not_found(tmp_path):
+    """A/scans and B/scans both hold `b` and `c`, who are others: their voxels say so. The same voxels are found."""
+    subjects = {"a": "A", "a2": "A", "b": "B", "c": "C"}
+    (tmp_path / "A").mkdir(), (tmp_path / "B").mkdir()
+    mine = stored(tmp_path / "A" / "scans", "scans", subjects, layout="folder of scans")
+    others = stored(tmp_path / "B" / "scans", "scans", subjects, seed=1, layout="folder of scans")
+    said = find_leakage(mine, SPLIT, pretraining(others, 0, 1, 2, 3), strict=True)
+    assert said["validation_in_pretraining"] == [] and said["suspected_in_pretraining"] == ["B", "C"]
+    assert [(one["by"], one["sure"]) for one in said["evidence"]["B"]] == [("subject's name", False)]
+    assert said["evidence"]["B"][0]["unlikeness"] > ALIKE
+    older = pretraining(others, 3)
+    for case in older["cases"]:
+        del case["likeness"]  # nobody can say that they are others
+    assert found(mine, older) == ("checked", ["C"])
+    assert found(mine, pretraining(mine, 3)) == ("checked", ["C"])
+    described = pretraining(others, 3)
+    described["dataset"]["layout"] = "MSD"
+    assert found(mine, described) == ("checked", []), "one of the two is named by its folder"
 
 
 def test_in_another_dataset_a_name_means_nobody_and_voxels_tell(store, tmp_path):
@@ -161,6 +181,37 @@ def test_paths_are_evidence_unless_the_voxels_are_strangers(store, tmp_path):
     stranger = {"likeness": flipped(store.cases[3].likeness, 0.5)}
     assert evidence(store, [{"source": source} | stranger]) == ([], ["C"], {"C": ["path"]})
     assert evidence(store, [{"source": moved} | stranger]) == ([], [], {})
+
+
+def steered(store, sources: dict[int, str], taught=None, strict=False) -> dict:
+    """What is said of an encoder that learned from some cases, with views steered by saliency from these sources."""
+    provenance = describe(store, tuple(sources), Split((), (), "by hand"), {i: of for i, of in sources.items() if of})
+    return find_leakage(store, SPLIT, json.loads(json.dumps(provenance)), strict=strict, taught=taught)
+
+
+def test_labels_that_steered_views_and_do_not_teach_are_counted(store, capsys):
+    """--labels draws `a` alone: the label map of `a2`, which steered views, too, is one label more."""
+    clean = steered(store, {0: "labels", 1: "gaze"}, taught=(0,), strict=True)
+    assert clean["steered"] == {} and clean["steered_by_validation"] == []
+    say_leakage(clean)
+    assert capsys.readouterr().err == ""
+    said = steered(store, {0: "labels", 1: "labels"}, taught=(0,), strict=True)  # no judge: a warning is enough
+    assert said["steered"] == {"labels": 1} and said["validation_in_pretraining"] == []
+    say_leakage(said)
+    assert capsys.readouterr().err.startswith(
+        "warning: labels that this run does not learn from steered the views of the pretraining (saliency from labels: "
+        "1 scans)"
+    )
+    assert steered(store, {0: "labels", 1: "labels"})["steered"] == {"labels": 2}, "a run without label maps"
+    assert steered(store, {0: "labels", 1: ""}, taught=(0, 1))["steered"] == {}
+    by_predictor = steered(store, {0: "predicted (taught by labels)", 1: "predicted"}, taught=(0, 1))
+    assert by_predictor["steered"] == {"predicted (taught by labels)": 1}, "nobody knows whose labels"
+
+
+def test_a_judge_whose_labels_steered_views_is_refused_with_strict(store):
+    assert steered(store, {2: "labels", 3: "gaze"})["steered_by_validation"] == ["B"]
+    with pytest.raises(DataFault, match="the labels of B even steered its views; pretrain without them"):
+        steered(store, {2: "labels", 3: "gaze"}, strict=True)
 
 
 def test_a_provenance_without_likeness_is_still_read(store):

@@ -20,6 +20,7 @@ from scipy.spatial.distance import cdist
 
 from dagman.evaluation import surfaces
 from dagman.evaluation.metrics import METRICS, asd_mm, case_metrics, dice, hd95_mm, nsd, tolerances_of
+from dagman.evaluation.surface_elements import surface_elements
 from spade3d.faults import DataFault, UsageFault
 
 
@@ -78,22 +79,95 @@ def test_equals_monai_on_blobs(seed, spacing):
     assert [row["asd_mm"] for row in rows] == pytest.approx(average[0].tolist(), abs=1e-4)
 
 
+def deepmind(truth: np.ndarray, prediction: np.ndarray, spacing, tolerance_mm: float) -> dict[str, float]:
+    """What surface-distance says; of its two averages the one of both surfaces together."""
+    found = surface_distance.compute_surface_distances(truth, prediction, spacing)
+    areas = [found[f"surfel_areas_{side}"].sum() for side in ("gt", "pred")]
+    return {
+        "dice": surface_distance.compute_dice_coefficient(truth, prediction),
+        "hd95_mm": surface_distance.compute_robust_hausdorff(found, 95),
+        "nsd": surface_distance.compute_surface_dice_at_tolerance(found, tolerance_mm),
+        "asd_mm": np.average(surface_distance.compute_average_surface_distance(found), weights=areas),
+    }
+
+
+SPACINGS = [(1.0, 1.0, 1.0), (0.7, 1.5, 3.3), (2.0, 0.5, 1.0)]
+
+
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.5, 3.3)])
-def test_stays_within_half_a_voxel_of_deepminds_surface_distance(seed, spacing):
-    """DeepMind's surface runs between the voxels, half a voxel out, so two of them lie as far apart as two of ours to
-    within one diagonal; its averages are weighted by area, which the same diagonal bounds on smooth shapes."""
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("tolerance_mm", [1.0, 2.0])
+def test_elements_equal_deepminds_surface_distance(seed, spacing, tolerance_mm):
+    truth, prediction = blobs(seed, (40, 33, 27))
+    rows = case_metrics(truth, prediction, spacing, (1, 2, 3), tolerance_mm, surface="elements")
+    for row in rows:
+        theirs = deepmind(truth == row["class"], prediction == row["class"], spacing, tolerance_mm)
+        assert {name: row[name] for name in theirs} == pytest.approx(theirs, abs=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(*[st.integers(1, 7)] * 3),
+    spacing=st.tuples(*[st.sampled_from([0.3, 1.0, 2.5, 8.0])] * 3),
+    filled=st.floats(0.02, 0.98),
+)
+def test_elements_of_noise_of_any_shape_equal_deepminds(seed, shape, spacing, filled):
+    """Every one of the 256 neighbourhoods, sets that touch the image's edge, images of one voxel."""
+    rng = np.random.default_rng(seed)
+    truth, prediction = rng.random(shape) < filled, rng.random(shape) < filled
+    truth.flat[rng.integers(truth.size)] = prediction.flat[rng.integers(truth.size)] = True
+    (row,) = case_metrics(truth, prediction, spacing, (1,), 2.4, surface="elements")
+    theirs = deepmind(truth, prediction, spacing, 2.4)
+    assert [row["nsd"], row["asd_mm"]] == pytest.approx([theirs["nsd"], theirs["asd_mm"]], abs=1e-4)
+    # Where exactly 95 % lie within a distance, rounding chooses for them between this one and the next.
+    found = surface_distance.compute_surface_distances(truth, prediction, spacing)
+    low, high = (surface_distance.compute_robust_hausdorff(found, 95 + way) for way in (-1e-3, 1e-3))
+    assert low - 1e-4 <= row["hd95_mm"] <= high + 1e-4
+
+
+def test_elements_of_empty_structures_follow_the_rule_and_agree_with_deepmind_that_nothing_was_found(monkeypatch):
+    """surface-distance calls the HD95 of a missed structure infinite, and of what neither has it knows nothing."""
+    monkeypatch.setattr(np, "Inf", math.inf, raising=False)  # the name that it knows is gone since numpy 2
+    truth, prediction = np.zeros((2, 6, 8, 10), np.uint8)
+    truth[4:, 4:, 4:], prediction[0, 6:, 6:] = 2, 3
+    of_elements, of_voxels = (
+        case_metrics(truth, prediction, (1.0, 1.5, 2.0), (2, 3, 4), surface=surface)
+        for surface in ("elements", "voxels")
+    )
+    assert all(row == pytest.approx(twin, nan_ok=True) for row, twin in zip(of_elements, of_voxels, strict=True))
+    missed, _, absent = of_elements
+    theirs = surface_distance.compute_surface_distances(truth == 2, prediction == 2, (1.0, 1.5, 2.0))
+    assert surface_distance.compute_surface_dice_at_tolerance(theirs, 2.0) == missed["nsd"] == 0.0
+    assert math.isinf(surface_distance.compute_robust_hausdorff(theirs, 95))
+    assert missed["hd95_mm"] == missed["asd_mm"] == pytest.approx(math.hypot(6 * 1.0, 8 * 1.5, 10 * 2.0))
+    assert all(math.isnan(absent[metric]) for metric in METRICS)
+
+
+def test_elements_of_a_single_voxel_by_hand():
+    """Eight corners, each cut by a triangle between the middles of three edges: an octahedron of half the area
+    8 * sqrt(3) / 8; of another voxel 2 mm away the four inner corners lie 1 mm from it, the four outer ones 2 mm."""
+    truth, prediction = np.zeros((2, 5, 5, 5), bool)
+    truth[2, 2, 1] = prediction[2, 2, 3] = True
+    labels, box = truth.astype(np.uint16), np.array([[2, 3], [2, 3], [1, 2]])
+    surface, areas = surface_elements(labels, 1, box, (1.0, 1.0, 1.0))
+    assert len(surface.points) == 8 and areas == pytest.approx(np.full(8, math.sqrt(3) / 8))
+    assert {tuple(point) for point in surface.points} == {(i, j, k) for i in (2, 3) for j in (2, 3) for k in (1, 2)}
+    (row,) = case_metrics(truth, prediction, (1.0, 1.0, 1.0), (1,), 1.0, surface="elements")
+    assert [row[name] for name in ("hd95_mm", "nsd", "asd_mm")] == pytest.approx([2.0, 0.5, 1.5])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_voxels_and_elements_differ_by_as_much_as_the_page_says(seed, spacing):
+    """Were either twice as large as it is, this would say so."""
     truth, prediction = (labels == 1 for labels in blobs(seed, (40, 33, 27)))
-    (row,) = case_metrics(truth, prediction, spacing, (1,), 2.0)
-    theirs = surface_distance.compute_surface_distances(truth, prediction, spacing)
-    voxel_mm = math.hypot(*spacing)
-    assert row["hd95_mm"] == pytest.approx(surface_distance.compute_robust_hausdorff(theirs, 95), abs=voxel_mm)
-    averages = surface_distance.compute_average_surface_distance(theirs)
-    assert row["asd_mm"] == pytest.approx(sum(averages) / 2, abs=voxel_mm / 2)
-    # Whoever forgives a voxel more or less finds at least, or at most, what DeepMind finds.
-    strict, lenient = (nsd(truth, prediction, spacing, max(0.0, 2.0 + way * voxel_mm)) for way in (-1, 1))
-    assert strict - 0.05 <= surface_distance.compute_surface_dice_at_tolerance(theirs, 2.0) <= lenient + 0.05
-    assert row["dice"] == pytest.approx(surface_distance.compute_dice_coefficient(truth, prediction))
+    for tolerance_mm in (1.0, 2.0):
+        (row,) = case_metrics(truth, prediction, spacing, (1,), tolerance_mm)
+        theirs = deepmind(truth, prediction, spacing, tolerance_mm)
+        assert 1.5 <= row["asd_mm"] / theirs["asd_mm"] <= 1.65
+        assert 1.05 <= row["hd95_mm"] / theirs["hd95_mm"] <= 1.85
+        assert 0.0 <= theirs["nsd"] - row["nsd"] <= 0.1
 
 
 def test_equals_deepmind_where_the_definitions_meet():
@@ -266,3 +340,5 @@ def test_what_cannot_be_measured_is_said():
         case_metrics(labels, labels.astype(np.int16) - np.eye(4, dtype=np.int16), (1, 1, 1), (1,))
     with pytest.raises(ValueError, match="different label values"):
         case_metrics(labels, labels, (1, 1, 1), (1, 2, 1))
+    with pytest.raises(ValueError, match="surface 'edges'; it is one of voxels, elements"):
+        case_metrics(labels, labels, (1, 1, 1), (1,), surface="edges")

@@ -100,6 +100,15 @@ def test_leakage_is_said_beside_the_headline_and_nothing_reassures(tmp_path, lea
     assert not any(reassured in part.split("</p>")[0] for part in html.split('class="callout good"')[1:])
 
 
+def test_labels_that_steered_the_pretraining_are_said_beside_the_headline(tmp_path):
+    leakage = {"steered": {"labels": 7}, "validation_in_pretraining": ["s1", "s2"], "steered_by_validation": ["s2"]}
+    html = text(finetuning_report(make_run(tmp_path / "run", rows(2), leakage=leakage)))
+    headline = html[: html.index("<nav")]
+    assert "Labels that this run does not learn from steered the views of the pretraining (saliency from " in headline
+    assert "labels: 7 scans)" in headline and "and the labels of s2 steered its views (s1, s2)" in headline
+    assert "as images without labels" not in headline
+
+
 def test_it_is_said_by_what_a_seen_subject_is_known(tmp_path):
     one = {"case": "c1", "seen_as": "<old> scan", "by": "similar voxels", "sure": True, "unlikeness": 0.031}
     leakage = {"validation_in_pretraining": ["s1"], "evidence": {"s1": [one]}}

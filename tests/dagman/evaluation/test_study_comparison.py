@@ -189,6 +189,20 @@ def test_other_labels_boxes_and_ways_of_judging_maps_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_that_differ_in_the_judging_of_maps_alone_are_told_so(tmp_path):
+    """Both are from scratch with one seed: that they are one side is true, and not the reason."""
+    runs = [make_run(tmp_path / name) for name in ("near", "far")]
+    said = json.loads((runs[1] / "summary.json").read_text(encoding="utf-8"))
+    said["localisation"]["judging"]["tolerance_mm"] = 20.0
+    (runs[1] / "summary.json").write_text(json.dumps(said))
+    with pytest.raises(DataFault, match="far: judges maps otherwise than .*near .tolerance_mm: 10.0 and 20.0"):
+        compare_runs(runs, tmp_path / "out")
+    said["localisation"]["judging"]["tolerance_mm"] = 10.0
+    (runs[1] / "summary.json").write_text(json.dumps(said))
+    with pytest.raises(UsageFault, match="both are from scratch with seed 0; give one of each"):
+        compare_runs(runs, tmp_path / "out")
+
+
 def test_kinds_of_runs_and_metrics_do_not_mix(tmp_path):
     runs = [make_run(tmp_path / "scratch"), make_run(tmp_path / "a", source="a.pt", boxes=False)]
     with pytest.raises(

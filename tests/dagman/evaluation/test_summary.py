@@ -73,6 +73,19 @@ def test_every_metric_is_defined_where_it_is_written():
     assert summarise(ROWS, own, STORE, SPLIT, (0,), None, NOBODY)["protocol"]["tolerances_mm"] == {"spleen": 1.0}
 
 
+def test_a_summary_says_between_which_surfaces_distances_are():
+    """What is not said is of voxels, as in runs that are older than the choice."""
+    plain, own = (
+        summarise(ROWS, with_values(SETTINGS, {"scoring.surface": surface}), STORE, SPLIT, (0,), None, NOBODY)[
+            "protocol"
+        ]
+        for surface in ("voxels", "elements")
+    )
+    assert "surface" not in plain and own["surface"] == "elements between voxels"
+    other = {name for name, text in own["definitions"].items() if plain["definitions"][name] != text}
+    assert other == {"hd95_mm", "nsd", "asd_mm", "grid"}
+
+
 def test_who_learned_and_who_judged_are_subjects():
     said = summary()
     assert said["split"] == {"train": ["A", "B"], "validation": ["C", "D"]}

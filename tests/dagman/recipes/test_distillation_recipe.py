@@ -11,6 +11,7 @@ from dagman.recipes.distillation import (
     GUIDED,
     SEMANTIC,
     VARIANTS,
+    check_terms,
     chosen_distillation,
     dagman,
     paper,
@@ -18,7 +19,7 @@ from dagman.recipes.distillation import (
     stage_for,
     tiny,
 )
-from dagman.recipes.distillation_settings import DagmanSettings, PaperSettings
+from dagman.recipes.distillation_settings import DagmanSettings, DistillSettings, PaperSettings
 from dagman.recipes.spade_dagman import SpadeDagmanSettings, spade_dagman
 from spade3d.commands import pretrain
 from spade3d.configuration import resolve, to_yaml, with_values
@@ -31,7 +32,7 @@ from spade3d.volumes.phantoms import write_dataset
 SMALL = {
     "crop.frame": "box",
     "crop.shape": (32, 32, 32),
-    "crop.anchors": 1,
+    "crop.anchors": 2,
     "network.feature_size": 12,
     "network.heads": (2, 2, 2, 2),
     "distill.stage": 2,
@@ -88,6 +89,27 @@ def test_the_ladder_differs_in_what_its_arms_are_named_after():
     assert len(set(said.values())) == len(VARIANTS)
     rest = {arm: of.model_dump(exclude={"variant", "masking", "semantic", "patch_dropout"}) for arm, of in arms.items()}
     assert all(rest[arm] == rest["dagman"] for arm in ("semantic", "noisy", "smit", "ibot", "mst"))
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ({"masking": "attmask"}, 0.07),
+        ({"variant": "attmask", "ratio": 0.4}, 0.04),
+        ({"variant": "attmask", "hint": 0.02}, 0.02),
+        ({"variant": "attmask", "masking": "attention"}, 0.1),
+    ],
+)
+def test_attmask_shows_a_tenth_of_what_is_selected(said, hint):
+    chosen = chosen_distillation(DistillSettings(**said), (96,) * 3, "cpu")
+    assert chosen.hint == pytest.approx(hint)
+    chosen_again = chosen_distillation(chosen, (96,) * 3, "cpu")
+    assert chosen_again == chosen
+
+
+def test_a_hint_that_nobody_gave_refuses_no_ratio():
+    distill = chosen_distillation(DistillSettings(variant="attmask", ratio=0.07), (96,) * 3, "cpu")
+    check_terms(distill, (96,) * 3, 24, pairs=2)
 
 
 def test_what_is_said_beside_a_variant_stays():
@@ -162,6 +184,12 @@ def test_sizes_do_not_follow_the_device(store):
             {"distill.drop_hidden": True, "prior.source": "bands", "prior.attachment": "native"},
             "--distill.drop_hidden leaves the hidden ones out",
         ),
+        ({"crop.anchors": 1}, "a batch of one pair of crops: .* give --crop.anchors of 2 or more"),
+        (
+            {"prior.source": "bands", "prior.attachment": "native", "prior.stage": 2},
+            "stage 2 has 8 x 8 x 8 cells of a crop, and none looks beyond its window of 4; give --prior.attachment "
+            "windowed, a later --prior.stage, or a --network.window of 8",
+        ),
         (
             {"crop.shape": (16, 16, 16), "prior.source": "bands", "prior.attachment": "native", "prior.stage": 4},
             "a crop of 16x16x16 voxels is one cell of 16x16x16",
@@ -171,6 +199,28 @@ def test_sizes_do_not_follow_the_device(store):
 def test_what_cannot_be_learned_is_refused_before_the_run(store, given, message):
     with pytest.raises(UsageFault, match=message):
         dagman.choose(with_values(DagmanSettings(), SMALL | given), store, CASES, "cpu")
+
+
+@pytest.mark.parametrize(
+    "spared", [{"distill.standardise": False}, {"distill.image_weight": 0.0, "distill.global_weight": 0.0}]
+)
+def test_one_pair_is_enough_where_nothing_is_standardised_over_pairs(store, spared):
+    assert dagman.choose(with_values(DagmanSettings(), SMALL | {"crop.anchors": 1} | spared), store, CASES, "cpu")
+
+
+def test_the_scans_around_an_anchor_are_pairs_too(store):
+    given = SMALL | {"crop.anchors": 1}
+    assert spade_dagman.choose(with_values(SpadeDagmanSettings(), given | {"crop.scans": 2}), store, CASES, "cpu")
+    for alone in ({"crop.scans": 1}, {"crop.scans": 2}):
+        cases = CASES if alone["crop.scans"] == 1 else CASES[:1]
+        with pytest.raises(UsageFault, match="a batch of one pair of crops"):
+            spade_dagman.choose(with_values(SpadeDagmanSettings(), given | alone), store, cases, "cpu")
+
+
+@pytest.mark.parametrize(("attachment", "stage"), [("native", 3), ("windowed", 2)])
+def test_heads_of_a_stage_are_guided_where_a_window_holds_the_crop_or_window_by_window(store, attachment, stage):
+    prior = {"prior.source": "bands", "prior.attachment": attachment, "prior.stage": stage}
+    assert dagman.choose(with_values(DagmanSettings(), SMALL | prior), store, CASES, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +286,7 @@ def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recip
     losses = built.task.losses(batch, 1.0)
     assert losses["prior"].isfinite() and losses["prior"] > 0
     said = json.loads((tmp_path / GUIDED).read_text(encoding="utf-8"))
+    assert said.pop("source").startswith("one labelled scan")
     assert said == {"attachment": "semantic", "stage": 2, "heads": 4, "regions": ["left ventricle", "right ventricle"]}
 
 

@@ -10,9 +10,10 @@ import torch
 import yaml
 
 import dagman.commands
-from dagman.downstream.labelled import classes_of
+from dagman.downstream.labelled import Classes, classes_of
 from dagman.downstream.protocols import PROTOCOLS
 from dagman.finetuning import fresh_network
+from dagman.judging import scored_classes
 from dagman.recipes.finetuning import (
     FinetuneCommand,
     FinetuneSettings,
@@ -21,6 +22,7 @@ from dagman.recipes.finetuning import (
     network_of,
     resolve_finetuning,
 )
+from dagman.recipes.studies import StudySettings
 from spade3d.configuration import Network, resolve, to_yaml
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import save_encoder
@@ -171,6 +173,53 @@ def test_runs_are_seeds_by_draws(asked, pairs):
         assert type(run) is FinetuneSettings and name.startswith("scratch" if run.init is None else "pretrained")
         rest = {"seed", "draw", "init"}
         assert run.model_dump(exclude=rest) == next(iter(runs.values())).model_dump(exclude=rest)
+
+
+@pytest.mark.parametrize("written", ["1", "4", "4.0", "0.25", "null"])
+def test_a_count_of_subjects_and_a_share_stay_what_they_are(written, tmp_path):
+    """From YAML, environment and flags, through config.yaml and back."""
+    meant = {"1": 1, "4": 4, "4.0": 4, "0.25": 0.25, "null": None}[written]
+    config = tmp_path / "config.yaml"
+    config.write_text(f"labels: {written}\n")
+    flags = {} if written == "null" else FinetuneCommand(labels=written).model_dump(exclude_unset=True)
+    for asked in (
+        resolve_finetuning([config], {}, {}),
+        resolve_finetuning([], {}, {"SPADE_LABELS": written}),
+        resolve_finetuning([], flags, {}),
+    ):
+        (only,) = asked.runs().values()
+        for one in (asked, only):
+            config.write_text(to_yaml(one))
+            again = resolve(type(one), [config], {}, {})
+            assert again == one and again.labels == meant and type(again.labels) is type(meant)
+
+
+@pytest.mark.parametrize("tree", [FinetuneCommand, StudySettings])
+def test_one_point_nothing_of_the_subjects_is_refused_for_it_may_be_one_or_all(tree, tmp_path):
+    (tmp_path / "config.yaml").write_text("labels: 1.0\n")
+    for files, environment, flags in (
+        ([tmp_path / "config.yaml"], {}, {}),
+        ([], {"SPADE_LABELS": "1.0"}, {}),
+        ([], {}, {"labels": "1.0"}),
+    ):
+        with pytest.raises(UsageFault, match="one subject or all of them: write 1 for one, and leave labels out for"):
+            resolve(tree, files, flags, environment)
+    with pytest.raises(UsageFault, match="a whole number of subjects, or a share between 0 and 1, is needed"):
+        resolve(tree, [], {"labels": "2.5"}, {})
+
+
+@pytest.mark.parametrize("written", ["left-atrium", "left_atrium", "Left Atrium", "atrium_left"])
+def test_a_tolerance_finds_its_structure_however_it_is_written(written, tmp_path):
+    settings = FinetuneSettings(scoring={"tolerance_mm": 3.0, "tolerances_mm": {written: 1.5}})
+    classes = Classes(("aorta", "left_atrium"), (6, 7))
+    assert scored_classes(settings, classes) == ({6: "aorta", 7: "left_atrium"}, [3.0, 1.5])
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    assert resolve(FinetuneSettings, [tmp_path / "config.yaml"], {}, {}) == settings
+    assert settings == FinetuneSettings(scoring={"tolerance_mm": 3.0, "tolerances_mm": {"left atrium": 1.5}})
+    with pytest.raises(UsageFault, match="a tolerance for left atrium; the classes are aorta"):
+        scored_classes(settings, Classes(("aorta",), (6,)))
+    with pytest.raises(UsageFault, match="left atrium is given twice, with different tolerances; keep one"):
+        resolve(FinetuneSettings, [], {"scoring": {"tolerances_mm": {"atrium left": 2, written: 1.5}}}, {})
 
 
 def test_several_runs_that_would_be_the_same_are_refused():

@@ -64,6 +64,17 @@ def test_a_channel_that_never_changes_is_not_blown_up():
     assert (head.projected(moved) - head.projected(flat)).abs().max() < 3
 
 
+def test_a_head_that_saw_one_row_many_times_still_reads_others():
+    torch.manual_seed(0)
+    head, same = CalibratedHead(6, 16, 4), features(1).expand(16, 6)
+    head.calibrate(same)
+    for rows in (features(8, seed=1), same):
+        read = rows.clone().requires_grad_()
+        vectors = head(read)
+        (gradient,) = torch.autograd.grad((vectors * torch.randn(4)).sum(), [read])
+        assert vectors.isfinite().all() and gradient.isfinite().all()
+
+
 def test_rows_that_are_all_the_same_have_no_direction_to_learn_from():
     """What rounding leaves of them gives the layer before them no gradient that would drown all others: rows of 1e-8,
     as the small weights of a fresh head make them of tokens of which nothing can be seen."""

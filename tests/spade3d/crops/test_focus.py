@@ -158,6 +158,60 @@ def test_retention_is_that_of_the_continuous_map(salient):
         assert view.retention == pytest.approx(share, abs=0.02)
 
 
+class Seen(np.random.Generator):
+    """Chance that remembers what it was last to choose from, each as likely as any other."""
+
+    def choice(self, offered):
+        self.offered = offered
+        return super().choice(offered)
+
+
+def places_within(parent, size, zoom, cells):
+    """How far a view of `size` cells may begin from one of `cells` in the middle of its parent, along each axis: while
+    it stays inside the parent, or once it is larger the parent inside it; by half a cell it may always leave."""
+    spare = max(abs(cells * zoom - size), 1) / 2
+    return [n for n in range(-40, 41) if abs(n + (size - cells) / 2) <= spare + 1e-9]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, mode=st.sampled_from(["mass", "area", "per_component"]), cells=st.integers(2, 7))
+def test_places_are_drawn_from_exactly_the_feasible_ones(salient, seed, mode, cells):
+    """Over small volumes, spacings, parents and zooms; each place looked at, voxel by voxel, and no view larger than
+    the smallest that has one."""
+    rng = Seen(np.random.PCG64(seed))
+    values, spacing, tau = random_saliency(rng, tuple(rng.integers(3, 10, 3))), rng.uniform(0.5, 3, 3), rng.uniform()
+    focus = replace(CROP_ONLY, crop_retention=tau, mode=mode, zoom=(1.0, 2.5), cells=cells)
+    middle, size_mm = (
+        rng.uniform(0.3, 0.7, 3) * values.shape * spacing,
+        rng.uniform(0.4, 1.2, 3) * values.shape * spacing,
+    )
+    parent, saliency = Box(tuple(middle), tuple(size_mm)), salient([values], focus, spacing=tuple(spacing.tolist()))
+    view = draw_focused(rng, saliency, 0, parent, (8, 8, 8), STRAIGHT)
+
+    mm, parts = counted(values, spacing, parent, mode)
+    cell = size_mm / view.asked_zoom / cells
+    first_cell = middle - cells * cell / 2
+    for size in itertools.count(cells):
+        begins = places_within(parent, size, view.asked_zoom, cells)
+        feasible = []
+        for place in itertools.product(begins, repeat=3):
+            low = first_cell + np.array(place) * cell
+            held = ((mm >= low) & (mm < low + size * cell)).all(-1)
+            kept = [part[held].sum() for part in parts]
+            enough = [k >= tau * part.sum() for k, part in zip(kept, parts)]
+            feasible.append(not parts or (any(enough) and all(e or k == 0 for e, k in zip(enough, kept))))
+        if any(feasible):
+            break
+    assert rng.offered.tolist() == np.flatnonzero(feasible).tolist()
+    assert view.zoom == pytest.approx(view.asked_zoom * cells / size)
+    corner = (view.crop.to_mm @ [-0.5, -0.5, -0.5, 1])[:3]
+    begun = np.round((corner - first_cell) / cell)
+    np.testing.assert_allclose(first_cell + begun * cell, corner, atol=1e-9)
+    assert feasible[
+        len(begins) ** 2 * begins.index(begun[0]) + len(begins) * begins.index(begun[1]) + begins.index(begun[2])
+    ]
+
+
 def test_places_are_uniform_among_the_feasible_ones(salient):
     values = random_saliency(np.random.default_rng(5), (12, 12, 12))
     counts = np.where(values >= 0.05 * values.max(), values, 0).astype(float)

@@ -1,6 +1,7 @@
 """Pairs: a batch is a pure function of (seed, step), and all that it says about places is true in millimetres."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -332,6 +333,62 @@ def test_the_hidden_share_comes_in_whole_cells(store, frames, share):
     assert share == 1 or not torch.equal(batch.hidden[0], batch.hidden[1])
 
 
+class FromLists(PairStream):
+    """Anchors and companions drawn from lists of cases, as the runs that were published drew them."""
+
+    def draw(self, rng):
+        anchors = self.sampling.anchors
+        drawn = rng.choice(self.cases, anchors, replace=anchors > len(self.cases)).tolist()
+        return [views for anchor in drawn for views in self.draw_around(rng, anchor)]
+
+    def draw_around(self, rng, anchor):
+        candidates = [case for case in self.cases if case != anchor]
+        others = rng.choice(candidates, min(self.sampling.scans - 1, len(candidates)), replace=False).tolist()
+        pairs = {anchor: self.draw_pair(rng, anchor)}
+        for case in others:
+            pairs[case] = tuple(self.bodies.counterpart(box, anchor, case) for box in pairs[anchor])
+        return [self.draw_views(rng, case, box) for case, boxes in pairs.items() for box in boxes]
+
+
+@pytest.mark.parametrize("cases", [(0, 1, 2), (2, 0), (1,)])
+@pytest.mark.parametrize(("anchors", "scans"), [(1, 1), (1, 3), (2, 2), (5, 3)])
+def test_positions_are_drawn_by_the_chance_that_drew_from_lists(store, frames, cases, anchors, scans):
+    sampling = replace(SAMPLING, anchors=anchors, scans=scans)
+    ours, its = (kind(store, cases, dict(enumerate(frames)), sampling) for kind in (PairStream, FromLists))
+    for seed in range(4):
+        chances = [np.random.default_rng(seed) for _ in range(2)]
+        both = [stream.draw(chance) for stream, chance in zip((ours, its), chances)]
+        assert chances[0].bit_generator.state == chances[1].bit_generator.state
+        for one, other in zip(*both, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert a.crop.case == b.crop.case and np.array_equal(a.crop.to_mm, b.crop.to_mm)
+
+
+class Counted(Sequence):
+    """Cases that count how often one of them is looked up."""
+
+    def __init__(self, cases):
+        self.cases, self.looked = cases, 0
+
+    def __len__(self):
+        return len(self.cases)
+
+    def __getitem__(self, position):
+        self.looked += 1
+        return self.cases[position]
+
+
+def test_drawing_a_batch_looks_at_no_more_cases_than_it_draws(store, frames):
+    many = SimpleNamespace(cases=list(store.cases) * 1000)
+    frames = {case: frames[case % len(SHAPES)] for case in range(len(many.cases))}
+    stream = PairStream(many, range(len(many.cases)), frames, replace(SAMPLING, anchors=4, scans=3))
+    stream.cases = Counted(stream.cases)
+    stream.draw(np.random.default_rng(0))
+    assert stream.cases.looked == 4 * 3
+    stream.places_of_crops(20)
+    assert stream.cases.looked == 4 * 3 + 20
+
+
 @pytest.fixture(scope="module")
 def salient(store):
     """The same scans with a few salient voxels each; the last one has no saliency."""
@@ -346,6 +403,13 @@ def salient(store):
     focused = SimpleNamespace(**vars(store) | {"cases": tuple(cases)}, image=store.image)
     focused.saliency = lambda i, box=None: marks[i] if box is None else marks[i][tuple(map(slice, *box))]
     return focused
+
+
+def test_every_rank_notes_what_focus_came_to_in_the_whole_batch(salient, frames):
+    given = salient, range(len(SHAPES)), dict(enumerate(frames))
+    sampling = replace(SAMPLING, anchors=2, focus=Focus(salient_chance=1.0))
+    alone, *shared = (PairStream(*given, sampling, share=share).batch(1) for share in ((0, 1), (0, 2), (1, 2)))
+    assert alone.realised and shared[0].realised == shared[1].realised == alone.realised
 
 
 def test_focus_changes_the_views_and_nothing_else(salient, frames):

@@ -24,7 +24,11 @@ SMALL = {
 OF_RECIPE = {
     "spade": {"contrast": {"global_memory": 16, "local_memory": 64, "global_weight": 1.0, "local_weight": 1.0}},
     "moco": {"contrast": {"memory": 32}},
-    "dagman": {"distill": {"stage": 1, "mask_token": True}, "prior": {"source": "bands"}},
+    "dagman": {
+        "distill": {"stage": 1, "mask_token": True},
+        "prior": {"source": "bands"},
+        "network": SMALL["network"] | {"drop_path": 0.5},
+    },
     "spade-dagman": {
         "distill": {"stage": 1},
         "contrast": {"global_memory": 16, "local_memory": 64, "global_weight": 1.0, "local_weight": 1.0},

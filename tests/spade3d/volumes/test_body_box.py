@@ -1,7 +1,5 @@
 """The body box and what is cut out by it."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -72,11 +70,24 @@ def test_where_nothing_stands_out_the_box_is_the_field_of_view():
     assert body_box(nothing, affine((1.0, 1.0, 8.0)), "CT") == field_of_view((5, 6, 7), affine((1.0, 1.0, 8.0)))
 
 
-def test_a_large_scan_takes_a_fraction_of_a_second():
+class Watched(np.ndarray):
+    """Voxels that note how many of them are looked at at once."""
+
+    looked: list[int] = []
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **how):
+        Watched.looked.append(self.size)
+        plain = [value.view(np.ndarray) if isinstance(value, Watched) else value for value in inputs]
+        return getattr(ufunc, method)(*plain, **how)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_of_a_large_scan_only_every_fiftieth_voxel_is_looked_at(modality):
     voxels = np.repeat(np.repeat(patient(), 4, axis=0), 4, axis=1)  # 400 x 320 x 60
-    started = time.process_time()
-    body_box(voxels, affine((0.9, 0.9, 3.0)), "CT")
-    assert time.process_time() - started < 0.2
+    Watched.looked.clear()
+    found = body_box(voxels.view(Watched), affine((0.9, 0.9, 3.0)), modality)
+    assert found == body_box(voxels, affine((0.9, 0.9, 3.0)), modality)
+    assert Watched.looked and max(Watched.looked) <= voxels.size / 50
 
 
 def test_boxed_is_the_part_inside_and_its_affine_keeps_places():

@@ -174,6 +174,6 @@ def test_a_case_that_is_being_prepared_anew_takes_no_saliency(store):
     assert not list(store.rglob(SALIENCY))
     with pytest.raises(DataFault, match="not a store"):
         write_saliency(record.parent, maps(0), "gaze")
-    with pytest.raises(ValueError, match="one of gaze, predicted, labels, attention"):
+    with pytest.raises(ValueError, match="one of gaze, predicted, predicted .taught by labels., labels, attention"):
         write_saliency(store, maps(0), "wishes")
     assert json.loads((store / INDEX).read_text(encoding="utf-8"))["content"]["cases"][0]["saliency"] is None

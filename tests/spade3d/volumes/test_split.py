@@ -89,9 +89,11 @@ def test_the_dataset_s_own_validation_part_judges():
         ("c", False, "test"),
         ("d", True, "test"),
     )
-    split = split_cases(cases, 5, 3)
+    split = split_cases(cases, 5, 0)
     assert split.train == (0, 3) and split.validation == (1, 4)
     assert split.rule == "the dataset's own validation part: 2 subjects"
+    with pytest.raises(UsageFault, match=r"fold 3 asked for, but .* own validation part judges \(2 subjects\)"):
+        split_cases(cases, 5, 3)
 
 
 def test_a_validation_part_that_leaves_nobody_to_train_is_split_by_folds():
