@@ -235,7 +235,10 @@ def page(results: Path = RESULTS) -> str:
     if missed:
         notes = [f"- {path}: {NOTES.get(path, 'no reason is known yet.')}" for path in dict.fromkeys(missed)]
         text += ["## What was not met", "", *notes, ""]
-    text += ["Not measured: end to end by sliding window in bf16 (goal 2.8 x), and everything on a GPU.", ""]
+    text += [
+        "Not measured: end to end by sliding window in bf16 (goal 2.8 x), and everything on a GPU (`gpu.py` is for that).",
+        "",
+    ]
     if absent:
         text += [f"Not measured yet: {', '.join(absent)}.", ""]
     text += [

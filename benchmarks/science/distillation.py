@@ -20,13 +20,14 @@ ARMS: dict[str, tuple[str, ...]] = {
     "mst": ("--recipe", "dagman", "--distill.variant", "mst"),
     "dino": ("--recipe", "dagman", "--distill.variant", "dino"),
     "visible-only": ("--recipe", "dagman", "--distill.drop_hidden"),
+    "guided": ("--recipe", "dagman", "--prior.source", "bands"),  # SPAN by data statistics: no labels steer it
     # Two anchors with a second scan each: as many crops a step as the four anchors of the others.
     "spade-dagman": ("--recipe", "spade-dagman"),
 }
 STUDY = Study(
     summary=__doc__.splitlines()[0],
     arms=ARMS,
-    usual=(UNTRAINED, "smit", "semantic", "noisy", "dagman", "spade-dagman"),
+    usual=(UNTRAINED, "smit", "semantic", "noisy", "dagman", "visible-only", "guided", "spade-dagman"),
     control="smit",
     headlines={
         "retrieval.features": "organ overlap at rank 1",
