@@ -71,6 +71,7 @@ NOTES = {
         "crop. The ratio grows with the volume, and the goal stands for larger ones than this."
     ),
     "sliding window, blending": "Bound by memory; the reasons stand in `benchmarks/speed/sliding_window.py`.",
+    "sliding window, label map": "As blending, which is most of it; MONAI's logits of the whole scan are saved.",
 }
 
 

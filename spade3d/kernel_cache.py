@@ -19,7 +19,10 @@ def compiled(**options) -> Callable[[Callable], Callable]:
     RuntimeError ("no locator available") if none of them can be written. Then a temporary folder serves this process
     and the workers it starts, and goes away with it.
 
-    numba notices an edit only in the kernel's own file: a kernel calls kernels of its own file, not of another.
+    numba notices an edit only in the kernel's own file: a kernel calls kernels of its own file, not of another. Those
+    that it calls are inlined (`inline="always"`, or `forceinline`, which keeps their own fastmath): a call that is left
+    ends, in the process that compiled it and in those that read it from the cache, in code that was optimised apart.
+    Where sums may be reordered the last bits then differ, and a run that goes on is not the run it was.
     """
 
     def decorate(function: Callable) -> Callable:

@@ -37,10 +37,11 @@ from spade3d.kernel_cache import compiled
 PARTS = 16  # of the work, at least: whoever computes them, the gradients of the bias add up in the same order
 LANES = 16  # the keys of a window are padded to a multiple of it, or the last of them would be taken one by one
 REORDERED = {"reassoc", "contract", "arcp", "nsz"}  # not more: NaN must stay NaN, and minus infinity hides
+# Kernels that others call are inlined (see kernel_cache): with sums that may be reordered the last bits depend on it.
 _F, _I = np.float32, np.int32
 
 
-@compiled(nogil=True, fastmath=REORDERED)
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED)
 def _exp_in_place(x, less, totals):
     """x[r] <- exp(x[r] - less[r]), to 5e-7 near 1, 1e-5 at the small end, and 0 below 1e-38; totals[r] <- its sum."""
     for r in range(len(x)):
@@ -59,7 +60,7 @@ def _exp_in_place(x, less, totals):
         totals[r] = total
 
 
-@compiled(nogil=True, fastmath=REORDERED | {"nnan"})
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED | {"nnan"})
 def _peaks(x, peaks):
     """peaks[r] <- the largest of x[r]; anything where one of them is NaN, which `_exp_in_place` keeps."""
     for r in range(len(x)):
@@ -69,7 +70,7 @@ def _peaks(x, peaks):
         peaks[r] = most
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _begin(x, block, bias, head, asking, i, mask, group):
     """x[r] (the keys, and what pads them) <- the bias of the asking place i + r, minus infinity where it may not look.
 
@@ -87,7 +88,7 @@ def _begin(x, block, bias, head, asking, i, mask, group):
     _close(x, block, n)
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _begin_coded(x, block, bias, head, asking, i, looks, seen, begin, n):
     """`_begin`, of the codes of the n places from `begin` on."""
     for r in range(block):
@@ -97,7 +98,7 @@ def _begin_coded(x, block, bias, head, asking, i, looks, seen, begin, n):
     _close(x, block, n)
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _close(x, block, n):
     for r in range(block):
         for j in range(n, x.shape[1]):
@@ -107,7 +108,7 @@ def _close(x, block, n):
             x[r, j] = 0
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _fill_rows(x, values):
     """x[r] <- values[r]."""
     for r in range(len(x)):
@@ -116,7 +117,7 @@ def _fill_rows(x, values):
             x[r, j] = value
 
 
-@compiled(nogil=True, fastmath=REORDERED)
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED)
 def _multiply(x, weights, block):
     """x <- x * weights in the rows of the block, zeros in both after them."""
     for r in range(block):
@@ -127,7 +128,7 @@ def _multiply(x, weights, block):
             x[r, j] = weights[r, j] = 0
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _add_up(total, part, x, block, asking, i):
     """total[part, asking place i + r] += x[r]."""
     for r in range(block):
@@ -136,7 +137,7 @@ def _add_up(total, part, x, block, asking, i):
             total[part, place, j] += x[r, j]
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _add_up_coded(total, part, x, block, asking, i, looks, seen, begin, n):
     """`_add_up`, by the codes of the n places from `begin` on."""
     for r in range(block):
@@ -145,7 +146,7 @@ def _add_up_coded(total, part, x, block, asking, i, looks, seen, begin, n):
             total[part, 0, code - seen[begin + j]] += x[r, j]
 
 
-@compiled(nogil=True, fastmath=REORDERED)
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED)
 def _add_products(into, a, i, factor, b):
     """into (4, n) += factor a[:, i : i + 4]^T b, of a (dim, m) and b (dim, n)."""
     into0, into1, into2, into3 = into[0], into[1], into[2], into[3]
@@ -178,7 +179,7 @@ def _add_products(into, a, i, factor, b):
         d += 1
 
 
-@compiled(nogil=True, fastmath=REORDERED)
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED)
 def _add_outer(into, a, i, factor, b):
     """into (dim, n) += factor a[:, i : i + 4] b, of a (dim, m) and b (4, n)."""
     b0, b1, b2, b3 = b[0], b[1], b[2], b[3]
@@ -207,7 +208,7 @@ def _add_outer(into, a, i, factor, b):
         d += 1
 
 
-@compiled(nogil=True, fastmath=REORDERED)
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED)
 def _dots(into, a, b):
     """into (dim, 4) <- b a^T, of a (4, n) and b (dim, n)."""
     a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
@@ -241,7 +242,7 @@ def _dots(into, a, b):
         d += 1
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _gather(into, table, part, head, rows, begin, places, many):
     """into (dim, m) <- the rows of `many` places as columns, of table (row, part, head, dim); zeros behind them."""
     for c in range(many):
@@ -253,7 +254,7 @@ def _gather(into, table, part, head, rows, begin, places, many):
             into[d, c] = 0
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True, nogil=True)
 def _asking(asking, asks, begin, n):
     """asking <- the places of a window that look; returns how many."""
     many = 0

@@ -55,6 +55,14 @@ def test_any_number_of_threads_gives_the_same_bits(heads):
         assert all(torch.equal(one, other) for other in others)
 
 
+def test_no_call_between_kernels_is_left():
+    """Left calls gave other last bits in the process that compiled them than in those that read the cache."""
+    kernels = {name: one for name, one in vars(window_kernels).items() if hasattr(one, "targetoptions")}
+    called = {name for name in kernels if name.startswith("_")}
+    assert kernels.keys() - called == {"attend_parts", "backward_parts"} and len(called) > 5
+    assert all(kernels[name].targetoptions["forceinline"] for name in called)
+
+
 @pytest.mark.parametrize("spread", [1e-3, 30.0])
 def test_scores_of_thousands_are_no_trouble(spread):
     exact = attended((5, 3, 4), (2, 3, 3), (1, 1, 1), spread=spread, dtype=torch.float64)
