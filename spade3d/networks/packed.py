@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spade3d.networks import window_kernels
+from spade3d.networks import attention_on_cpu
 from spade3d.networks.visible import Packing, Tile, cutting
 from spade3d.networks.windows import Cells
 
@@ -46,17 +46,17 @@ def attend(
     ends = -offsets - codes * torch.arange(1 + len(packing.padding), device=qkv.device)
     seen = torch.cat((code - (codes - 1), ends))[packing.seen]
     looks, bias = code[packing.looks], torch.cat(blocks, dim=1)
-    if window_kernels.takes(qkv):
-        return window_kernels.AttendOnCpu.apply(qkv, bias[:, None], _places(packing, looks, seen))
+    if attention_on_cpu.takes(qkv):
+        return attention_on_cpu.AttendOnCpu.apply(qkv, bias[:, None], _places(packing, looks, seen))
     return _Attend.apply(qkv, bias, looks, seen, packing.tiles)
 
 
-def _places(packing: Packing, looks: Tensor, seen: Tensor) -> window_kernels.Places:
+def _places(packing: Packing, looks: Tensor, seen: Tensor) -> attention_on_cpu.Places:
     """What the kernels of a CPU are told."""
     sizes = [tile.n for tile in packing.tiles for _ in range(tile.neighbourhoods)]
     asks = np.zeros(len(looks), bool)
     asks[packing.slots.numpy()] = True
-    return window_kernels.Places(
+    return attention_on_cpu.Places(
         rows=np.arange(len(looks)),
         ends=np.cumsum([0, *sizes]),
         asks=asks,

@@ -5,12 +5,12 @@ written and read again between its calls. Here four queries at a time walk over 
 backward computes their weights again from the log of their sum (Dao et al., FlashAttention, 2022, algorithm 4). It
 gives the gradient of the position bias, too, which torch's fused attention does not; places of padding ask nothing.
 
-Beside the matrix products of `windows`, on one core of Zen 4: with 343 cells and 16 channels a head the forward takes
-1 / 2.6 of the time and the backward 1 / 3.2, with 64 cells and 4 channels 1 / 1.2 and 1 / 1.8.
+Beside the matrix products of `windows`, on one core of Zen 4: with 343 cells and 16 channels a head the forward is 2.0
+times as fast and the backward 2.8 times, with 64 cells and 4 channels 1.6 and 1.9, with 64 and 12 no faster and 1.1.
 
-Kernels know numbers only; `windows.attend` and `packed.attend` say what they mean. Rows of `qkv` (row, 3, head, dim)
-are tokens. `rows` names the row at each place, window after window, `ends` where the places of a window begin and end,
-`asks` which of them look. The bias is of a pair of places, or of their codes:
+Kernels know numbers only; `attention_on_cpu` calls them for `windows.attend` and `packed.attend`. Rows of `qkv` (row,
+3, head, dim) are tokens. `rows` names the row at each place, window after window, `ends` where the places of a window
+begin and end, `asks` which of them look. The bias is of a pair of places, or of their codes:
 
 * bias (head, n, n), and for every window a `group` whose `mask` (group, n, n) is True where a place may look; group 0
   looks everywhere. Many places may be of the row `padding`.
@@ -20,21 +20,11 @@ are tokens. `rows` names the row at each place, window after window, `ends` wher
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spade3d.kernel_cache import compiled
 
-PARTS = 16  # of the work, at least: whoever computes them, the gradients of the bias add up in the same order
 LANES = 16  # the keys of a window are padded to a multiple of it, or the last of them would be taken one by one
 REORDERED = {"reassoc", "contract", "arcp", "nsz"}  # not more: NaN must stay NaN, and minus infinity hides
 # Kernels that others call are inlined (see kernel_cache): with sums that may be reordered the last bits depend on it.
@@ -147,18 +137,20 @@ def _add_up_coded(total, part, x, block, asking, i, looks, seen, begin, n):
 
 
 @compiled(forceinline=True, nogil=True, fastmath=REORDERED)
+def _four(a, d, i, factor):
+    return a[d, i] * factor, a[d, i + 1] * factor, a[d, i + 2] * factor, a[d, i + 3] * factor
+
+
+@compiled(forceinline=True, nogil=True, fastmath=REORDERED)
 def _add_products(into, a, i, factor, b):
     """into (4, n) += factor a[:, i : i + 4]^T b, of a (dim, m) and b (dim, n)."""
     into0, into1, into2, into3 = into[0], into[1], into[2], into[3]
     d = 0
     while d + 4 <= len(b):
-        a00, a10, a20, a30 = a[d, i] * factor, a[d, i + 1] * factor, a[d, i + 2] * factor, a[d, i + 3] * factor
-        e = d + 1
-        a01, a11, a21, a31 = a[e, i] * factor, a[e, i + 1] * factor, a[e, i + 2] * factor, a[e, i + 3] * factor
-        e = d + 2
-        a02, a12, a22, a32 = a[e, i] * factor, a[e, i + 1] * factor, a[e, i + 2] * factor, a[e, i + 3] * factor
-        e = d + 3
-        a03, a13, a23, a33 = a[e, i] * factor, a[e, i + 1] * factor, a[e, i + 2] * factor, a[e, i + 3] * factor
+        a00, a10, a20, a30 = _four(a, d, i, factor)
+        a01, a11, a21, a31 = _four(a, d + 1, i, factor)
+        a02, a12, a22, a32 = _four(a, d + 2, i, factor)
+        a03, a13, a23, a33 = _four(a, d + 3, i, factor)
         b0, b1, b2, b3 = b[d], b[d + 1], b[d + 2], b[d + 3]
         for j in range(b.shape[1]):
             x, y, z, w = b0[j], b1[j], b2[j], b3[j]
@@ -168,7 +160,7 @@ def _add_products(into, a, i, factor, b):
             into3[j] += a30 * x + a31 * y + a32 * z + a33 * w
         d += 4
     while d < len(b):
-        a00, a10, a20, a30 = a[d, i] * factor, a[d, i + 1] * factor, a[d, i + 2] * factor, a[d, i + 3] * factor
+        a00, a10, a20, a30 = _four(a, d, i, factor)
         b0 = b[d]
         for j in range(b.shape[1]):
             x = b0[j]
@@ -185,13 +177,10 @@ def _add_outer(into, a, i, factor, b):
     b0, b1, b2, b3 = b[0], b[1], b[2], b[3]
     d = 0
     while d + 4 <= len(into):
-        a00, a10, a20, a30 = a[d, i] * factor, a[d, i + 1] * factor, a[d, i + 2] * factor, a[d, i + 3] * factor
-        e = d + 1
-        a01, a11, a21, a31 = a[e, i] * factor, a[e, i + 1] * factor, a[e, i + 2] * factor, a[e, i + 3] * factor
-        e = d + 2
-        a02, a12, a22, a32 = a[e, i] * factor, a[e, i + 1] * factor, a[e, i + 2] * factor, a[e, i + 3] * factor
-        e = d + 3
-        a03, a13, a23, a33 = a[e, i] * factor, a[e, i + 1] * factor, a[e, i + 2] * factor, a[e, i + 3] * factor
+        a00, a10, a20, a30 = _four(a, d, i, factor)
+        a01, a11, a21, a31 = _four(a, d + 1, i, factor)
+        a02, a12, a22, a32 = _four(a, d + 2, i, factor)
+        a03, a13, a23, a33 = _four(a, d + 3, i, factor)
         into0, into1, into2, into3 = into[d], into[d + 1], into[d + 2], into[d + 3]
         for j in range(b.shape[1]):
             x, y, z, w = b0[j], b1[j], b2[j], b3[j]
@@ -201,7 +190,7 @@ def _add_outer(into, a, i, factor, b):
             into3[j] += a03 * x + a13 * y + a23 * z + a33 * w
         d += 4
     while d < len(into):
-        a00, a10, a20, a30 = a[d, i] * factor, a[d, i + 1] * factor, a[d, i + 2] * factor, a[d, i + 3] * factor
+        a00, a10, a20, a30 = _four(a, d, i, factor)
         into0 = into[d]
         for j in range(b.shape[1]):
             into0[j] += a00 * b0[j] + a10 * b1[j] + a20 * b2[j] + a30 * b3[j]
@@ -387,88 +376,3 @@ def backward_parts(
                     else:
                         grad_qkv[row, 1, head, d] = grad_k[d, j]
                         grad_qkv[row, 2, head, d] = grad_v[d, j]
-
-
-@dataclass(frozen=True, eq=False)
-class Places:
-    """What the kernels are told of the windows of a grid; see above.
-
-    looks, seen  empty where the bias is of pairs of places
-    padding      -1 where no row is
-    """
-
-    rows: np.ndarray
-    ends: np.ndarray
-    asks: np.ndarray
-    padding: int
-    group: np.ndarray
-    mask: np.ndarray
-    looks: np.ndarray
-    seen: np.ndarray
-
-    def told(self, bias: np.ndarray, shares: int) -> tuple:
-        return self.rows, self.ends, self.asks, self.padding, self.group, self.mask, bias, self.looks, self.seen, shares
-
-
-class AttendOnCpu(torch.autograd.Function):
-    """softmax(q k^T / sqrt(dim) + bias) v, float32 inside whatever comes in; out (row, head x dim) of qkv (row, 3 x
-    head x dim), and nothing that means anything in rows that do not look."""
-
-    @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor, places: Places) -> Tensor:
-        heads = len(bias)
-        table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
-        out = np.zeros((len(table), heads, table.shape[3]), np.float32)
-        log_sum = np.empty(out.shape[:2], np.float32)
-        _by_parts(attend_parts, heads * shares, table, *places.told(_floats(bias), shares), out, log_sum)
-        ctx.save_for_backward(qkv, bias)
-        ctx.places, ctx.found = places, (out, log_sum)
-        return torch.from_numpy(out).flatten(1).to(qkv.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (qkv, bias), places, (out, log_sum) = ctx.saved_tensors, ctx.places, ctx.found
-        heads = len(bias)
-        table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
-        grad_table = np.zeros_like(table)
-        grad_bias = np.zeros((heads * shares, *bias.shape[1:]), np.float32)
-        grad_padding = np.zeros((heads * shares, 3, table.shape[3]), np.float32)
-        told = (table, *places.told(_floats(bias), shares), out, log_sum, _floats(grad).reshape(out.shape))
-        _by_parts(backward_parts, heads * shares, *told, grad_table, grad_bias, grad_padding)
-        if places.padding >= 0:
-            grad_table[places.padding] = grad_padding.reshape(heads, shares, 3, -1).sum(axis=1).swapaxes(0, 1)
-        grad_bias = torch.from_numpy(grad_bias).unflatten(0, (heads, shares)).sum(dim=1)
-        return torch.from_numpy(grad_table).view_as(qkv).to(qkv.dtype), grad_bias.to(bias.dtype), None
-
-
-def takes(qkv: Tensor) -> bool:
-    """Whether the kernels are for this: not for doubles, which are for those who want to be exact."""
-    return qkv.device.type == "cpu" and qkv.dtype != torch.float64
-
-
-def _floats(tensor: Tensor) -> np.ndarray:
-    """As the kernels want it; a view where it is so already."""
-    return tensor.detach().float().contiguous().numpy()
-
-
-def _shares(places: Places, heads: int) -> int:
-    """Into how many parts the windows of each head are cut."""
-    return min(len(places.ends) - 1, -(-PARTS // heads))
-
-
-def _by_parts(kernel: Callable[..., None], parts: int, *arguments: object) -> None:
-    """Call a kernel with the first and last part of each thread's share, on as many threads as torch may use."""
-    threads = min(torch.get_num_threads(), parts)
-    if threads == 1:
-        kernel(*arguments, 0, parts)
-    else:
-        cuts = [parts * n // threads for n in range(threads + 1)]
-        for done in [_threads(threads, os.getpid()).submit(kernel, *arguments, *cut) for cut in pairwise(cuts)]:
-            done.result()
-
-
-@lru_cache(maxsize=4)
-def _threads(count: int, process: int) -> ThreadPoolExecutor:
-    """Of this process: one that was forked has none of its parent's."""
-    return ThreadPoolExecutor(count, thread_name_prefix="windows")

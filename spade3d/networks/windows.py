@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spade3d.networks import window_kernels
+from spade3d.networks import attention_on_cpu
 
 Cells = tuple[int, int, int]
 
@@ -60,7 +60,7 @@ class WindowPlan:
                     yield windows, slice(head, min(head + room, heads)), group
 
     @cached_property
-    def places(self) -> window_kernels.Places:
+    def places(self) -> attention_on_cpu.Places:
         """The same for the kernels of a CPU."""
         (windows, n), none = self.rows.shape, np.empty(0, np.int64)
         masks, group = [torch.ones(n, n, dtype=torch.bool)], np.zeros(windows, np.uint8)
@@ -71,7 +71,7 @@ class WindowPlan:
         rows = self.rows.flatten().numpy()
         ends = np.arange(windows + 1) * n
         mask = torch.stack(masks).numpy()
-        return window_kernels.Places(rows, ends, rows != self.padding, self.padding, group, mask, none, none)
+        return attention_on_cpu.Places(rows, ends, rows != self.padding, self.padding, group, mask, none, none)
 
     def holes_in(self, windows: slice) -> Int[Tensor, " hole"]:
         """Where padding lies in the rows of some windows, flattened."""
@@ -178,8 +178,8 @@ def attend(
 
     Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again.
     """
-    if window_kernels.takes(qkv):
-        return window_kernels.AttendOnCpu.apply(qkv, bias, plan.places)[: plan.padding]
+    if attention_on_cpu.takes(qkv):
+        return attention_on_cpu.AttendOnCpu.apply(qkv, bias, plan.places)[: plan.padding]
     return _Attend.apply(qkv, bias, plan)
 
 

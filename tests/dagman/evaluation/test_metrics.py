@@ -105,18 +105,27 @@ def test_elements_equal_deepminds_surface_distance(seed, spacing, tolerance_mm):
         assert {name: row[name] for name in theirs} == pytest.approx(theirs, abs=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    shape=st.tuples(*[st.integers(1, 7)] * 3),
-    spacing=st.tuples(*[st.sampled_from([0.3, 1.0, 2.5, 8.0])] * 3),
-    filled=st.floats(0.02, 0.98),
-)
-def test_elements_of_noise_of_any_shape_equal_deepminds(seed, shape, spacing, filled):
-    """Every one of the 256 neighbourhoods, sets that touch the image's edge, images of one voxel."""
+OF_NOISE = {
+    "seed": st.integers(0, 10**6),
+    "shape": st.tuples(*[st.integers(1, 7)] * 3),
+    "spacing": st.tuples(*[st.sampled_from([0.3, 1.0, 2.5, 8.0])] * 3),
+    "filled": st.floats(0.02, 0.98),
+}
+
+
+def images_of_noise(seed, shape, filled):
+    """Truth and prediction, neither of them empty."""
     rng = np.random.default_rng(seed)
     truth, prediction = rng.random(shape) < filled, rng.random(shape) < filled
     truth.flat[rng.integers(truth.size)] = prediction.flat[rng.integers(truth.size)] = True
+    return truth, prediction
+
+
+@settings(max_examples=60, deadline=None)
+@given(**OF_NOISE)
+def test_elements_of_noise_of_any_shape_equal_deepminds(seed, shape, spacing, filled):
+    """Every one of the 256 neighbourhoods, sets that touch the image's edge, images of one voxel."""
+    truth, prediction = images_of_noise(seed, shape, filled)
     (row,) = case_metrics(truth, prediction, spacing, (1,), 2.4, surface="elements")
     theirs = deepmind(truth, prediction, spacing, 2.4)
     assert [row["nsd"], row["asd_mm"]] == pytest.approx([theirs["nsd"], theirs["asd_mm"]], abs=1e-4)
@@ -181,16 +190,9 @@ def test_equals_deepmind_where_the_definitions_meet():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    shape=st.tuples(*[st.integers(1, 7)] * 3),
-    spacing=st.tuples(*[st.sampled_from([0.3, 1.0, 2.5, 8.0])] * 3),
-    filled=st.floats(0.02, 0.98),
-)
+@given(**OF_NOISE)
 def test_equals_the_slow_twin(seed, shape, spacing, filled):
-    rng = np.random.default_rng(seed)
-    truth, prediction = rng.random(shape) < filled, rng.random(shape) < filled
-    truth.flat[rng.integers(truth.size)] = prediction.flat[rng.integers(truth.size)] = True
+    truth, prediction = images_of_noise(seed, shape, filled)
     (row,) = case_metrics(truth, prediction, spacing, (1,), 2.5)
     assert [row[metric] for metric in METRICS] == pytest.approx(slow_twin(truth, prediction, spacing, 2.5))
     assert (row["voxels_true"], row["voxels_predicted"]) == (truth.sum(), prediction.sum())
