@@ -285,19 +285,9 @@ def _labelled(
 def _frames(asked: PriorSettings, settings: FindingPrior, store, cases: Sequence[int], seed: int):
     if not asked.needs_frames:
         return {}
-    from spade3d.console import progress_of
-    from spade3d.volumes.body_frame import place_scans
+    from spade3d.recipes.placing import placed
 
-    with progress_of(f"placing scans ({settings.frame} frame)") as progress:
-        found = place_scans(store, cases, settings.frame, seed=seed, progress=progress)
-    lost = [store.cases[i].name for i, frame in found.items() if frame is None]
-    if lost:
-        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
-        print(
-            f"note: {len(lost)} of {len(found)} scans could not be placed in the body ({some}): no place is forbidden "
-            "in them",
-            file=sys.stderr,
-        )
+    found = placed(store, cases, settings.frame, seed=seed, alone="no place is forbidden in them")
     return {i: None if frame is None else frame.to_frame for i, frame in found.items()}
 
 

@@ -202,8 +202,8 @@ def frames_of(
 ) -> dict[int, np.ndarray | None]:
     """For each case the affine (4, 4) from its RAS+ mm to body-frame mm; None for a scan that could not be placed.
 
-    Found once a run, by its first rank, and kept in its folder. Scans that could not be placed are noted: they learn
-    from their own places only.
+    Found by the first rank (`placing.py`) and kept in the folder of the run. Scans that could not be placed are noted:
+    they learn from their own places only.
     """
     from spade3d.training import ranks
 
@@ -211,32 +211,25 @@ def frames_of(
 
 
 def _found_frames(settings, store: VolumeStore, cases: Sequence[int], out: Path | None) -> dict[int, np.ndarray | None]:
-    from spade3d.console import progress_of
-    from spade3d.volumes.body_frame import load_frames, place_scans, save_frames
+    from spade3d.recipes.placing import note_lost, placed
+    from spade3d.volumes.body_frame import load_frames, save_frames
 
+    alone, method = "they learn from their own places only", settings.crop.frame
     kept = None if out is None else out / FRAMES
     if kept is not None and kept.exists():
-        named, method = load_frames(kept)
+        named, kind = load_frames(kept)
         missing = [store.cases[i].name for i in cases if store.cases[i].name not in named]
-        if missing or method != settings.crop.frame:
+        if missing or kind != method:
             raise DataFault(
-                f"{kept}: holds {method} frames, of other scans ({len(missing)} of {len(cases)} missing) or of another "
-                f"kind than {settings.crop.frame}; remove it, and the frames are found again"
+                f"{kept}: holds {kind} frames, of other scans ({len(missing)} of {len(cases)} missing) or of another "
+                f"kind than {method}; remove it, and the frames are found again"
             )
         found = {i: named[store.cases[i].name] for i in cases}
+        note_lost(store, found, alone)
     else:
-        with progress_of(f"placing scans ({settings.crop.frame} frame)") as progress:
-            found = place_scans(store, cases, settings.crop.frame, seed=settings.seed, progress=progress)
+        found = placed(store, cases, method, seed=settings.seed, alone=alone)
         if kept is not None:
-            save_frames(kept, {store.cases[i].name: frame for i, frame in found.items()}, settings.crop.frame)
-    lost = [store.cases[i].name for i, frame in found.items() if frame is None]
-    if lost:
-        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
-        print(
-            f"note: {len(lost)} of {len(found)} scans could not be placed in the body ({some}): they learn from their "
-            "own places only",
-            file=sys.stderr,
-        )
+            save_frames(kept, {store.cases[i].name: frame for i, frame in found.items()}, method)
     return {i: None if frame is None else frame.to_frame for i, frame in found.items()}
 
 

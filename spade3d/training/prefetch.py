@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from spade3d.cores import usable_cores
 from spade3d.faults import Fault
 from spade3d.training import ranks
 from spade3d.training.loop import Batch, Batches
@@ -29,9 +30,8 @@ def prefetched(batches: Batches, loaders: int | None, device: torch.device) -> B
     None: 0 on a CPU, which has its cores busy with training; for a GPU its share of the machine's cores but one.
     """
     if loaders is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
-        loaders = 0 if device.type == "cpu" else max(1, min(MOST, cores // beside - 1))
+        loaders = 0 if device.type == "cpu" else max(1, min(MOST, usable_cores() // beside - 1))
     return Prefetched(batches, loaders, pinned=device.type == "cuda") if loaders else batches
 
 

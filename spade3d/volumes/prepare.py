@@ -16,7 +16,6 @@ absent structure is a finding) and noted.
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections import Counter, defaultdict
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spade3d.cores import usable_cores
 from spade3d.faults import DataFault
 from spade3d.volumes.case_labels import label_table, read_case_labels, stray_share
 from spade3d.volumes.channels import SALIENCY, remove_unused, saliency_lost
@@ -380,7 +380,7 @@ def _outcomes(jobs: list[Job], workers: int) -> Generator[StoredCase | Rejection
     if workers == 0 and (len(jobs) <= FEW_CASES or _bytes(jobs) < SMALL_BYTES):
         yield from map(prepare_case, jobs)
     else:
-        count = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        count = workers or min(MOST_WORKERS, usable_cores())
         yield from outcomes(prepare_case, jobs, min(count, len(jobs)), _died)
 
 

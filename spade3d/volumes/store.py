@@ -6,6 +6,7 @@
     STORE/prepared_cases/<key>/truth.b2nd   uint16, the labels on their own grid, where the scan was resampled
     STORE/prepared_cases/<key>/saliency-<checksum>.b2nd  uint8, 255 = 1; only where `channels.py` added it
     STORE/prepared_cases/<key>/case.json    the case's record; written after its arrays
+    STORE/body_frames/<method>-<key>.json   where scans lie in the body, once a run has found it (recipes/placing.py)
 
 The size of every array is checked when the store is opened, its checksum the first time that a process reads it.
 `prepare.py` writes stores; `channels.py` adds saliency to one that is there.

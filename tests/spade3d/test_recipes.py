@@ -104,7 +104,7 @@ def test_frames_put_the_middle_of_every_body_at_zero(store):
 
 def test_frames_are_found_once_and_kept_with_the_run(store, tmp_path, monkeypatch):
     found = frames_of(BOX, store, (0, 1, 2), tmp_path)
-    monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", None)
+    monkeypatch.setattr("spade3d.recipes.placing.place_scans", None)
     again = frames_of(BOX, store, (0, 1, 2), tmp_path)
     assert all(np.array_equal(found[i], again[i]) for i in (0, 1, 2))
     with pytest.raises(DataFault, match="holds box frames.*of another kind than affine; remove it"):
@@ -117,7 +117,7 @@ def test_a_scan_that_cannot_be_placed_is_noted_and_learns_alone(store, monkeypat
         return {i: None if i == 1 else frame for i, frame in zip(cases, made, strict=True)}
 
     made = box_frames([case.body_box_mm for case in store.cases])
-    monkeypatch.setattr("spade3d.volumes.body_frame.place_scans", lost)
+    monkeypatch.setattr("spade3d.recipes.placing.place_scans", lost)
     frames = frames_of(BOX, store, (0, 1, 2))
     assert frames[1] is None and frames[2] is not None
     assert f"1 of 3 scans could not be placed in the body ({store.cases[1].name})" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The affine frame: the similarity by its definition, a known stretch and shift found again, noise not placed."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -8,8 +10,8 @@ from spade3d.volumes.affine_frame import fit
 from spade3d.volumes.body_frame import place_scans
 from spade3d.volumes.coarse_scan import UNSEEN, CoarseScan, cell_mm, coarse_scan
 from spade3d.volumes.geometry import apply_affine
-from spade3d.volumes.mutual_information import normalised_mutual_information
 from spade3d.volumes.preprocessing import Normalisation
+from spade3d.volumes.registration_kernels import BINS, climb, lie, lies, normalised_mutual_information, two
 
 
 def entropy(counts):
@@ -17,41 +19,114 @@ def entropy(counts):
     return -(share * np.log(share)).sum()
 
 
-def test_mutual_information_equals_its_definition():
-    rng = np.random.default_rng(0)
-    bins, moving, fixed = 6, rng.uniform(0, 5, (5, 6, 7)), rng.uniform(0, 5, (6, 5, 4))
-    moving[1, 2, 3] = fixed[3, 2, 1] = UNSEEN
-    moving, fixed = moving.astype(np.float32), fixed.astype(np.float32)
-    scale, shift = np.array([0.9, 1.1, 0.7]), np.array([0.8, -0.7, 0.3])
-    joint, count = np.zeros((bins, bins)), 0
+def of_bins(rng, shape, unseen=0.03):
+    """Bin numbers, some cells unseen, no value halfway between two bins."""
+    values = rng.uniform(0, BINS - 1, shape).astype(np.float32)
+    values[rng.uniform(size=shape) < unseen] = UNSEEN
+    return values
+
+
+def slow_similarity(moving, fixed, scale, shift):
+    joint, count = np.zeros((BINS, BINS)), 0
+    last = np.array(fixed.shape) - 1
     for index in np.ndindex(moving.shape):
         place = scale * index + shift
-        inside = (place >= 0).all() and (place <= np.array(fixed.shape) - 1).all()
-        corner = np.minimum(place.astype(int), np.array(fixed.shape) - 2)
-        if not inside or moving[index] < 0 or fixed[tuple(slice(c, c + 2) for c in corner)].min() < 0:
+        if (place < 0).any() or (place > last).any() or moving[index] < 0:
             continue
-        value = ndimage.map_coordinates(fixed, place[:, None], order=1)[0]
+        corner = np.minimum(place.astype(int), np.maximum(last - 1, 0))
+        parts = [[(c, 1 - p), (min(c + 1, end), p)] for c, p, end in zip(corner, place - corner, last, strict=True)]
+        cells = [(tuple(c for c, _ in one), np.prod([p for _, p in one])) for one in product(*parts)]
+        if any(fixed[cell] < 0 and weight > 0 for cell, weight in cells):
+            continue
+        value = sum(fixed[cell] * weight for cell, weight in cells)
         joint[int(moving[index] + 0.5), int(value + 0.5)] += 1
         count += 1
-    found, compared = normalised_mutual_information(moving, fixed, scale, shift, np.empty((bins, bins)))
-    assert compared == count > 50
-    expected = (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / entropy(joint) - 1
+    if entropy(joint) < 1e-9:
+        return 0.0, count
+    return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / entropy(joint) - 1, count
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mutual_information_equals_its_definition(seed):
+    rng = np.random.default_rng(seed)
+    moving, fixed = of_bins(rng, rng.integers(3, 12, 3)), of_bins(rng, rng.integers(1, 12, 3))
+    scale, shift = rng.uniform(0.75, 4 / 3, 3), rng.uniform(-2, 2, 3)
+    shift = np.where(np.array(fixed.shape) == 1, 0.0, shift)  # a single layer is met by places on it alone
+    found, compared = normalised_mutual_information(two(moving, fixed, 6.0), scale, shift)
+    expected, count = slow_similarity(moving, fixed, scale, shift)
+    assert compared == count > 0
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_cell_without_weight_need_not_be_seen():
+    rng = np.random.default_rng(0)
+    moving, fixed = of_bins(rng, (4, 4, 4), unseen=0), of_bins(rng, (5, 5, 5), unseen=0)
+    whole = normalised_mutual_information(two(moving, fixed, 6.0), np.ones(3), np.zeros(3))
+    fixed[4] = fixed[:, 4] = fixed[:, :, 4] = UNSEEN
+    assert whole == normalised_mutual_information(two(moving, fixed, 6.0), np.ones(3), np.zeros(3))
+    assert whole[1] == 64
+
+
 def test_nothing_in_common_is_worth_nothing():
-    flat, joint = np.ones((4, 4, 4), np.float32), np.empty((4, 4))
-    assert normalised_mutual_information(flat, flat, np.ones(3), np.zeros(3), joint) == (0.0, 64)
-    assert normalised_mutual_information(flat, flat, np.ones(3), np.full(3, 9.0), joint) == (0.0, 0)
+    flat = two(np.ones((4, 4, 4)), np.ones((4, 4, 4)), 6.0)
+    assert normalised_mutual_information(flat, np.ones(3), np.zeros(3)) == (0.0, 64)
+    assert normalised_mutual_information(flat, np.ones(3), np.full(3, 9.0)) == (0.0, 0)
+    assert lies(flat, np.array([0, 0, 0, 9.0, 0, 0])) == -1
 
 
 def test_a_single_slice_counts_as_a_slab_of_itself():
-    rng, joint = np.random.default_rng(0), np.empty((6, 6))
-    one, moving = (rng.uniform(0, 5, (1, 6, 5)).astype(np.float32) for _ in range(2))
-    alone = normalised_mutual_information(moving, one, np.ones(3), np.array([0, 0.5, 0]), joint)
-    two = np.repeat(one, 2, axis=0)
-    assert alone == normalised_mutual_information(moving, two, np.ones(3), np.array([0, 0.5, 0]), joint)
+    rng = np.random.default_rng(0)
+    one, moving = of_bins(rng, (1, 6, 5), 0), of_bins(rng, (1, 6, 5), 0)
+    shift = np.array([0, 0.5, 0])
+    alone = normalised_mutual_information(two(moving, one, 6.0), np.ones(3), shift)
+    thick = two(moving, np.repeat(one, 2, axis=0), 6.0)
+    assert alone == normalised_mutual_information(thick, np.ones(3), shift)
     assert alone[0] > 0 and alone[1] == 25
+
+
+def slow_lies(moving, fixed, at, apart_cells):
+    scale, way = np.exp(at[:3]), at[3:]
+    shift = (np.array(fixed.shape) - 1) / 2 + way - scale * (np.array(moving.shape) - 1) / 2
+    value, count = slow_similarity(moving, fixed, scale, shift)
+    overlap = min(1.0, count * scale.prod() / min((moving >= 0).sum() * scale.prod(), (fixed >= 0).sum()))
+    if overlap < 0.25:
+        return -1.0
+    return value * overlap**0.5 - 2.0 * at[:3] @ at[:3] - 0.01 * np.log(1 + way @ way / apart_cells**2)
+
+
+def slow_climb(judge, at, scale_step, least):
+    at, value, steps = at.copy(), judge(at), np.array([scale_step] * 3 + [1.0] * 3)
+    while steps[3] > least:
+        before = value
+        for d in range(6):
+            for sign in (1, -1):
+                there = at.copy()
+                there[d] += sign * steps[d]
+                if (d >= 3 or abs(there[d]) <= np.log(4 / 3)) and judge(there) > value:
+                    at, value = there, judge(there)
+                    break
+        if value == before:
+            steps /= 2
+    return value, at
+
+
+def test_a_climb_is_the_pattern_search_of_the_slow_one():
+    rng = np.random.default_rng(1)
+    fixed = ndimage.gaussian_filter(rng.uniform(size=(9, 10, 8)), 1.2)
+    fixed = ((fixed - fixed.min()) / np.ptp(fixed) * (BINS - 1)).astype(np.float32)
+    moving = np.ascontiguousarray(fixed[1:, :-2, :-1])
+    scans, begin = two(moving, fixed, 6.0), np.array([0.05, 0, 0, 0, 0, -1.0])
+
+    def judge(at):
+        return slow_lies(moving, fixed, at, 6.0)
+
+    ways = rng.uniform(-3, 3, (5, 3))
+    assert lie(scans, ways) == pytest.approx([judge(np.array([0, 0, 0, *way])) for way in ways], abs=1e-6)
+    value, at = climb(scans, begin, 0.1, 0.3)
+    slow_value, slow_at = slow_climb(judge, begin, 0.1, 0.3)
+    assert value == pytest.approx(slow_value, abs=1e-6)
+    np.testing.assert_allclose(at, slow_at, atol=1e-9)
+    assert value > judge(begin) + 0.1
 
 
 def anatomy(points):
