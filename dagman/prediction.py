@@ -163,8 +163,8 @@ def check_asked(model: SegmentationModel | None, how: Segmenting) -> frozenset[i
     if model is None:
         if how != Segmenting():
             raise UsageFault(
-                "--batch, --flips, --largest-component and --format are for label maps, and an encoder does not "
-                "segment; give a run of dagman-finetune, or leave them out"
+                "--batch, --flips, --largest-component, --format and --precision are for label maps, and an encoder "
+                "does not segment; give a run of dagman-finetune, or leave them out"
             )
         return frozenset()
     exchange_of(model.classes, model.taught, how.axes)  # refused before any scan is read
@@ -189,7 +189,8 @@ def segment(
     in_pieces: frozenset[int],
 ) -> np.ndarray:
     """The label map of a prepared scan, cleaned where that was asked for."""
-    found = model.segment_prepared(intensities, ready.affine, ready.source_grid, place, batch=how.batch, flips=how.axes)
+    asked = {"batch": how.batch, "flips": how.axes, "precision": how.precision}
+    found = model.segment_prepared(intensities, ready.affine, ready.source_grid, place, **asked)
     if how.largest_component:
         keep_largest(found, [value for value in model.classes.values if value not in in_pieces])
     return found

@@ -111,8 +111,8 @@ def check_asked(how: Segmenting, attention: bool) -> None:
     """UsageFault for options that do nothing here."""
     if how != Segmenting():
         raise UsageFault(
-            "--batch, --flips, --largest-component and --format are for label maps, and this model tells findings of "
-            "whole studies; leave them out, or give a run of dagman-finetune --task segmentation"
+            "--batch, --flips, --largest-component, --format and --precision are for label maps, and this model tells "
+            "findings of whole studies; leave them out, or give a run of dagman-finetune --task segmentation"
         )
     if attention:
         raise UsageFault(

@@ -85,8 +85,8 @@ OPTIONS = {
         --scoring.flips --scoring.largest-component""",
     "dagman-finetune --task classification": f"DATA {COMMON} {STUDIES}",
     "dagman-finetune --task=localisation": f"DATA {COMMON} {STUDIES}",
-    "dagman-predict": """MODEL SCANS --out --device --batch --flips --largest-component --except --format --attention
-        --attention-stage --strict --json""",
+    "dagman-predict": """MODEL SCANS --out --device --batch --flips --largest-component --except --format --precision
+        --attention --attention-stage --strict --json""",
     "dagman-compare": "RUNS --out --metric --json",
     "dagman-probe": """DATA --encoder --out --strict --json --scans --folds --fold --crop.shape --seed --device
         --workers""",
@@ -345,6 +345,7 @@ def test_real_specimens(shared_data, tmp_path, capsys):
         ("dagman-predict", "DATA DATA --out OUT --flips aa", "--flips aa: letters of ras, each once, or all"),
         ("dagman-predict", "DATA DATA --out OUT --except liver", "--except liver without --largest-component"),
         ("dagman-predict", "DATA DATA --out OUT --format dicom", "--format dicom: one of nifti, same"),
+        ("dagman-predict", "DATA DATA --out OUT --precision fp16", "--precision fp16: one of auto, fp32, bf16"),
         ("dagman-predict", "DATA DATA --out OUT --attention-stage 2", "--attention-stage 2 without --attention"),
         ("dagman-predict", "DATA DATA --out OUT --attention --attention-stage 5", "an encoder has stages 1 to 4"),
         ("dagman-compare", "DATA --out OUT", "1 runs given; a comparison needs at least two"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,15 +64,17 @@ class SegmentationModel:
         *,
         batch: int | None = None,
         flips: Sequence[int] = (),
+        precision: str = "auto",
     ) -> np.ndarray:
         """The same for a scan that a store has already prepared.
 
         batch: windows at once; None: as many as suit the device. flips: axes (0, 1, 2 for R, A, S) over which the
-        answers are averaged; UsageFault where that cannot be.
+        answers are averaged; UsageFault where that cannot be. precision: as in `logits`.
         """
         self.network.to(device).eval()
+        answer = partial(self.logits, precision=precision)
         found = predict_classes(
-            mean_over_flips(self.logits, flips, exchange_of(self.classes, self.taught, flips)),
+            mean_over_flips(answer, flips, exchange_of(self.classes, self.taught, flips)),
             intensities,
             affine,
             source,
@@ -83,9 +86,10 @@ class SegmentationModel:
         )
         return self.classes.written(found)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Crops (b, 1, i, j, k) -> float32 (b, classes, i, j, k), in the precision of training on their device."""
-        with autocast_for("auto", images.device)():
+    def logits(self, images: Tensor, precision: str = "auto") -> Tensor:
+        """Crops (b, 1, i, j, k) -> float32 (b, classes, i, j, k), computed in "auto" (bf16 on CUDA devices that have
+        it, else fp32), "fp32" or "bf16" (UsageFault where the device lacks it)."""
+        with autocast_for(precision, images.device, gradients=False)():
             return self.network.logits(self.network(images)).float()
 
     def save(self, path: Path) -> None:

@@ -8,6 +8,7 @@ from spade3d.faults import UsageFault
 
 AXES = "ras"  # R (left and right), A, S: the axes of a prepared scan
 FORMATS = ("nifti", "same")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Segmenting:
     largest_component  keep only the largest connected piece of each class
     exempt             names of the classes that may lie in several pieces
     format             "nifti", or "same": NRRD for NRRD, MHA for MetaImage
+    precision          of the network: "auto" (bf16 on CUDA devices that have it, else fp32), "fp32" or "bf16"
     """
 
     batch: int | None = None
@@ -26,6 +28,7 @@ class Segmenting:
     largest_component: bool = False
     exempt: tuple[str, ...] = ()
     format: str = "nifti"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if self.batch is not None and self.batch < 1:
@@ -37,6 +40,8 @@ class Segmenting:
             raise UsageFault(f"--except {self.exempt[0]} without --largest-component; give both, or neither")
         if self.format not in FORMATS:
             raise UsageFault(f"--format {self.format}: one of {', '.join(FORMATS)} is needed")
+        if self.precision not in PRECISIONS:
+            raise UsageFault(f"--precision {self.precision}: one of {', '.join(PRECISIONS)} is needed")
 
     @property
     def letters(self) -> str:

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from spade3d.faults import UsageFault
 
 
-def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+def autocast_for(
+    precision: str, device: torch.device, *, gradients: bool = True
+) -> Callable[[], AbstractContextManager]:
     """Makes the context in which losses are computed. "auto": bf16 on CUDA devices that have it, else fp32; "fp32";
-    "bf16": UsageFault where the device lacks it or its gradients are wrong."""
+    "bf16": UsageFault where the device lacks it or, if `gradients` are wanted, computes them wrong."""
     on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     match precision:
         case "auto":
@@ -21,10 +23,9 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
             enabled = False
         case "bf16":
             enabled = True
-            if not on_cuda and not (device.type == "cpu" and cpu_bf16_is_right()):
-                raise UsageFault(
-                    f"precision bf16: {device.type} has none here, or its gradients are wrong; give --precision fp32"
-                )
+            if not on_cuda and not (device.type == "cpu" and (not gradients or cpu_bf16_is_right())):
+                what = "has none here, or its gradients are wrong" if gradients else "has none here"
+                raise UsageFault(f"precision bf16: {device.type} {what}; give --precision fp32")
         case _:
             raise UsageFault(f"precision {precision!r} is not known; give auto, fp32 or bf16")
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=enabled)

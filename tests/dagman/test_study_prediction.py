@@ -113,7 +113,7 @@ def test_a_bad_scan_is_named_and_left_out(models, scans, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
-        (["--flips", "all"], 2, "--flips, --largest-component and --format are for label maps"),
+        (["--flips", "all"], 2, "--largest-component, --format and --precision are for label maps"),
         (["--batch", "2"], 2, "this model tells findings of whole studies; leave them out"),
         (["--largest-component", "--except", "lump"], 2, "are for label maps"),
         (["--format", "same"], 2, "are for label maps"),

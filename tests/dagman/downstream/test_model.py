@@ -1,17 +1,14 @@
 """A fine-tuned model on disk: it comes back whole, sees a scan in any orientation alike, and refuses what it is not."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import dagman.downstream.model
 from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel, load_model
 from spade3d.configuration import Network
-from spade3d.faults import DataFault
+from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.recipe import build_network
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.volume import Volume
@@ -51,21 +48,40 @@ def test_what_is_saved_comes_back(tmp_path, model, scan):
     np.testing.assert_array_equal(again.segment(scan, CPU), model.segment(scan, CPU))
 
 
-def test_it_answers_in_the_precision_that_training_has_on_the_device(model, monkeypatch):
+def test_it_answers_in_the_precision_that_training_has_on_the_device_or_the_one_asked_for(model, monkeypatch):
     images = torch.randn(1, 1, 16, 16, 8)
     with torch.no_grad():
         exact, network = model.logits(images), model.network
         assert torch.equal(exact, network.logits(network(images)))  # a CPU trains in float32
-        asked = []
-
-        def as_on_a_gpu(precision, device):
-            asked.append((precision, device))
-            return partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-
-        monkeypatch.setattr(dagman.downstream.model, "autocast_for", as_on_a_gpu)
-        rough = model.logits(images)
-    assert asked == [("auto", CPU)] and rough.dtype == exact.dtype == torch.float32
+        # What is wrong on some CPUs are gradients, which answers do without.
+        monkeypatch.setattr("spade3d.training.precision.cpu_bf16_is_right", lambda: False)
+        rough = model.logits(images, "bf16")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = network.logits(network(images))
+    assert rough.dtype == exact.dtype == torch.float32
+    assert torch.equal(rough, expected.float())
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
+    with pytest.raises(UsageFault, match="precision 'fp8' is not known"):
+        model.logits(images, "fp8")
+
+
+def test_the_precision_reaches_the_network(model, scan):
+    ready = model.preprocessing.prepare(scan)
+    given = ready.normalisation.intensity(ready.voxels), ready.affine, ready.source_grid, CPU
+    of_network, seen = model.network.forward, []
+
+    def watched(images):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return of_network(images)
+
+    model.network.forward = watched
+    try:
+        for precision in ("auto", "fp32", "bf16"):
+            model.segment_prepared(*given, precision=precision)
+            assert set(seen) == {precision == "bf16"}
+            seen.clear()
+    finally:
+        del model.network.forward
 
 
 def test_a_scan_is_segmented_on_its_own_grid_with_the_values_of_the_table(model, scan):
