@@ -16,15 +16,12 @@ bf16 is timed where the gradients that this CPU computes in it are right: less t
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer as MonaiSwin
-from rounds import machine, tabled, timed, written
+from rounds import as_users_have_it, machine, tabled, timed, written
 from torch import Tensor
 
 from spade3d.networks.swin import SwinTransformer
@@ -32,6 +29,7 @@ from spade3d.networks.swin import SwinTransformer
 WIDTH, WINDOW, SIDES = 48, 7, (48, 64, 96)
 DEPTHS, HEADS = (2, 2, 2, 2), (3, 6, 12, 24)
 ROUNDS = 7
+BF16_ERROR = 0.05  # of the gradients, by norm, at most
 OURS, MONAI = "ours", "MONAI"
 TRAINING, INFERENCE = "training", "inference"
 
@@ -131,15 +129,6 @@ def measured(networks, side: int, of: dict, bf16: bool = False) -> dict:
     return found
 
 
-def apart(*arguments: str) -> dict:
-    """What this script, with these arguments, prints last: in a process of its own, the allocator as users have it."""
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments]
-    done = subprocess.run(command, env=os.environ | {"SPEED_ALLOCATOR": "system"}, stdout=subprocess.PIPE, check=True)
-    *before, last = done.stdout.decode().splitlines()
-    print("\n".join(before))
-    return json.loads(last)
-
-
 def peak(who: str, what: str) -> dict[str, float]:
     """MiB held before a step, and at most."""
     network = twins()[who]
@@ -157,7 +146,7 @@ def most_held_mib() -> int:
 def memory() -> list[dict]:
     found = []
     for what in (TRAINING, INFERENCE):
-        both = {who: apart("--peak", who, what) for who in (OURS, MONAI)}
+        both = {who: as_users_have_it(__file__, "--peak", who, what) for who in (OURS, MONAI)}
         share = both[OURS]["peak_mib"] / both[MONAI]["peak_mib"]
         found.append({"work": what, "rows": both, "share": round(share, 3)})
         print(f"peak memory, {what}: {both[OURS]['peak_mib']} of {both[MONAI]['peak_mib']} MiB, {share:.0%}")
@@ -172,17 +161,19 @@ def main() -> None:
     if asked.peak:
         return print(json.dumps(peak(*asked.peak)))
     of, networks = machine(("spade3d", "monai", "torch")), twins()
+    error = bf16_error(networks[OURS], crop(64), gradients_for(64))
     if asked.largest:
-        return print(json.dumps(measured(networks, SIDES[-1], of)))
+        found = measured(networks, SIDES[-1], of)
+        rough = measured(networks, SIDES[-1], of, bf16=True) if error < BF16_ERROR else {}
+        return print(json.dumps(found | {"bf16": rough}))
 
     curve = []
     for side in SIDES:
         agreed = agree(networks, crop(side), gradients_for(side))
         curve.append({"side": side, "apart": agreed, "gflop": round(gflop(side), 1), **measured(networks, side, of)})
-    result = {"curve": curve, "system_allocator": apart("--largest"), "memory": memory()}
-    error = bf16_error(networks[OURS], crop(64), gradients_for(64))
+    result = {"curve": curve, "system_allocator": as_users_have_it(__file__, "--largest"), "memory": memory()}
     result["bf16"] = {"gradients_apart": round(error, 4)}
-    if error < 0.05:
+    if error < BF16_ERROR:
         result["bf16"] |= measured(networks, SIDES[-1], of, bf16=True)
     else:
         print(f"bf16 is not safe on this CPU: its gradients are {error:.0%} from those of float32")

@@ -7,14 +7,19 @@ malloc is told to keep what is freed. By default it gives large arrays back at o
 anew for every call: of the others 72 % of the time in `selection.py` (MONAI 279 ms instead of 77), half of it in
 `correspondences.py`, none in `views.py`. The ratios without this would be 3.6 and 2 times as high; they say little.
 
+Scripts whose goals were set with malloc as users have it time that, too, in a process of its own (`as_users_have_it`).
+
 SPEED_ROUNDS=n takes at most n rounds, to try a script; SPEED_ALLOCATOR=system leaves malloc as users have it.
 """
 
 import ctypes
 import itertools
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,6 +116,15 @@ def machine(packages: tuple[str, ...]) -> dict[str, Any]:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def as_users_have_it(script: str, *arguments: str) -> Any:
+    """What a script, with these arguments, prints last, from JSON: in a process of its own, malloc left as it is."""
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
+    done = subprocess.run(command, env=os.environ | {"SPEED_ALLOCATOR": "system"}, stdout=subprocess.PIPE, check=True)
+    *before, last = done.stdout.decode().splitlines()
+    print("\n".join(before))
+    return json.loads(last)
 
 
 def tabled(title: str, timings: Mapping[str, Timing], moved_bytes: float, of: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class Intensity:
 
 
 PLAIN = Intensity()
+NOTHING = np.empty((0, 0, 0), dtype=np.int16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,19 +163,10 @@ def cut(store, crop: Crop) -> np.ndarray:
     One pass from the stored integers: trilinear interpolation, normalisation and intensity together; only a blur
     needs passes of its own. Only the part of the scan that the crop touches is read and decompressed.
     """
-    if crop.intensity.blur > 0:
-        return _colour(cut(store, crop.plain()), crop.intensity, store.cases[crop.case].normalisation)
-    case, look = store.cases[crop.case], crop.intensity
-    to_stored = mm_to_stored(case) @ crop.to_mm
-    start, stop = touched(to_stored, crop.shape, case.shape)
-    stored = np.empty((0, 0, 0), dtype=np.int16)
-    if start is not None:
-        stored = np.ascontiguousarray(store.image(crop.case, (start, stop)))
-        to_stored[:3, 3] -= start
-    norm, out = case.normalisation, np.empty(crop.shape, dtype=np.float32)
-    scaling = np.array([norm.offset, norm.scale, norm.low, norm.high], dtype=np.float32)
-    kernels.resample(stored, to_stored, scaling, _colours(look), look.noise_seed, out)
-    return out
+    case = store.cases[crop.case]
+    start, stop = touched(mm_to_stored(case) @ crop.to_mm, crop.shape, case.shape)
+    voxels = NOTHING if start is None else np.ascontiguousarray(store.image(crop.case, (start, stop)))
+    return cut_from(voxels, start or (0, 0, 0), case, crop)
 
 
 def cut_together(store, crops: list[Crop]) -> list[np.ndarray]:
@@ -189,20 +181,27 @@ def cut_together(store, crops: list[Crop]) -> list[np.ndarray]:
         starts, stops = np.swapaxes(boxes, 0, 1)
         start, stop = starts.min(axis=0), stops.max(axis=0)
         if (stop - start).prod() < (stops - starts).prod(axis=1).sum():
-            store = _Part(store.cases, store.image(crops[0].case, (tuple(start.tolist()), tuple(stop.tolist()))), start)
+            first = tuple(start.tolist())
+            voxels = np.ascontiguousarray(store.image(crops[0].case, (first, tuple(stop.tolist()))))
+            return [cut_from(voxels, first, case, crop) for crop in crops]
     return [cut(store, crop) for crop in crops]
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A part of one scan, decompressed, which `cut` takes for the store."""
-
-    cases: tuple
-    voxels: np.ndarray
-    start: np.ndarray  # (3,): the scan's voxel that is the first here
-
-    def image(self, _: int, box) -> np.ndarray:
-        return self.voxels[tuple(slice(*ends) for ends in (np.array(box) - self.start).T)]
+def cut_from(voxels: np.ndarray, first: tuple[int, int, int], case, crop: Crop) -> np.ndarray:
+    """`cut` from voxels that are already there, to the last digit: int16 (i, j, k), C order, whose first one is that
+    voxel of the stored scan, and which hold all that the crop touches."""
+    look, norm = crop.intensity, case.normalisation
+    colours = _colours(PLAIN if look.blur > 0 else look)
+    to_stored = mm_to_stored(case) @ crop.to_mm
+    start, stop = touched(to_stored, crop.shape, case.shape)
+    box = np.zeros((2, 3), np.int64)
+    if start is not None:
+        to_stored[:3, 3] -= start
+        box = np.array([start, stop]) - first
+    out = np.empty(crop.shape, dtype=np.float32)
+    scaling = np.array([norm.offset, norm.scale, norm.low, norm.high], dtype=np.float32)
+    kernels.resample(voxels, box, to_stored, scaling, colours, look.noise_seed, out)
+    return _colour(out, look, norm) if look.blur > 0 else out
 
 
 def coloured(clean: np.ndarray, look: Intensity, normalisation) -> np.ndarray:

@@ -271,7 +271,8 @@ def soft_mask(saliency: Saliency, crop: Crop) -> np.ndarray:
     focus, shown = saliency.focus, np.empty(crop.shape, dtype=np.float32)
     values, to_stored = _touched(saliency, crop)
     scaling, unchanged = np.array([0, 1, 0, 255], np.float32), np.array([1, 1, 0, 0], np.float32)
-    kernels.resample(values.astype(np.int16), to_stored, scaling, unchanged, 0, shown)
+    whole = np.array([(0, 0, 0), values.shape])
+    kernels.resample(values.astype(np.int16), whole, to_stored, scaling, unchanged, 0, shown)
     shown[shown < np.quantile(shown, 1 - focus.mask_kept)] = 0
     if focus.mask_blur > 0:
         kernels.blur(shown, focus.mask_blur * sum(crop.shape) / 3)

@@ -91,27 +91,34 @@ def _within(start, step, size, count):
     return int(min(max(first, 0.0), float(count))), int(min(max(last + 1.0, 0.0), float(count)))
 
 
-@compiled(nogil=True, error_model="numpy")
-def resample(stored, to_stored, scaling, colours, seed, out):
-    """Cut `out` (float32) from `stored` (int16, C order, below 2^31 voxels): trilinear, normalised, coloured.
+_FAR = 2.0**23  # voxels: float32 tells whole ones apart, and nobody's scan is so long
 
-    `to_stored` takes voxels of `out` to voxels of `stored`. Inside means up to half a voxel beyond the outermost
-    voxel centres (the scan's faces), where the outermost value holds; beyond that lies `low`.
+
+@compiled(nogil=True, error_model="numpy")
+def resample(stored, box, to_stored, scaling, colours, seed, out):
+    """Cut `out` (float32) from a box of `stored` (int16, C order, below 2^31 voxels): trilinear, normalised, coloured.
+
+    `box` = start, stop (2, 3); `to_stored` takes voxels of `out` to voxels of the box. Inside means up to half a voxel
+    beyond its outermost voxel centres (the scan's faces), where the outermost value holds; beyond that lies `low`.
     `scaling` = offset, scale, low, high; `colours` = gamma, contrast, brightness, noise.
     """
-    ni, nj, nk = stored.shape
+    ni, nj, nk = box[1, 0] - box[0, 0], box[1, 1] - box[0, 1], box[1, 2] - box[0, 2]
     offset, scale, low, high = scaling[0], scaling[1], scaling[2], scaling[3]
     mi, mj, mk = out.shape
-    voxels, stride_i, stride_j = stored.reshape(-1), _I(nj * nk), _I(nk)
+    stride_i, stride_j = _I(stored.shape[1] * stored.shape[2]), _I(stored.shape[2])
+    voxels = stored.reshape(-1)[box[0, 0] * stride_i + box[0, 1] * stride_j + box[0, 2] :]
     # The lower corner of a cell is at most the last but one voxel; along an axis of one voxel its corners coincide.
     last_i, last_j, last_k = _I(max(ni - 2, 0)), _I(max(nj - 2, 0)), _I(max(nk - 2, 0))
-    up_i, up_j = np.uintp(nj * nk if ni > 1 else 0), np.uintp(nk if nj > 1 else 0)
+    up_i, up_j = np.uintp(stride_i if ni > 1 else 0), np.uintp(stride_j if nj > 1 else 0)
     if nk == 1:  # along k the next voxel is read even so, and has no share; the last one needs a next one, too
         voxels = np.append(voxels, voxels[-1:])
+    # The other corners of a cell: the same index into what begins farther on.
+    next_j, next_i, next_both = voxels[up_j:], voxels[up_i:], voxels[up_i + up_j :]
     corner, shares, pairs = np.empty(mk, np.int32), np.empty((3, mk), np.float32), np.empty((4, mk), np.int32)
     u, v, w = shares[0], shares[1], shares[2]
     p00, p01, p10, p11 = pairs[0], pairs[1], pairs[2], pairs[3]
     di, dj, dk = to_stored[0, 2], to_stored[1, 2], to_stored[2, 2]
+    ei, ej, ek = _F(min(max(di, -_FAR), _FAR)), _F(min(max(dj, -_FAR), _FAR)), _F(min(max(dk, -_FAR), _FAR))
     for i in range(mi):
         for j in range(mj):
             row = out[i, j]
@@ -120,23 +127,31 @@ def resample(stored, to_stored, scaling, colours, seed, out):
             pk = to_stored[2, 0] * i + to_stored[2, 1] * j + to_stored[2, 3]
             (ai, bi), (aj, bj), (ak, bk) = _within(pi, di, ni, mk), _within(pj, dj, nj, mk), _within(pk, dk, nk, mk)
             begin, end = max(ai, aj, ak), min(bi, bj, bk)
-            if begin >= end:
+            if begin >= end or max(abs(pi), abs(pj), abs(pk)) > _FAR:
                 row[:] = low
             else:
-                # Where: clamped, so that what is outside reads something, too; it is overwritten below.
+                # Where, counted from the voxel in which the row begins, so that float32 serves; clamped, so that what
+                # is outside reads something, too: it is overwritten below.
+                fi, fj, fk = np.floor(pi), np.floor(pj), np.floor(pk)
+                ri, rj, rk = _F(pi - fi), _F(pj - fj), _F(pk - fk)
+                li, lj, lk = _F(-fi), _F(-fj), _F(-fk)
+                hi, hj, hk = _F(ni - 1 - fi), _F(nj - 1 - fj), _F(nk - 1 - fk)
+                ti, tj, tk = _I(last_i - fi), _I(last_j - fj), _I(last_k - fk)
+                first = _I(_I(fi) * stride_i + _I(fj) * stride_j + _I(fk))
                 for k in range(mk):
-                    x = min(max(pi + di * k, 0.0), ni - 1.0)
-                    y = min(max(pj + dj * k, 0.0), nj - 1.0)
-                    z = min(max(pk + dk * k, 0.0), nk - 1.0)
-                    i0, j0, k0 = min(_I(x), last_i), min(_I(y), last_j), min(_I(z), last_k)
-                    u[k], v[k], w[k] = _F(x - i0), _F(y - j0), _F(z - k0)
-                    corner[k] = i0 * stride_i + j0 * stride_j + k0
+                    step = _F(_I(k))
+                    x = min(max(ri + ei * step, li), hi)
+                    y = min(max(rj + ej * step, lj), hj)
+                    z = min(max(rk + ek * step, lk), hk)
+                    i0, j0, k0 = min(_I(np.floor(x)), ti), min(_I(np.floor(y)), tj), min(_I(np.floor(z)), tk)
+                    u[k], v[k], w[k] = x - _F(i0), y - _F(j0), z - _F(k0)
+                    corner[k] = first + i0 * stride_i + j0 * stride_j + k0
                 # What: nothing but reads, because a loop that also reckons would not become vector instructions (the
                 # kernel would take 1.5 times as long). Unsigned, because Python's negative indices would be asked for.
                 for k in range(mk):
                     c = np.uintp(corner[k])
-                    p00[k], p01[k] = _pair(voxels, c), _pair(voxels, c + up_j)
-                    p10[k], p11[k] = _pair(voxels, c + up_i), _pair(voxels, c + up_i + up_j)
+                    p00[k], p01[k] = _pair(voxels, c), _pair(next_j, c)
+                    p10[k], p11[k] = _pair(next_i, c), _pair(next_both, c)
                 for k in range(mk):
                     a00, a01 = _between(p00[k], w[k]), _between(p01[k], w[k])
                     a10, a11 = _between(p10[k], w[k]), _between(p11[k], w[k])
@@ -181,14 +196,15 @@ def blur(out, sigma):
     """A Gaussian of `sigma` voxels, separable, truncated at 3 sigma, edges repeated; in place.
 
     A ring holds the planes that are blurred within themselves, as many as the Gaussian is wide: what is read again
-    stays in the cache, and a plane is overwritten only after all that need it have read it.
+    stays in the cache, and a plane is overwritten only after all that need it have read it. Voxels equally far on both
+    sides share a product: 1.6 times as fast as one by one.
     """
     radius = int(math.ceil(3.0 * sigma))
     width = 2 * radius + 1
-    weights = np.empty(width, dtype=np.float32)
-    for t in range(width):
-        weights[t] = math.exp(-0.5 * ((t - radius) / sigma) ** 2)
-    weights /= weights.sum()
+    weights = np.empty(radius + 1, dtype=np.float32)  # of the voxel itself, then of those to its sides
+    for t in range(radius + 1):
+        weights[t] = math.exp(-0.5 * (t / sigma) ** 2)
+    weights /= weights[0] + 2 * weights[1:].sum()
     ni, nj, nk = out.shape
     ring = np.empty((width, nj, nk), dtype=np.float32)
     row = np.empty(nk + 2 * radius, dtype=np.float32)
@@ -196,34 +212,38 @@ def blur(out, sigma):
         _blur_plane(out[min(max(ahead, 0), ni - 1)], weights, row, ring[(ahead + radius) % width])
         i = ahead - radius
         if i >= 0:
-            out[i] = 0
-            for t in range(width):
-                _add(out[i], weights[t], ring[(i + t) % width])
+            for j in range(nj):
+                _scaled(out[i, j], weights[0], ring[(i + radius) % width, j])
+                for t in range(1, radius + 1):
+                    _add(out[i, j], weights[t], ring[(i + radius - t) % width, j], ring[(i + radius + t) % width, j])
 
 
 @compiled(nogil=True)
 def _blur_plane(plane, weights, row, into):
     """Blur a plane (j, k) along both axes; `row` is room for a row with its repeated ends."""
     nj, nk = plane.shape
-    radius = len(weights) // 2
+    radius = len(weights) - 1
+    inner = row[radius : radius + nk]
     for j in range(nj):
-        row[:] = 0
-        for t in range(len(weights)):
-            source, weight = plane[min(max(j + t - radius, 0), nj - 1)], weights[t]
-            for k in range(nk):
-                row[radius + k] += weight * source[k]
-        row[:radius], row[radius + nk :] = row[radius], row[radius + nk - 1]
-        into[j] = 0
-        for t in range(len(weights)):
-            for k in range(nk):
-                into[j, k] += weights[t] * row[k + t]
+        _scaled(inner, weights[0], plane[j])
+        for t in range(1, radius + 1):
+            _add(inner, weights[t], plane[max(j - t, 0)], plane[min(j + t, nj - 1)])
+        row[:radius], row[radius + nk :] = inner[0], inner[nk - 1]
+        _scaled(into[j], weights[0], inner)
+        for t in range(1, radius + 1):
+            _add(into[j], weights[t], row[radius - t : radius - t + nk], row[radius + t : radius + t + nk])
 
 
-@compiled(nogil=True)
-def _add(plane, weight, other):
-    for j in range(plane.shape[0]):
-        for k in range(plane.shape[1]):
-            plane[j, k] += weight * other[j, k]
+@compiled(nogil=True, inline="always")
+def _scaled(row, weight, other):
+    for k in range(len(row)):
+        row[k] = weight * other[k]
+
+
+@compiled(nogil=True, inline="always")
+def _add(row, weight, before, after):
+    for k in range(len(row)):
+        row[k] += weight * (before[k] + after[k])
 
 
 @compiled(nogil=True, error_model="numpy")

@@ -18,6 +18,7 @@ from spade3d.crops.crop import (
     box_to_mm,
     coloured,
     cut,
+    cut_from,
     cut_labels,
     cut_together,
     draw_box,
@@ -176,6 +177,7 @@ def test_crops_cut_together_are_those_cut_alone_and_never_read_more(in_memory, s
     (alone, alone_reads), (together, together_reads) = counting(store), counting(store)
     for crop, voxels in zip(crops, cut_together(together, crops), strict=True):
         np.testing.assert_array_equal(voxels, cut(alone, crop))
+        np.testing.assert_array_equal(voxels, cut_from(store.image(0), (0, 0, 0), store.cases[0], crop))
     assert voxels_of(together_reads) <= voxels_of(alone_reads)
 
 

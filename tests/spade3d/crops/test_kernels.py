@@ -17,6 +17,11 @@ seeds = st.integers(0, 2**32 - 1)
 UNCHANGED = np.array([1, 1, 0, 0], dtype=np.float32)
 
 
+def whole(stored):
+    """The box of all that is stored."""
+    return np.array([(0, 0, 0), stored.shape])
+
+
 def random_affine(rng, columns=(0.3, 3.0)):
     """A rotation of voxels of any size."""
     affine = np.eye(4)
@@ -33,7 +38,12 @@ def test_resample_equals_map_coordinates(seed):
     to_stored = random_affine(rng)
     middle = (np.array(out.shape) - 1) / 2
     to_stored[:3, 3] = (np.array(stored.shape) - 1) / 2 + rng.normal(0, 2, 3) - to_stored[:3, :3] @ middle
-    kernels.resample(stored, to_stored, np.array([-100, 0.01, -5, 5], np.float32), UNCHANGED, 0, out)
+    # The scan is a box of what is stored, with other voxels around it.
+    around = rng.integers(0, 3, (2, 3))
+    more = rng.integers(-2000, 2000, around.sum(axis=0) + stored.shape).astype(np.int16)
+    box = np.array([around[0], around[0] + stored.shape])
+    more[tuple(map(slice, *box))] = stored
+    kernels.resample(more, box, to_stored, np.array([-100, 0.01, -5, 5], np.float32), UNCHANGED, 0, out)
 
     where = np.einsum("xa,aijk->xijk", to_stored[:3, :3], np.indices(out.shape)) + to_stored[:3, 3, None, None, None]
     upper = np.array(stored.shape)[:, None, None, None] - 0.5
@@ -47,7 +57,7 @@ def test_resample_equals_map_coordinates(seed):
 def test_resample_stands_rows_that_never_or_always_leave_the_scan(step):
     stored, out = np.full((4, 5, 6), 7, dtype=np.int16), np.empty((3, 3, 3), dtype=np.float32)
     to_stored = np.diag([1.0, 1, step, 1])
-    kernels.resample(stored, to_stored, np.array([0, 1, -9, 9], np.float32), UNCHANGED, 0, out)
+    kernels.resample(stored, whole(stored), to_stored, np.array([0, 1, -9, 9], np.float32), UNCHANGED, 0, out)
     assert (out[..., 0] == 7).all() and (out == (7 if abs(step) < 1 else out)).all() and np.isin(out, (7, -9)).all()
 
 
@@ -93,7 +103,8 @@ def test_noise_depends_on_seed_and_voxel_alone():
 def test_noise_of_a_row_is_noise_of_the_volume():
     """The one pass colours row by row; the place of a voxel in the crop decides its noise, not its row."""
     stored, out = np.zeros((4, 4, 4), np.int16), np.empty((2, 3, 4), np.float32)
-    kernels.resample(stored, np.eye(4), np.array([0, 1, -9, 9], np.float32), np.array([1, 1, 0, 1], np.float32), 5, out)
+    scaling, colours = np.array([0, 1, -9, 9], np.float32), np.array([1, 1, 0, 1], np.float32)
+    kernels.resample(stored, whole(stored), np.eye(4), scaling, colours, 5, out)
     np.testing.assert_array_equal(out.ravel(), noise(24, seed=5))
 
 
