@@ -25,7 +25,7 @@ from dagman.evaluation.leakage import find_leakage, say_leakage
 from dagman.evaluation.localisation import Annotation, Judging, scores
 from dagman.evaluation.study_report import study_report
 from dagman.evaluation.study_summary import CONTROL, summarise_studies
-from dagman.recipes.clarity_settings import check_clarity, finding_prior, taught_by_cnn
+from dagman.recipes.clarity_settings import check_clarity, finding_prior, note_of_teacher, taught_by_cnn
 from dagman.recipes.studies import StudySettings, choose, head_settings, windows_of
 from dagman.study_baselines import judge_baselines
 from dagman.study_judging import Judge, annotation_notes, annotations_of, look
@@ -149,6 +149,7 @@ class Work:
         tokens = self.cached_tokens(encoder, out)
         model, task = self.model(encoder), self.task(encoder, head)
         stream = self.stream(tokens, out)
+        of_teacher = self.note_of_teacher(stream)
         prepare_head(head, moments(task, self.seen_once(stream), self.device), self.findings.table(self.taught))
         looks = settings.scoring.looks
         train(
@@ -182,6 +183,7 @@ class Work:
         if found is not None:
             write_json(out / LOCALISED, without_nan(found))
         told = annotation_notes(annotations, self.findings, self.split.validation) if localises else []
+        told += [of_teacher] if of_teacher else []
         summary = summarise_studies(rows, self, loading_of(settings, coverage), leakage, found, told)
         write_json(out / "summary.json", without_nan(summary))
         report = study_report(out, [] if found is None else judge.pictures(found["rows"], annotations))
@@ -240,6 +242,13 @@ class Work:
         else:
             show = Whole(CoarseScans(store, settings.low_mm), crop.shape, settings.low_mm, views, prior)
         return StudyStream(show, self.findings, self.taught, settings.studies, seed=settings.seed, teacher=teacher)
+
+    def note_of_teacher(self, stream: StudyStream) -> str:
+        """What is to be said of the CNN that teaches; it is also printed."""
+        note = note_of_teacher(self.settings.clarity, self.findings, self.taught, stream.teacher)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+        return note
 
     def seen_once(self, stream: StudyStream) -> Iterator[StudyBatch]:
         """As many batches as show each study about once; a few where the encoder has to make their tokens."""

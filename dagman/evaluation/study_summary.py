@@ -40,7 +40,7 @@ def summarise_studies(
     work       settings, store, findings, split and the cases that taught
     coverage   of the checkpoint, None from scratch
     localised  what the judge of maps says, None where no map was judged
-    told       notes on the annotations that maps are judged by
+    told       notes on the annotations that maps are judged by, and on a teacher
     """
     settings, findings, split, store = work.settings, work.findings, work.split, work.store
     found = {(score.finding, score.metric): score for score in score_findings(rows)}

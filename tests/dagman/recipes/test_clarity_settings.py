@@ -1,6 +1,7 @@
 """CLARiTy's settings: which pieces a head is built with, where findings may be, and what a teacher is shown."""
 
 import pickle
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from dagman.recipes.clarity_settings import (
     check_clarity,
     chosen_teacher,
     finding_prior,
+    note_of_teacher,
     taught_by_cnn,
     where_of,
 )
@@ -225,4 +227,21 @@ def test_no_teacher_is_trained_that_has_no_weight_and_one_that_has_gives_a_logit
     assert not (tmp_path / "teacher").exists()
     few = {"teacher": {"folds": 1, "steps": 1, "batch": 2, "shape": (32, 32, 32)}, "teacher_weight": 0.5}
     taught = taught_by_cnn(settings_of(**few), store, findings, ALL, seed=0, **how)
+    assert note_of_teacher(settings_of(**few), findings, ALL, taught) == ""  # each has seen every study
     assert sorted(taught) == sorted(names) and all(np.isfinite(row).all() and len(row) == 3 for row in taught.values())
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [(1.0, "AUROC of 1.00"), (0.0, "AUROC of 0.50 (mean), hardly above chance.*--clarity.teacher_weight 0")],
+)
+def test_a_teacher_that_knows_nothing_of_studies_it_has_not_seen_is_named(right, said):
+    """One finding is told with AUROC 1, or 0; the other one always; the third is in every study."""
+    labels = [(float(n % 2), float(n < 3), 1.0) for n in range(6)]
+    studies = tuple(Study(str(n), str(n), "training", row) for n, row in enumerate(labels))
+    findings = Findings(FINDINGS, studies, ())
+    taught = {str(n): np.array([a if right else 1 - a, b, 0.0]) for n, (a, b, _) in enumerate(labels)}
+    note = note_of_teacher(settings_of(teacher={"folds": 3}), findings, range(6), taught)
+    assert re.search(said.replace("(mean)", r"\(mean\)"), note)
+    assert ("hardly" in note) == (right == 0)
+    assert note_of_teacher(settings_of(), findings, range(6), None) == ""
