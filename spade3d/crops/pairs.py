@@ -8,6 +8,7 @@ by the teacher, under separately drawn spatial and intensity transforms.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -165,7 +166,7 @@ class PairStream:
             views=tuple(seen.crop for seen in students),
             priors=self.priors_of(students),
             step=step,
-            realised={} if self.saliency is None else realised([seen for side in zip(*whole) for seen in side]),
+            realised=self.realised([seen for side in zip(*whole) for seen in side]),
             **self.matched(step, own, drawn),
         )
 
@@ -187,6 +188,17 @@ class PairStream:
     def hidden_by_focus(self, image: np.ndarray, seen: Seen) -> np.ndarray:
         """A view's voxels without what its cutout and its mask hide."""
         return image if seen.focused is None else hide(image, seen.focused, self.saliency)
+
+    def realised(self, views: list[Seen]) -> dict[str, float]:
+        """What focus came to in some views, and the share of them that each source of saliency steered."""
+        if self.saliency is None:
+            return {}
+        steered = Counter(
+            self.saliency.source(seen.crop.case)
+            for seen in views
+            if seen.focused is not None and seen.focused.retention is not None
+        )
+        return realised(views) | {f"from_{source}": count / len(views) for source, count in sorted(steered.items())}
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         """The anchor's crop a as the student sees it, and the teacher's crop where its places are matched."""

@@ -49,6 +49,13 @@ class Saliency:
         voxel = np.searchsorted(within, rest - (until[block] - within[-1]), side="right")
         return (start + np.unravel_index(voxel, values.shape) + rng.random(3) - 0.5) * self.store.cases[case].spacing
 
+    def source(self, case: int) -> str:
+        """Where the saliency of a case comes from: one of SOURCES (volumes/channels.py), or "centre"."""
+        if self.focus.control == "centre":
+            return "centre"
+        other = self._other_patient(case) if self.focus.control == "shuffled" else case
+        return self.store.cases[other].saliency_source
+
     def _overview(self, case: int) -> tuple[np.uint8, np.ndarray]:
         """The lowest value that counts, and the saliency of all blocks up to each one; a scan is read whole, once."""
         if case not in self._overviews:

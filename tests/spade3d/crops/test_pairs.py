@@ -1,6 +1,7 @@
 """Pairs: a batch is a pure function of (seed, step), and all that it says about places is true in millimetres."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -393,7 +394,10 @@ def test_drawing_a_batch_looks_at_no_more_cases_than_it_draws(store, frames):
 def salient(store):
     """The same scans with a few salient voxels each; the last one has no saliency."""
     cases = [
-        SimpleNamespace(**vars(case), saliency=None if n == 2 else "its file") for n, case in enumerate(store.cases)
+        SimpleNamespace(
+            **vars(case), saliency=None if n == 2 else "its file", saliency_source="gaze" if n else "attention"
+        )
+        for n, case in enumerate(store.cases)
     ]
     marks = []
     for shape in SHAPES:
@@ -423,6 +427,9 @@ def test_focus_changes_the_views_and_nothing_else(salient, frames):
         assert batch.realised["least_retention"] == pytest.approx(min(kept)) and min(kept) >= 0.8
         ordinary += batch.realised["without_saliency"] > 0
         assert batch.realised["asked_zoom"] >= batch.realised["zoom"]
+        by_source = Counter("attention" if ours.crop.case == 0 else "gaze" for ours, _ in drawn if ours.focused)
+        for source, pairs in by_source.items():
+            assert batch.realised[f"from_{source}"] == pytest.approx(pairs / len(drawn))
         for n, (ours, its) in enumerate(drawn):
             looked = salient.cases[ours.crop.case].normalisation
             whole = coloured(cut(salient, ours.crop.plain()), ours.crop.intensity, looked)
