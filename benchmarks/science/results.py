@@ -226,6 +226,12 @@ SECTIONS: tuple[Section, ...] = (
         ("contrast_abdomen_ct", "contrast_hippocampus_mr", "contrast_heart_mr"),
     ),
     (
+        "Views that spare what matters",
+        "`contrast.py`, the arms of FocusContrast on Spade; differences are to `focused`, whose views keep the gaze.",
+        (probed(contrast.STUDY.headlines),),
+        ("contrast_focus_abdomen_ct",),
+    ),
+    (
         "DAGMaN's ladder",
         "`distillation.py`. Label-free probes and the entropy of attention heads; differences are to `smit`: random "
         "masks, no semantic attention, a clean teacher.",
