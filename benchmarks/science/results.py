@@ -43,8 +43,8 @@ NOTES = {
         "design of 100 steps that was flat in the number of labels; steps and rate were then chosen on another fold."
     ),
     "few_shot_heart_mr": (
-        "At 4 mm in plane, of six subjects that judge: too few for the intervals to be trusted. Sixteen subjects and "
-        "all have not been run; 200 steps are too few to gain by more than four."
+        "At 4 mm in plane, of six subjects that judge: too few for the intervals to be trusted. 200 steps are too few "
+        "to gain by more than four subjects. Nothing that pretraining does is told from chance but DAGMaN with two."
     ),
     "hippocampus_mr_8": (
         "The pretraining of 400 steps changed nothing here, and the interval is narrow enough to say so."
