@@ -60,11 +60,10 @@ NOTES = {
     ),
     "encoder, inference, bf16, allocator keeps": "As in training.",
     "encoder, inference, bf16 against float32, allocator keeps": "As in training.",
-    "sliding window, end to end, bf16": "MONAI's gains by bf16 as well: its decoder's convolutions are the same.",
-    "sliding window, end to end, bf16 against float32": "Most of the time are the decoder's convolutions, which are "
-    "the same for everybody.",
-    "sliding window, end to end, allocator keeps, bf16": "As above.",
-    "sliding window, end to end, allocator keeps, bf16 against float32": "As above.",
+    "sliding window, end to end, allocator keeps, bf16": (
+        "Most of the time are the decoder's convolutions, which are the same for everybody."
+    ),
+    "sliding window, end to end, allocator keeps, bf16 against float32": "As in the row above it.",
     "store, crops": (
         "Decompression is what takes the time. Under the same load a real chest CT gave 240 to 270 (at 40 % "
         "of its raw size)."
