@@ -26,7 +26,7 @@ from spade3d.cores import on_all_cores
 from spade3d.volumes.body_frame import BodyFrame, Progress, of_typical_size, stretch
 from spade3d.volumes.coarse_scan import UNSEEN, CoarseScan, cell_mm, coarse_scan
 from spade3d.volumes.geometry import compose, resample
-from spade3d.volumes.registration_kernels import BINS, climb, lie, two
+from spade3d.volumes.registration_kernels import BINS, pattern_search, registration, scores_of_ways
 
 APART_CELLS = 6.0  # two centres that lie farther apart must have a reason
 STARTS = 4
@@ -89,20 +89,21 @@ def _placed(scan: CoarseScan, target: CoarseScan, turned: Sequence[CoarseScan]) 
 def fit(moving: CoarseScan, fixed: CoarseScan) -> Fit:
     """Lay one scan on another: every second cell of a grid of half the resolution is a start, the best are refined."""
     moving_half, fixed_half = _halved(moving.values), _halved(fixed.values)
-    halves = two(moving_half, fixed_half, APART_CELLS / 2)
+    halves = registration(moving_half, fixed_half, APART_CELLS / 2)
     sides = np.array([moving_half.shape, fixed_half.shape])
     reach = sides.sum(axis=0) / 2 - sides.min(axis=0) / 2  # at least half of the smaller side is shared
     ways = np.stack(np.meshgrid(*(np.arange(-(r // 2) * 2, r + 1e-9, 2) for r in reach), indexing="ij"), axis=-1)
     ways = ways.reshape(-1, 3)
-    order = np.argsort(-lie(halves, ways), kind="stable")
+    order = np.argsort(-scores_of_ways(halves, ways), kind="stable")
     starts: list[np.ndarray] = []
     for way in ways[order]:
         if len(starts) < STARTS and all(np.abs(way - other).max() > 4 for other in starts):
             starts.append(way)
-    found = [climb(halves, np.concatenate([np.zeros(3), way]), 0.1, 0.3) for way in starts]
+    found = [pattern_search(halves, np.concatenate([np.zeros(3), way]), 0.1, 0.3) for way in starts]
     _, best = max(found, key=lambda one: one[0])
     best[3:] *= 2
-    value, best = climb(two(_binned(moving.values), _binned(fixed.values), APART_CELLS), best, 0.03, 0.2)
+    wholes = registration(_binned(moving.values), _binned(fixed.values), APART_CELLS)
+    value, best = pattern_search(wholes, best, 0.03, 0.2)
     return Fit(value, best[:3], best[3:])
 
 

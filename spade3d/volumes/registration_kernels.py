@@ -1,5 +1,6 @@
-"""How well one coarse scan lies on another, and the climb to where it lies best: numba and nothing else (slow twins in
-the tests).
+"""How well a coarse scan lies on another, and the search for where it lies best: numba and nothing else.
+
+Each kernel has a slow twin in the tests.
 
 Placing a scan asks some ten thousand times for the similarity of two scans, so the search runs compiled as well, and
 without Python's lock: scans are placed on all cores at once.
@@ -19,7 +20,7 @@ APART = 0.01  # what log(1 + (distance / apart_cells)^2) of the two centres cost
 MOST_LOG_SCALE = np.log(4 / 3)
 
 
-class Two(NamedTuple):
+class Registration(NamedTuple):
     """A scan to be moved and one that stays, both on grids of one cell size, and the memory that judging them takes.
 
     moving       int8 (i, j, k): bins 0 to BINS - 1, -1 where nothing is seen
@@ -43,14 +44,14 @@ class Two(NamedTuple):
     code: np.ndarray  # uint32: and in which pair of bins
 
 
-def two(moving: np.ndarray, fixed: np.ndarray, apart_cells: float) -> Two:
+def registration(moving: np.ndarray, fixed: np.ndarray, apart_cells: float) -> Registration:
     """From two grids of bin numbers, float (i, j, k), negative where nothing is seen."""
     seen = np.array([np.count_nonzero(values >= 0) for values in (moving, fixed)], np.float64)
     last, count = np.array(fixed.shape) - 1.0, np.arange(moving.size + 1.0)
     for axis in range(3):
         fixed = np.repeat(fixed, 2, axis) if fixed.shape[axis] == 1 else fixed
     length, width = moving.shape[2], fixed.shape[2]
-    return Two(
+    return Registration(
         np.where(moving < 0, -1, moving + 0.5).astype(np.int8),
         np.where(fixed < 0, HIDDEN, fixed).astype(np.float32),
         last,
@@ -148,7 +149,7 @@ def normalised_mutual_information(scans, scale, shift):
 
 
 @compiled(error_model="numpy", nogil=True)
-def lies(scans, at):
+def score(scans, at):
     """How well the moving scan lies where `at` says, float64 (6,): log scale, and way in cells from centre to centre.
 
     The similarity times the root of the share that overlaps, less what the stretch and the distance cost.
@@ -170,20 +171,20 @@ def lies(scans, at):
 
 
 @compiled(error_model="numpy", nogil=True)
-def lie(scans, ways):
-    """`lies` of many ways (n, 3) from centre to centre, without stretch: float64 (n,)."""
+def scores_of_ways(scans, ways):
+    """`score` of many ways (n, 3) from centre to centre, without stretch: float64 (n,)."""
     at, values = np.zeros(6), np.empty(len(ways))
     for n in range(len(ways)):
         at[3:] = ways[n]
-        values[n] = lies(scans, at)
+        values[n] = score(scans, at)
     return values
 
 
 @compiled(error_model="numpy", nogil=True)
-def climb(scans, begin, scale_step, least):
+def pattern_search(scans, begin, scale_step, least):
     """(value, at (6,)) by pattern search (Hooke and Jeeves 1961): a step along each of the six in turn, of 1 cell or
     `scale_step` at first, all halved when none helps, until those of a cell are `least`."""
-    at, value = begin.copy(), lies(scans, begin)
+    at, value = begin.copy(), score(scans, begin)
     steps = np.array([scale_step, scale_step, scale_step, 1.0, 1.0, 1.0])
     while steps[3] > least:
         before = value
@@ -191,7 +192,7 @@ def climb(scans, begin, scale_step, least):
             for sign in (1.0, -1.0):
                 was = at[d]
                 at[d] = was + sign * steps[d]
-                better = -np.inf if d < 3 and abs(at[d]) > MOST_LOG_SCALE else lies(scans, at)
+                better = -np.inf if d < 3 and abs(at[d]) > MOST_LOG_SCALE else score(scans, at)
                 if better > value:
                     value = better
                     break

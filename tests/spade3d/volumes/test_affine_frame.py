@@ -11,7 +11,14 @@ from spade3d.volumes.body_frame import place_scans
 from spade3d.volumes.coarse_scan import UNSEEN, CoarseScan, cell_mm, coarse_scan
 from spade3d.volumes.geometry import apply_affine
 from spade3d.volumes.preprocessing import Normalisation
-from spade3d.volumes.registration_kernels import BINS, climb, lie, lies, normalised_mutual_information, two
+from spade3d.volumes.registration_kernels import (
+    BINS,
+    normalised_mutual_information,
+    pattern_search,
+    registration,
+    score,
+    scores_of_ways,
+)
 
 
 def entropy(counts):
@@ -52,7 +59,7 @@ def test_mutual_information_equals_its_definition(seed):
     moving, fixed = of_bins(rng, rng.integers(3, 12, 3)), of_bins(rng, rng.integers(1, 12, 3))
     scale, shift = rng.uniform(0.75, 4 / 3, 3), rng.uniform(-2, 2, 3)
     shift = np.where(np.array(fixed.shape) == 1, 0.0, shift)  # a single layer is met by places on it alone
-    found, compared = normalised_mutual_information(two(moving, fixed, 6.0), scale, shift)
+    found, compared = normalised_mutual_information(registration(moving, fixed, 6.0), scale, shift)
     expected, count = slow_similarity(moving, fixed, scale, shift)
     assert compared == count > 0
     assert found == pytest.approx(expected, abs=1e-6)
@@ -61,30 +68,30 @@ def test_mutual_information_equals_its_definition(seed):
 def test_a_cell_without_weight_need_not_be_seen():
     rng = np.random.default_rng(0)
     moving, fixed = of_bins(rng, (4, 4, 4), unseen=0), of_bins(rng, (5, 5, 5), unseen=0)
-    whole = normalised_mutual_information(two(moving, fixed, 6.0), np.ones(3), np.zeros(3))
+    whole = normalised_mutual_information(registration(moving, fixed, 6.0), np.ones(3), np.zeros(3))
     fixed[4] = fixed[:, 4] = fixed[:, :, 4] = UNSEEN
-    assert whole == normalised_mutual_information(two(moving, fixed, 6.0), np.ones(3), np.zeros(3))
+    assert whole == normalised_mutual_information(registration(moving, fixed, 6.0), np.ones(3), np.zeros(3))
     assert whole[1] == 64
 
 
 def test_nothing_in_common_is_worth_nothing():
-    flat = two(np.ones((4, 4, 4)), np.ones((4, 4, 4)), 6.0)
+    flat = registration(np.ones((4, 4, 4)), np.ones((4, 4, 4)), 6.0)
     assert normalised_mutual_information(flat, np.ones(3), np.zeros(3)) == (0.0, 64)
     assert normalised_mutual_information(flat, np.ones(3), np.full(3, 9.0)) == (0.0, 0)
-    assert lies(flat, np.array([0, 0, 0, 9.0, 0, 0])) == -1
+    assert score(flat, np.array([0, 0, 0, 9.0, 0, 0])) == -1
 
 
 def test_a_single_slice_counts_as_a_slab_of_itself():
     rng = np.random.default_rng(0)
     one, moving = of_bins(rng, (1, 6, 5), 0), of_bins(rng, (1, 6, 5), 0)
     shift = np.array([0, 0.5, 0])
-    alone = normalised_mutual_information(two(moving, one, 6.0), np.ones(3), shift)
-    thick = two(moving, np.repeat(one, 2, axis=0), 6.0)
+    alone = normalised_mutual_information(registration(moving, one, 6.0), np.ones(3), shift)
+    thick = registration(moving, np.repeat(one, 2, axis=0), 6.0)
     assert alone == normalised_mutual_information(thick, np.ones(3), shift)
     assert alone[0] > 0 and alone[1] == 25
 
 
-def slow_lies(moving, fixed, at, apart_cells):
+def slow_score(moving, fixed, at, apart_cells):
     scale, way = np.exp(at[:3]), at[3:]
     shift = (np.array(fixed.shape) - 1) / 2 + way - scale * (np.array(moving.shape) - 1) / 2
     value, count = slow_similarity(moving, fixed, scale, shift)
@@ -94,7 +101,7 @@ def slow_lies(moving, fixed, at, apart_cells):
     return value * overlap**0.5 - 2.0 * at[:3] @ at[:3] - 0.01 * np.log(1 + way @ way / apart_cells**2)
 
 
-def slow_climb(judge, at, scale_step, least):
+def slow_search(judge, at, scale_step, least):
     at, value, steps = at.copy(), judge(at), np.array([scale_step] * 3 + [1.0] * 3)
     while steps[3] > least:
         before = value
@@ -110,20 +117,20 @@ def slow_climb(judge, at, scale_step, least):
     return value, at
 
 
-def test_a_climb_is_the_pattern_search_of_the_slow_one():
+def test_the_pattern_search_is_the_slow_one():
     rng = np.random.default_rng(1)
     fixed = ndimage.gaussian_filter(rng.uniform(size=(9, 10, 8)), 1.2)
     fixed = ((fixed - fixed.min()) / np.ptp(fixed) * (BINS - 1)).astype(np.float32)
     moving = np.ascontiguousarray(fixed[1:, :-2, :-1])
-    scans, begin = two(moving, fixed, 6.0), np.array([0.05, 0, 0, 0, 0, -1.0])
+    scans, begin = registration(moving, fixed, 6.0), np.array([0.05, 0, 0, 0, 0, -1.0])
 
     def judge(at):
-        return slow_lies(moving, fixed, at, 6.0)
+        return slow_score(moving, fixed, at, 6.0)
 
     ways = rng.uniform(-3, 3, (5, 3))
-    assert lie(scans, ways) == pytest.approx([judge(np.array([0, 0, 0, *way])) for way in ways], abs=1e-6)
-    value, at = climb(scans, begin, 0.1, 0.3)
-    slow_value, slow_at = slow_climb(judge, begin, 0.1, 0.3)
+    assert scores_of_ways(scans, ways) == pytest.approx([judge(np.array([0, 0, 0, *way])) for way in ways], abs=1e-6)
+    value, at = pattern_search(scans, begin, 0.1, 0.3)
+    slow_value, slow_at = slow_search(judge, begin, 0.1, 0.3)
     assert value == pytest.approx(slow_value, abs=1e-6)
     np.testing.assert_allclose(at, slow_at, atol=1e-9)
     assert value > judge(begin) + 0.1
