@@ -78,12 +78,14 @@ def finetune(tokens: list[str] | None = None) -> None:
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if data is not None:
             flags.setdefault("data", {})["path"] = str(data)
+        if flags.get("init") is not None:
+            flags["init"] = str(console.checkpoint(Path(flags["init"])))
         chosen = begun_settings(FinetuneCommand, out, config, flags) if resume else resolve_finetuning(config, flags)
         if chosen.data.path is None:
             raise UsageFault("no DATA given; name a labelled dataset or a store")
         console.existing(Path(chosen.data.path), "a labelled dataset or a store")
         if chosen.init is not None:
-            console.existing(Path(chosen.init), "a checkpoint, such as RUN/encoder.safetensors,")
+            console.checkpoint(Path(chosen.init))
         result = run_finetunings(chosen, out, resume=resume, strict=strict)
         if result is not None:
             console.print_result(result, json)
@@ -140,12 +142,14 @@ def register_studies(app: App) -> None:
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if data is not None:
             flags.setdefault("data", {})["path"] = str(data)
+        if flags.get("init") is not None:
+            flags["init"] = str(console.checkpoint(Path(flags["init"])))
         chosen = begun_settings(StudySettings, out, config, flags) if resume else resolve(StudySettings, config, flags)
         if chosen.data.path is None:
             raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
         console.existing(Path(chosen.data.path), "a folder of scans, a dataset or a store")
         if chosen.init is not None:
-            console.existing(Path(chosen.init), "a checkpoint, such as RUN/encoder.safetensors,")
+            console.checkpoint(Path(chosen.init))
         console.print_result(run_study(chosen, out, resume=resume, strict=strict), json)
 
 
@@ -309,7 +313,7 @@ def probe(tokens: list[str] | None = None) -> None:
         data
             a dataset in any known layout, a folder of scans, a JSON list or a store; without labels, less is asked.
         encoder
-            one or more encoders: encoder.safetensors of a run, or another Swin-UNETR's checkpoint.
+            one or more encoders: runs of spade-pretrain, their encoder.safetensors, or another Swin-UNETR's checkpoint.
         out
             where report.html, probes.json and probes.csv go, new or empty.
         strict
@@ -320,11 +324,10 @@ def probe(tokens: list[str] | None = None) -> None:
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         chosen = resolve(ProbeSettings, [], flags, environment={})
         console.existing(data, "a dataset, a folder of scans or a store")
-        for path in encoder:
-            console.existing(path, "a checkpoint, such as RUN/encoder.safetensors,")
+        encoders = [console.checkpoint(path) for path in encoder]
 
         from dagman.probing import run_probing
 
-        console.print_result(run_probing(data, encoder, chosen, out, strict=strict), json)
+        console.print_result(run_probing(data, encoders, chosen, out, strict=strict), json)
 
     sys.exit(console.run(app, sys.argv[1:] if tokens is None else tokens, ProbeSettings))

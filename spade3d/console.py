@@ -82,6 +82,12 @@ def existing(path: Path, what: str) -> Path:
     return path
 
 
+def checkpoint(path: Path) -> Path:
+    """The file of a checkpoint: in the folder of a run its encoder. DataFault if nothing is there."""
+    of_run = existing(path, "a checkpoint, such as RUN/encoder.safetensors,") / "encoder.safetensors"
+    return of_run if of_run.is_file() else path
+
+
 @contextmanager
 def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
     """A folder for a new run, which has begun once it holds the file `holds`. Refused when it has, or is not empty.

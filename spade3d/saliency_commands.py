@@ -117,7 +117,7 @@ def main(tokens: list[str] | None = None) -> None:
         store
             a store of spade-prepare.
         init
-            encoder.safetensors of a pretraining run, or another Swin-UNETR's checkpoint.
+            a run of spade-pretrain, its encoder.safetensors, or another Swin-UNETR's checkpoint.
         device
             where the encoder runs.
         replace
@@ -126,10 +126,10 @@ def main(tokens: list[str] | None = None) -> None:
             print the result as one JSON object.
         """
         _check_store(store)
-        console.existing(init, "a checkpoint, such as RUN/encoder.safetensors,")
+        checkpoint = console.checkpoint(init)
         from spade3d.saliency import from_attention
 
-        console.print_result(from_attention(store, init, find_device(device), replace_others=replace), json)
+        console.print_result(from_attention(store, checkpoint, find_device(device), replace_others=replace), json)
 
     @app.command
     def train(

@@ -384,6 +384,14 @@ def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_begun(tmp_p
         assert not out.exists()
 
 
+def test_a_run_given_for_its_encoder_is_read_and_its_fault_names_the_file(tmp_path, capsys):
+    data, run = labelled(tmp_path / "data", *livers(3)), tmp_path / "run"
+    run.mkdir()
+    (run / "encoder.safetensors").write_bytes(b"cut")
+    code, said = refused(capsys, "dagman-finetune", data, "--init", run, "--out", tmp_path / "out", "--steps", 1)
+    assert code == 3 and said.startswith(f"{run / 'encoder.safetensors'}: not a whole safetensors file")
+
+
 def test_fine_tuning_needs_labels_to_learn_from_and_to_be_judged_by(tmp_path, capsys):
     for data, reason in (
         (folder(tmp_path / "plain", scan(0), scan(1)), "no labelled scan"),

@@ -211,3 +211,15 @@ def test_nothing_heavy_is_imported_for_the_console():
 
     code = "import sys, spade3d.console; sys.exit('torch' in sys.modules or 'monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode == 0
+
+
+def test_a_run_may_stand_for_its_encoder(tmp_path):
+    file, run = tmp_path / "model.pt", tmp_path / "run"
+    file.touch()
+    assert console.checkpoint(file) == file
+    run.mkdir()
+    assert console.checkpoint(run) == run  # whoever reads it says what is missing
+    (run / "encoder.safetensors").touch()
+    assert console.checkpoint(run) == run / "encoder.safetensors"
+    with pytest.raises(DataFault, match="a checkpoint, such as RUN/encoder.safetensors, is needed"):
+        console.checkpoint(tmp_path / "none")
