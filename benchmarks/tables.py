@@ -28,9 +28,9 @@ seconds: the machine was shared.
 `held against` is the fastest of those that the goal names; the JSON files hold the rest. The allocator keeps what is
 freed, for everybody (`benchmarks/speed/rounds.py`).
 """
-ENCODER = """Encoder, masked student and whole prediction are timed twice. Rows that do not say so are with malloc as
-users have it, on which the goals were set, and where MONAI's is much slower; with an allocator that keeps what is freed
-ratios are smaller.
+ENCODER = """Encoder, masked student and whole prediction are timed twice. Their rows that do not say so are with malloc
+as users have it, on which the goals were set, and where MONAI's is much slower; with an allocator that keeps what is
+freed ratios are smaller.
 """
 
 # Path -> why a goal is missed, and what is known of the way there.
@@ -39,9 +39,9 @@ NOTES = {
         "The goal stands on 129 ms of the fastest other and 12 ms of a prototype; here the fastest other takes four "
         "fifths of that. What is left are the reads of eight voxels for each one made."
     ),
-    "views, blurred in 3 of 10": "The default of the recipes, without the blur that costs the others most.",
-    "views, from the store": "Decompression takes as long as both views; the others start from memory.",
-    "masked student, allocator keeps": "Half of its time are products of the visible tokens, at full speed.",
+    "views, blurred in 3 of 10": "The default of the recipes; otherwise as above.",
+    "views, from the store": ("Decompression takes a quarter to two fifths of the time; the others start from memory."),
+    "masked student, allocator keeps": "Two fifths of its time are products of the visible tokens, at full speed.",
     "encoder, training": "What is left is mostly the linear layers, which are products at full speed in both.",
     "encoder, inference": "See the row above: what MONAI's takes depends on the allocator more than ours does.",
     "encoder, training, allocator keeps": (

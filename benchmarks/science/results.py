@@ -44,7 +44,8 @@ NOTES = {
     ),
     "few_shot_heart_mr": (
         "At 4 mm in plane, of six subjects that judge: too few for the intervals to be trusted. 200 steps are too few "
-        "to gain by more than four subjects. Nothing that pretraining does is told from chance but DAGMaN with two."
+        "to gain by more than four subjects. DAGMaN gains with two and, as Spade does, loses with sixteen; the rest "
+        "is not told from chance."
     ),
     "hippocampus_mr_8": (
         "The pretraining of 400 steps changed nothing here, and the interval is narrow enough to say so."

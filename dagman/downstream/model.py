@@ -88,7 +88,7 @@ class SegmentationModel:
 
     def logits(self, images: Tensor, precision: str = "auto") -> Tensor:
         """Crops (b, 1, i, j, k) -> float32 (b, classes, i, j, k), computed in "auto" (bf16 on CUDA devices that have
-        it, else fp32), "fp32" or "bf16" (UsageFault where the device lacks it)."""
+        it, else fp32), "fp32" or "bf16" (UsageFault on a GPU that lacks it; a CPU that lacks it is slow)."""
         with autocast_for(precision, images.device, gradients=False)():
             return self.network.logits(self.network(images)).float()
 

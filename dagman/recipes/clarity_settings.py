@@ -344,7 +344,9 @@ def taught_by_cnn(
 def note_of_teacher(settings: ClaritySettings, findings: Findings, cases: Sequence[int], taught: Teacher | None) -> str:
     """How well the teachers tell the studies that they have not seen; "" where there is none, or each has seen all.
 
-    A teacher at chance passes its errors on: on phantoms one with an AUROC of 0.46 cost 0.15 of the pointing game.
+    A teacher at chance passes its errors on: on phantoms one with an AUROC of 0.46 cost 0.15 of the pointing game. The
+    answers of all folds are pooled, which puts one that knows nothing a little below 0.5: where fewer of a fold have a
+    finding, more of those that taught it do.
     """
     import numpy as np
 

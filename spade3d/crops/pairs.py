@@ -190,15 +190,18 @@ class PairStream:
         return image if seen.focused is None else hide(image, seen.focused, self.saliency)
 
     def realised(self, views: list[Seen]) -> dict[str, float]:
-        """What focus came to in some views, and the share of them that each source of saliency steered."""
+        """What focus came to in some views, and the share of them that each source of saliency steered: all sources of
+        the set, those that steered none in this batch with 0."""
         if self.saliency is None:
             return {}
+        if not self.saliency.focus.knows_saliency:
+            return realised(views)
         steered = Counter(
             self.saliency.source(seen.crop.case)
             for seen in views
             if seen.focused is not None and seen.focused.retention is not None
         )
-        return realised(views) | {f"from_{source}": count / len(views) for source, count in sorted(steered.items())}
+        return realised(views) | {f"from_{one}": steered[one] / len(views) for one in self.saliency.sources()}
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         """The anchor's crop a as the student sees it, and the teacher's crop where its places are matched."""

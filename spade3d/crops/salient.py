@@ -56,6 +56,12 @@ class Saliency:
         other = self._other_patient(case) if self.focus.control == "shuffled" else case
         return self.store.cases[other].saliency_source
 
+    def sources(self) -> list[str]:
+        """Every `source` of the cases that have one."""
+        if self.focus.control == "centre":
+            return ["centre"]
+        return sorted({self.store.cases[i].saliency_source for i in self.cases if self.store.cases[i].saliency})
+
     def _overview(self, case: int) -> tuple[np.uint8, np.ndarray]:
         """The lowest value that counts, and the saliency of all blocks up to each one; a scan is read whole, once."""
         if case not in self._overviews:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spade3d.faults import DataFault
 from spade3d.volumes.body_frame import BodyFrame, load_frames, place_scans, save_frames
 
 KEPT = "body_frames"  # a folder of the store
@@ -22,7 +23,11 @@ def placed(store, cases: Sequence[int], method: str, *, seed: int, alone: str) -
 
     kept = store.path / KEPT / f"{method}-{_key(store, cases, seed)}.json"
     if method != "box" and kept.exists():  # a box costs nothing
-        named, _ = load_frames(kept)
+        named, kind = load_frames(kept)
+        if kind != method or any(store.cases[i].name not in named for i in cases):
+            raise DataFault(
+                f"{kept}: holds {kind} frames, or not those of all scans; remove it, and they are found again"
+            )
         found = {i: named[store.cases[i].name] for i in cases}
         print(f"note: body frames ({method}) as an earlier run found them, {kept}", file=sys.stderr)
     else:

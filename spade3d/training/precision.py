@@ -14,7 +14,7 @@ def autocast_for(
     precision: str, device: torch.device, *, gradients: bool = True
 ) -> Callable[[], AbstractContextManager]:
     """Makes the context in which losses are computed. "auto": bf16 on CUDA devices that have it, else fp32; "fp32";
-    "bf16": UsageFault where the device lacks it or, if `gradients` are wanted, computes them wrong."""
+    "bf16": UsageFault on a GPU that lacks it and, if `gradients` are wanted, on a CPU that computes them wrong."""
     on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     match precision:
         case "auto":

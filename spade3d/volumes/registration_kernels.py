@@ -13,7 +13,7 @@ import numpy as np
 from spade3d.kernel_cache import compiled
 
 BINS = 16
-HIDDEN = np.float32(-1e30)  # in place of a cell of the fixed scan that is not seen: no mean with it is a brightness
+HIDDEN = np.float32(np.nan)  # in place of a cell of the fixed scan that is not seen: no mean with it is a brightness
 LEAST_OVERLAP = 0.25  # of the smaller of the two
 STRETCH_COST = 2.0  # what a squared log scale costs, in units of NMI - 1 (which is 0.05 to 0.4)
 APART = 0.01  # what log(1 + (distance / apart_cells)^2) of the two centres costs

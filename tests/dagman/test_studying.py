@@ -262,6 +262,17 @@ def test_baselines_are_judged_beside_the_run_in_the_same_table(place, tmp_path):
     assert told["baselines"]["organ"]["measures"]["pointing"]["mean"] == pytest.approx(np.mean(shares))
 
 
+def test_a_run_says_how_well_its_teachers_tell_what_they_have_not_seen(place, tmp_path, capsys):
+    teacher = ["--clarity.teacher-weight", 0.5, "--clarity.teacher.folds", 2, "--clarity.teacher.steps", 1]
+    teacher += ["--clarity.teacher.shape", 32, 32, 32, "--head", "clarity", *TOKENS]
+    begun = [place / "store", *TASK, "--findings", place / "findings.csv", "--tokens", place / "run" / "tokens", *HEAD]
+    run(*begun, "--out", tmp_path / "run", *teacher)
+    said = "the CNN teachers tell findings of studies that they have not seen with an AUROC of"
+    assert f"note: {said}" in capsys.readouterr().err
+    notes = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["notes"]
+    assert sum(note.startswith(said) for note in notes) == 1
+
+
 def test_a_prior_that_scans_that_judge_do_not_have_is_left_out_and_said(place, tmp_path):
     """A run that has ended well does not fail by what it is held against."""
     for n in (1, 2, 4, 6, 7, 8):  # not those that judge

@@ -31,6 +31,12 @@ def test_no_more_threads_than_asked_for_and_than_cores():
     assert len(seen) <= usable_cores()
 
 
+@pytest.mark.skipif(usable_cores() < 2, reason="one core")
+def test_two_run_at_once():
+    meeting = threading.Barrier(2, timeout=20)
+    assert len(list(on_all_cores(lambda _: meeting.wait(), range(2)))) == 2
+
+
 def test_a_fault_is_raised_and_the_rest_is_not_begun():
     begun = []
 

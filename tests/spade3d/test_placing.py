@@ -82,6 +82,12 @@ def test_a_store_that_cannot_be_written_keeps_nothing_and_says_so(store, asked, 
 def test_a_kept_file_that_is_none_is_refused(store, asked):
     placed(store, [0, 2], "affine", seed=0, alone="")
     (kept,) = (store.path / KEPT).iterdir()
-    kept.write_text("{")
-    with pytest.raises(DataFault, match="not a file of body frames; remove it"):
-        placed(store, [0, 2], "affine", seed=0, alone="")
+    whole = kept.read_text()
+    for harmed, said in (
+        ("{", "not a file of body frames; remove it"),
+        (whole.replace('"affine"', '"learned"'), "holds learned frames.*remove it"),
+        (whole.replace(store.cases[2].name, "another"), "not those of all scans; remove it"),
+    ):
+        kept.write_text(harmed)
+        with pytest.raises(DataFault, match=said):
+            placed(store, [0, 2], "affine", seed=0, alone="")

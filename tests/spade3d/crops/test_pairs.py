@@ -416,6 +416,12 @@ def test_every_rank_notes_what_focus_came_to_in_the_whole_batch(salient, frames)
     assert alone.realised and shared[0].realised == shared[1].realised == alone.realised
 
 
+@pytest.mark.parametrize(("control", "said"), [("random", set()), ("matched_zoom", set()), ("centre", {"from_centre"})])
+def test_a_control_that_reads_no_saliency_names_no_source(salient, frames, control, said):
+    batch = stream_of(salient, frames, replace(SAMPLING, focus=Focus(control=control))).batch(0)
+    assert {name for name in batch.realised if name.startswith("from_")} == said
+
+
 def test_focus_changes_the_views_and_nothing_else(salient, frames):
     sampling = replace(SAMPLING, focus=Focus(cutout_chance=1.0, mask_chance=1.0, salient_chance=1.0))
     stream = stream_of(salient, frames, sampling)
@@ -428,8 +434,8 @@ def test_focus_changes_the_views_and_nothing_else(salient, frames):
         ordinary += batch.realised["without_saliency"] > 0
         assert batch.realised["asked_zoom"] >= batch.realised["zoom"]
         by_source = Counter("attention" if ours.crop.case == 0 else "gaze" for ours, _ in drawn if ours.focused)
-        for source, pairs in by_source.items():
-            assert batch.realised[f"from_{source}"] == pytest.approx(pairs / len(drawn))
+        for source in ("attention", "gaze"):  # also the one that steered none in this batch
+            assert batch.realised[f"from_{source}"] == pytest.approx(by_source[source] / len(drawn))
         for n, (ours, its) in enumerate(drawn):
             looked = salient.cases[ours.crop.case].normalisation
             whole = coloured(cut(salient, ours.crop.plain()), ours.crop.intensity, looked)

@@ -43,7 +43,7 @@ def slow_similarity(moving, fixed, scale, shift):
         corner = np.minimum(place.astype(int), np.maximum(last - 1, 0))
         parts = [[(c, 1 - p), (min(c + 1, end), p)] for c, p, end in zip(corner, place - corner, last, strict=True)]
         cells = [(tuple(c for c, _ in one), np.prod([p for _, p in one])) for one in product(*parts)]
-        if any(fixed[cell] < 0 and weight > 0 for cell, weight in cells):
+        if any(fixed[cell] < 0 for cell, _ in cells):
             continue
         value = sum(fixed[cell] * weight for cell, weight in cells)
         joint[int(moving[index] + 0.5), int(value + 0.5)] += 1
@@ -65,13 +65,12 @@ def test_mutual_information_equals_its_definition(seed):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_cell_without_weight_need_not_be_seen():
+def test_all_eight_cells_around_a_place_must_be_seen_even_one_without_weight():
     rng = np.random.default_rng(0)
     moving, fixed = of_bins(rng, (4, 4, 4), unseen=0), of_bins(rng, (5, 5, 5), unseen=0)
-    whole = normalised_mutual_information(registration(moving, fixed, 6.0), np.ones(3), np.zeros(3))
-    fixed[4] = fixed[:, 4] = fixed[:, :, 4] = UNSEEN
-    assert whole == normalised_mutual_information(registration(moving, fixed, 6.0), np.ones(3), np.zeros(3))
-    assert whole[1] == 64
+    assert normalised_mutual_information(registration(moving, fixed, 6.0), np.ones(3), np.zeros(3))[1] == 64
+    fixed[4] = UNSEEN
+    assert normalised_mutual_information(registration(moving, fixed, 6.0), np.ones(3), np.zeros(3))[1] == 48
 
 
 def test_nothing_in_common_is_worth_nothing():
@@ -187,6 +186,7 @@ def test_parts_of_stretched_and_recoloured_bodies_are_placed_and_noise_is_not(in
     apart = np.linalg.norm(np.array(placed) - np.mean(placed, axis=0), axis=-1)
     assert apart.mean() < 10
     assert np.median([frames[i].to_frame.diagonal() for i in range(4)], axis=0) == pytest.approx([1] * 4)
+    monkeypatch.setattr("spade3d.cores.usable_cores", lambda: 1)
     again = place_scans(store, range(5), "affine", seed=1)
     assert all((frames[i].to_frame == again[i].to_frame).all() for i in range(4))
     assert place_scans(store, [], "affine") == {}
