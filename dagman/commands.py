@@ -13,7 +13,7 @@ from dagman.recipes.probing import ProbeSettings
 from dagman.recipes.studies import StudySettings
 from spade3d import console
 from spade3d.commands import CONFIG, begun_settings, option_values
-from spade3d.configuration import FLAGS, read_yaml, resolve, with_values
+from spade3d.configuration import FLAGS, read_yaml, resolve
 from spade3d.faults import DataFault, UsageFault
 
 OF_STUDIES = ("auroc", "ap", "iou", "t_iou_0.1", "t_iou_0.3", "t_iou_0.5", "pointing", "pointing_near", "voxel_ap")
@@ -85,7 +85,7 @@ def finetune(tokens: list[str] | None = None) -> None:
             raise UsageFault("no DATA given; name a labelled dataset or a store")
         console.existing(Path(chosen.data.path), "a labelled dataset or a store")
         if chosen.init is not None:
-            chosen = with_values(chosen, {"init": str(console.checkpoint(Path(chosen.init)))})
+            chosen = chosen.model_copy(update={"init": str(console.checkpoint(Path(chosen.init)))})
         result = run_finetunings(chosen, out, resume=resume, strict=strict)
         if result is not None:
             console.print_result(result, json)
@@ -149,7 +149,7 @@ def register_studies(app: App) -> None:
             raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
         console.existing(Path(chosen.data.path), "a folder of scans, a dataset or a store")
         if chosen.init is not None:
-            chosen = with_values(chosen, {"init": str(console.checkpoint(Path(chosen.init)))})
+            chosen = chosen.model_copy(update={"init": str(console.checkpoint(Path(chosen.init)))})
         console.print_result(run_study(chosen, out, resume=resume, strict=strict), json)
 
 

@@ -390,6 +390,9 @@ def test_a_run_given_for_its_encoder_is_read_and_its_fault_names_the_file(tmp_pa
     (run / "encoder.safetensors").write_bytes(b"cut")
     code, said = refused(capsys, "dagman-finetune", data, "--init", run, "--out", tmp_path / "out", "--steps", 1)
     assert code == 3 and said.startswith(f"{run / 'encoder.safetensors'}: not a whole safetensors file")
+    (tmp_path / "asked.yaml").write_text(f"init: {run}\n")
+    more = ["--config", tmp_path / "asked.yaml", "--out", tmp_path / "out", "--steps", 1]
+    assert refused(capsys, "dagman-finetune", data, *more) == (code, said)
 
 
 def test_fine_tuning_needs_labels_to_learn_from_and_to_be_judged_by(tmp_path, capsys):
