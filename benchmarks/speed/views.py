@@ -14,7 +14,6 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import SimpleITK as sitk
@@ -23,7 +22,7 @@ from rounds import machine, tabled, timed, written
 from scipy.ndimage import affine_transform
 from views_elsewhere import Batchgenerators, monai, monai_transforms, told, torchio
 
-from spade3d.crops.crop import Box, Crop, Views, cut, cut_together, draw_view, mm_to_stored
+from spade3d.crops.crop import Box, Crop, Views, cut, cut_from, cut_together, draw_view, mm_to_stored
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.prepare import prepare
@@ -87,7 +86,7 @@ def main() -> None:
         store = stored_phantom(Path(folder))
         case, stored = store.cases[0], store.image(0)
         volume = torch.from_numpy(case.normalisation.intensity(stored))
-        memory = SimpleNamespace(cases=store.cases, image=lambda _, box: stored[tuple(map(slice, *box))])
+        from_memory = partial(cut_from, np.ascontiguousarray(stored), (0, 0, 0), case)
         for side, how in [(side, VIEWS) for side in ROUNDS] + [(96, replace(VIEWS, blur_chance=1.0))]:
             others = {"batchgeneratorsv2": Batchgenerators(side), "MONAI": monai, "TorchIO": torchio}
             others |= {"MONAI, transforms": monai_transforms, "MONAI, lazy": partial(monai_transforms, lazy=True)}
@@ -97,7 +96,7 @@ def main() -> None:
             contenders = {
                 "ours, from the store": lambda n, drawn=drawn: cut_together(store, drawn(n)),
                 "ours, one by one": lambda n, drawn=drawn: pair(partial(cut, store), drawn(n)),
-                "ours, from memory": lambda n, drawn=drawn: pair(partial(cut, memory), drawn(n)),
+                "ours, from memory": lambda n, drawn=drawn: pair(from_memory, drawn(n)),
             }
             contenders |= {
                 name: lambda n, other=other, views=views: pair(other, views[n]) for name, other in others.items()

@@ -53,6 +53,26 @@ def test_resample_equals_map_coordinates(seed):
     np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 700), (3, 5, 100), (2, 300, 1)])
+def test_rows_that_are_cut_together_are_those_cut_alone(shape):
+    """Rows go through the stages some at a time, as many as fit; a row longer than that goes alone."""
+    rng = np.random.default_rng(0)
+    stored = rng.integers(-2000, 2000, (20, 30, 40)).astype(np.int16)
+    scaling, colours = np.array([-100, 0.01, -5, 5], np.float32), np.array([1.3, 1.1, 0.1, 0.05], np.float32)
+    to_stored = random_affine(rng, (0.05, 0.1))
+    to_stored[:3, 3] = (np.array(stored.shape) - 1) / 2 - to_stored[:3, :3] @ ((np.array(shape) - 1) / 2)
+    together = np.empty(shape, np.float32)
+    kernels.resample(stored, whole(stored), to_stored, scaling, colours, 7, together)
+    assert len(np.unique(together)) > 100
+    for i, j in itertools.product(range(shape[0]), range(shape[1])):
+        alone, moved = np.empty((1, 1, shape[2]), np.float32), to_stored.copy()
+        moved[:3, 3] += to_stored[:3, 0] * i + to_stored[:3, 1] * j
+        kernels.resample(stored, whole(stored), moved, scaling, UNCHANGED, 0, alone)
+        row = alone.ravel().copy()
+        kernels.recolour(row, colours, 7, (i * shape[1] + j) * shape[2], scaling[2], scaling[3])
+        np.testing.assert_allclose(together[i, j], row, atol=1e-4)
+
+
 @pytest.mark.parametrize("step", [0.0, 1e-300, -1e-300, 1e300])
 def test_resample_stands_rows_that_never_or_always_leave_the_scan(step):
     stored, out = np.full((4, 5, 6), 7, dtype=np.int16), np.empty((3, 3, 3), dtype=np.float32)
