@@ -78,14 +78,12 @@ def finetune(tokens: list[str] | None = None) -> None:
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if data is not None:
             flags.setdefault("data", {})["path"] = str(data)
-        if flags.get("init") is not None:
-            flags["init"] = str(console.checkpoint(Path(flags["init"])))
         chosen = begun_settings(FinetuneCommand, out, config, flags) if resume else resolve_finetuning(config, flags)
         if chosen.data.path is None:
             raise UsageFault("no DATA given; name a labelled dataset or a store")
         console.existing(Path(chosen.data.path), "a labelled dataset or a store")
         if chosen.init is not None:
-            chosen = chosen.model_copy(update={"init": str(console.checkpoint(Path(chosen.init)))})
+            console.checkpoint(Path(chosen.init))
         result = run_finetunings(chosen, out, resume=resume, strict=strict)
         if result is not None:
             console.print_result(result, json)
@@ -142,14 +140,12 @@ def register_studies(app: App) -> None:
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if data is not None:
             flags.setdefault("data", {})["path"] = str(data)
-        if flags.get("init") is not None:
-            flags["init"] = str(console.checkpoint(Path(flags["init"])))
         chosen = begun_settings(StudySettings, out, config, flags) if resume else resolve(StudySettings, config, flags)
         if chosen.data.path is None:
             raise UsageFault("no DATA given; name a folder of scans, a dataset or a store")
         console.existing(Path(chosen.data.path), "a folder of scans, a dataset or a store")
         if chosen.init is not None:
-            chosen = chosen.model_copy(update={"init": str(console.checkpoint(Path(chosen.init)))})
+            console.checkpoint(Path(chosen.init))
         console.print_result(run_study(chosen, out, resume=resume, strict=strict), json)
 
 

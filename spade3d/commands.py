@@ -240,7 +240,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     import torch
 
     from spade3d.networks.foreign import save_encoder
-    from spade3d.provenance import describe
+    from spade3d.provenance import describe, write_json
     from spade3d.training import ranks
     from spade3d.training.loop import Optimiser, train
     from spade3d.training.prefetch import prefetched
@@ -252,6 +252,10 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     if ranks.first():
         announce(recipe, settings, store, split)
     built, device = recipe.build(settings, store, split.train, out), torch.device(settings.device)
+    steered = {**recipe.saliency(settings, store, split.train), **built.labels}
+    provenance = describe(store, split.train, split, steered)
+    if ranks.first():
+        write_json(out / PROVENANCE, provenance)  # anew: what was built may have taken labels
     outcome = train(
         built.task,
         prefetched(built.batches, settings.loaders, device),
@@ -271,7 +275,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
         return None
     how = {
         "preprocessing": store.preprocessing.to_dict(),
-        "provenance": describe(store, split.train, split, recipe.saliency(settings, store, split.train)),
+        "provenance": provenance,
         "run": {
             "recipe": recipe.name,
             "seed": settings.seed,

@@ -42,6 +42,13 @@ def ordered(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
+def encoder_of_run(path: str) -> str:
+    """In the folder of a run its encoder; any other path as it is."""
+    inside = Path(path) / "encoder.safetensors"
+    return str(inside) if inside.is_file() else path
+
+
+CheckpointPath = Annotated[str, AfterValidator(encoder_of_run)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -17,7 +17,7 @@ from cyclopts import ValidationError as BadValue
 from pydantic import ValidationError
 
 from spade3d import __version__
-from spade3d.configuration import Settings, explain, spelled_out
+from spade3d.configuration import Settings, encoder_of_run, explain, spelled_out
 from spade3d.faults import DataFault, Fault, UsageFault
 
 # OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, one of
@@ -84,8 +84,7 @@ def existing(path: Path, what: str) -> Path:
 
 def checkpoint(path: Path) -> Path:
     """The file of a checkpoint: in the folder of a run its encoder. DataFault if nothing is there."""
-    of_run = existing(path, "a checkpoint, such as RUN/encoder.safetensors,") / "encoder.safetensors"
-    return of_run if of_run.is_file() else path
+    return Path(encoder_of_run(str(existing(path, "a checkpoint, such as RUN/encoder.safetensors,"))))
 
 
 @contextmanager

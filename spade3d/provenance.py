@@ -23,7 +23,7 @@ def describe(
 ) -> dict[str, Any]:
     """What a run learned from and what it left alone, by name, subject, source and voxels: their exact fingerprint, and
     their likeness, which copies on another grid share. `saliency`: case -> source of the saliency that was learned from
-    or looked at; of the whole, how many scans had it from where."""
+    or looked at, or how its labels steered the run; of the whole, how many scans had it from where."""
     looked = saliency or {}
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

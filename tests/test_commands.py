@@ -14,7 +14,12 @@ from safetensors.torch import save_file
 import dagman.commands
 import spade3d.commands
 import spade3d.saliency_commands
+from dagman.recipes.finetuning import FinetuneSettings
+from dagman.recipes.studies import StudySettings
 from spade3d import __version__, console
+from spade3d.commands import begun_settings
+from spade3d.configuration import resolve, to_yaml
+from spade3d.faults import UsageFault
 from spade3d.networks.foreign import save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.provenance import write_json
@@ -393,6 +398,19 @@ def test_a_run_given_for_its_encoder_is_read_and_its_fault_names_the_file(tmp_pa
     (tmp_path / "asked.yaml").write_text(f"init: {run}\n")
     more = ["--config", tmp_path / "asked.yaml", "--out", tmp_path / "out", "--steps", 1]
     assert refused(capsys, "dagman-finetune", data, *more) == (code, said)
+
+
+def test_a_run_that_was_begun_from_a_run_is_resumed_with_the_same_configuration(tmp_path):
+    (tmp_path / "encoder.safetensors").write_bytes(b"")
+    asked = tmp_path / "asked.yaml"
+    asked.write_text(f"init: {tmp_path}\n")
+    for tree in (FinetuneSettings, StudySettings):
+        begun = resolve(tree, [asked], {})
+        assert begun.init == str(tmp_path / "encoder.safetensors") and begun.model_fields_set == {"init"}
+        (tmp_path / "config.yaml").write_text(to_yaml(begun))
+        assert begun_settings(tree, tmp_path, [asked], {}) == begun
+        with pytest.raises(UsageFault, match=r"other settings \(init\)"):
+            begun_settings(tree, tmp_path, [], {"init": str(asked)})
 
 
 def test_fine_tuning_needs_labels_to_learn_from_and_to_be_judged_by(tmp_path, capsys):

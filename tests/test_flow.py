@@ -275,6 +275,8 @@ def test_a_distillation_that_was_shot_ends_with_the_same_bits(road, tmp_path, re
     run(spade3d.commands.pretrain, *shot, "--resume")
     assert losses(tmp_path / "shot") == losses(tmp_path / "whole")
     assert same_weights(*(tmp_path / name / "encoder.safetensors" for name in ("shot", "whole")))
+    for said in (json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("shot", "whole")):
+        assert said["saliency"].keys() == {"labels, as a prior"}, "the atlas is made of labels, and the run says so"
 
 
 def test_a_fine_tuning_that_was_preempted_ends_with_the_same_bits(road, tmp_path):

@@ -25,7 +25,7 @@ def warnings(summary: Mapping) -> Iterator[Html]:
         )
     if seen := [str(s) for s in leakage["validation_in_pretraining"]]:
         own = [str(s) for s in leakage.get("steered_by_validation", ())]
-        how = f"and the labels of {_some(own)} steered its views" if own else "as images without labels"
+        how = f"and the labels of {_some(own)} steered it" if own else "as images without labels"
         yield callout(
             "warning",
             f"{counted(len(seen), 'validation subject')} had been in the pretraining, {how} "

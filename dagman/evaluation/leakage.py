@@ -16,9 +16,9 @@ ending is nothing. A subject of the same name in another data set is nobody. Dat
 Voxels of checkpoints and stores older than likeness are compared exactly or not at all; `compared_by_voxels` says how
 many scans of the pretraining could be.
 
-Views that a pretraining took from label maps (focused ones, of a saliency of labels) have used these labels: `steered`
-counts the scans of which this is so and whose labels the run itself does not learn from. A judge whose own labels did
-this is found like any other.
+Views that a pretraining took from label maps (focused ones, of a saliency of labels), and heads that it guided to
+priors made of them, have used these labels: `steered` counts the scans of which this is so and whose labels the run
+itself does not learn from. A judge whose own labels did this is found like any other.
 """
 
 import sys
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from spade3d.faults import DataFault
-from spade3d.volumes.channels import LABELS, OF_LABELS
+from spade3d.volumes.channels import OF_LABELS, TAUGHT_BY_LABELS
 from spade3d.volumes.likeness import ALIKE, LIKE, unlikenesses
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import StoredCase, VolumeStore
@@ -68,8 +68,8 @@ def find_leakage(
     Returns, besides the lists of subjects `validation_in_training`, `validation_in_pretraining` (found) and
     `suspected_in_pretraining`: `pretraining` ("none", "checked" or "unknown"), `evidence` by subject, and
     `compared_by_voxels`: how many scans of the pretraining have a likeness, of how many; `steered`: scans of the
-    pretraining by the source of the saliency, where that is labels which this run does not learn from;
-    `steered_by_validation`: who of those found had labels that steered views.
+    pretraining by how labels which this run does not learn from steered it; `steered_by_validation`: who of those found
+    had labels that did.
     """
     judges = [store.cases[i] for i in split.validation]
     others = [store.cases[i] for i in split.train]
@@ -96,7 +96,7 @@ def find_leakage(
     theirs = {case["name"] for case in seen if case.get("saliency") in OF_LABELS}
     own = sorted(who for who in found if any(one.sure and one.seen_as in theirs for one in evidence[who]))
     if found and strict:
-        of_labels = f"; the labels of {', '.join(own[:6])} even steered its views" if own else ""
+        of_labels = f"; the labels of {', '.join(own[:6])} even steered it" if own else ""
         said = "; ".join(f"{who} by {reasons(map(asdict, evidence[who]))}" for who in found[:3])
         raise DataFault(
             f"{len(found)} validation subjects were in the pretraining ({', '.join(found[:6])}): {said}{of_labels}; "
@@ -139,8 +139,9 @@ def steered_said(steered: Mapping[str, int]) -> str:
     """What labels that this run does not learn from did in the pretraining."""
     told = ", ".join(f"{source}: {count} scans" for source, count in steered.items())
     return (
-        f"labels that this run does not learn from steered the views of the pretraining (saliency from {told}), so the "
-        "result is one of more labels than it says; pretrain with gaze, or with a saliency of the same labels alone"
+        f"labels that this run does not learn from steered the pretraining, its views or its heads ({told}), so the "
+        "result is one of more labels than it says; pretrain with gaze or without a prior of labels, or with those of "
+        "the same labels alone"
     )
 
 
@@ -186,11 +187,11 @@ def _evidence(
 
 
 def _steered(seen: Sequence[Mapping[str, Any]], taught: Sequence[StoredCase]) -> dict[str, int]:
-    """Scans whose views labels steered, by the source of the saliency, less those whose own label maps did it and teach
-    this run, too. Of a predictor nobody knows whose labels taught it."""
+    """Scans whose labels steered views or heads, by how, less those whose own label maps did it and teach this run,
+    too. Of a predictor nobody knows whose labels taught it."""
     known = {case.fingerprint for case in taught}
     steered = [case for case in seen if case.get("saliency") in OF_LABELS]
-    beyond = [case for case in steered if case["saliency"] != LABELS or case["fingerprint"] not in known]
+    beyond = [c for c in steered if c["saliency"] == TAUGHT_BY_LABELS or c["fingerprint"] not in known]
     return dict(sorted(Counter(case["saliency"] for case in beyond).items()))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,14 @@ from dagman.recipes.distillation_settings import (
     DistillSettings,
     PaperSettings,
 )
-from dagman.recipes.priors import PriorSettings, build_guidance, build_priors, check_attachment, check_regions
+from dagman.recipes.priors import (
+    PriorSettings,
+    build_guidance,
+    build_priors,
+    check_attachment,
+    check_regions,
+    labels_taken,
+)
 from spade3d.configuration import with_values
 from spade3d.faults import UsageFault
 from spade3d.provenance import write_json
@@ -23,10 +30,13 @@ from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import check_shared, frames_of, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
+from spade3d.volumes.channels import LABELS_AS_PRIOR
 
 if TYPE_CHECKING:
     from dagman.distillation.co_distillation import Dagman, DistillationTerms
+    from dagman.distillation.guided import Guidance
     from dagman.distillation.spade_dagman import SpadeDagman
+    from spade3d.crops.crop import Crop
     from spade3d.volumes.store import VolumeStore
 
 # What sets the arms of the ladder apart; what is said beside the name of an arm stays as it is said.
@@ -188,11 +198,12 @@ def build_dagman(settings: DagmanSettings, store: VolumeStore, cases: Sequence[i
 
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=1)
-    frames, guidance, prior = guided(settings, store, cases, out)
+    frames, guidance, prior, labels = guided(settings, store, cases, out)
     looks = LooksAtHeads(LOOKS, settings.data.spacing)
     task = Dagman(network.swinViT, settings.network.feature_size, terms_of(settings.distill), guidance, looks)
     batches = pair_stream(settings, store, cases, Selection(), out, one_geometry=True, frames=frames, prior=prior)
-    return Built(task, batches, network, partial(pictures_of, task, network, batches), partial(save_attention, task))
+    pictures, finish = partial(pictures_of, task, network, batches), partial(save_attention, task)
+    return Built(task, batches, network, pictures, finish, labels)
 
 
 def check_guidance(
@@ -226,20 +237,31 @@ def guided_heads(prior: PriorSettings, distill: DistillSettings, native: Sequenc
     return native[prior.stage - 1], prior.stage
 
 
-def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None):
-    """Frames of the cases, how heads are guided, and the prior of a crop; the last two None where none is asked for."""
+class Guided(NamedTuple):
+    """Frames of the cases, how heads are guided, and the prior of a crop; the last two None where none is asked for.
+    `labels`: case -> that its labels made the prior."""
+
+    frames: Mapping[int, np.ndarray | None]
+    guidance: Guidance | None
+    prior: Callable[[Crop], np.ndarray] | None
+    labels: Mapping[int, str]
+
+
+def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None) -> Guided:
+    """What guides heads in a run; what is guided where is written into its folder."""
     from spade3d.training import ranks
 
     frames = frames_of(settings, store, cases, out)
     priors = build_priors(settings.prior, store, cases, frames)
     if priors is None:
-        return frames, None, None
+        return Guided(frames, None, None, {})
+    taken = labels_taken(settings.prior, store, cases, frames)
     heads, stage = guided_heads(settings.prior, settings.distill, settings.network.heads)
     guidance, prior = build_guidance(settings.prior, priors, heads, stage)
     if out is not None and ranks.first():  # at once, so that attention of any checkpoint can be read
         said = {"attachment": guidance.attachment, "stage": guidance.stage, "source": priors.source}
         write_json(out / GUIDED, said | guidance.heads.to_dict())
-    return frames, guidance, prior
+    return Guided(frames, guidance, prior, dict.fromkeys(taken, LABELS_AS_PRIOR))
 
 
 def pictures_of(task: Dagman | SpadeDagman, network, batches) -> dict[str, np.ndarray]:

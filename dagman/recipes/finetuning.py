@@ -14,6 +14,7 @@ from dagman.downstream.protocols import PROTOCOLS, Protocol
 from dagman.recipes.predicting import Segmenting
 from spade3d.configuration import (
     NATIVE,
+    CheckpointPath,
     Common,
     Count,
     Network,
@@ -144,7 +145,7 @@ class FinetuneSettings(Common):
 
     task: Literal["segmentation"] = "segmentation"
     protocol: Literal[tuple(PROTOCOLS)] = "holdout"
-    init: str | None = None
+    init: CheckpointPath | None = None
     labels: Labels = None
     draw: Annotated[int, Field(ge=0)] | None = None
     crop: LabelledCrops = LabelledCrops()

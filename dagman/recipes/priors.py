@@ -97,7 +97,7 @@ def build_priors(
     elif settings.source == "files":
         priors = prior_sources.from_files(store, prior_files_in(settings.folder, store, cases, settings.regions))
     else:
-        labelled = [i for i in cases if store.cases[i].has_labels]
+        labelled = labels_taken(settings, store, cases, frames)
         if not labelled:
             raise DataFault(
                 f"{store.path}: none of the {len(cases)} scans of this run has labels, which {option} "
@@ -105,15 +105,26 @@ def build_priors(
             )
         how = {"regions": settings.regions, "likelihood": settings.likelihood, "sigma_mm": settings.sigma_mm}
         if settings.source == "atlas":
-            priors = prior_sources.atlas(store, labelled[: settings.labelled], frames, **how)
+            priors = prior_sources.atlas(store, labelled, frames, **how)
         elif settings.source == "labels":
             priors = prior_sources.own_labels(store, labelled, settings.regions)
         else:
-            placed = [i for i in labelled if frames[i] is not None]
-            priors = prior_sources.one_label(store, (placed or labelled)[0], frames, **how)
+            priors = prior_sources.one_label(store, labelled[0], frames, **how)
     priors = priors if settings.wrong == "no" else wrong_atlas(priors, settings.wrong)
     print(f"note: {says} {priors.source}", file=sys.stderr)
     return priors
+
+
+def labels_taken(settings: PriorSettings, store: VolumeStore, cases: Sequence[int], frames: Frames) -> list[int]:
+    """The cases whose label maps the priors of some settings are made from; none of a source that takes no labels."""
+    labelled = [i for i in cases if store.cases[i].has_labels]
+    if settings.source == "labels":
+        return labelled
+    if settings.source == "atlas":
+        return labelled[: settings.labelled]
+    if settings.source == "one_label":
+        return ([i for i in labelled if frames[i] is not None] or labelled)[:1]
+    return []
 
 
 def prior_files_in(

@@ -130,13 +130,14 @@ def build_spade_dagman(
     network = build_network(settings.network, out_channels=1)
     said = settings.contrast.model_dump()
     selection = Selection.named(said.pop("selection"))
-    frames, guidance, prior = guided(settings, store, cases, out)
+    frames, guidance, prior, labels = guided(settings, store, cases, out)
     spade = SpadeTerms(**said, spatial_negatives=selection.negatives)
     looks = LooksAtHeads(LOOKS, settings.data.spacing)
     task = SpadeDagman(network, spade, terms_of(settings.distill), guidance, looks)
     batches = pair_stream(settings, store, cases, selection, out, one_geometry=True, frames=frames, prior=prior)
     calibrate(task, batches, torch.device(settings.device))
-    return Built(task, batches, network, partial(pictures_of, task, network, batches), partial(save_attention, task))
+    pictures, finish = partial(pictures_of, task, network, batches), partial(save_attention, task)
+    return Built(task, batches, network, pictures, finish, labels)
 
 
 spade_dagman = Recipe(

@@ -13,6 +13,7 @@ from pydantic import Field
 from dagman.recipes.clarity_settings import ClaritySettings, chosen_teacher
 from dagman.recipes.finetuning import FINETUNING_BUDGET_S, Labels, network_of
 from spade3d.configuration import (
+    CheckpointPath,
     Common,
     Count,
     Optim,
@@ -98,7 +99,7 @@ class StudySettings(Common):
     task: Literal["classification", "localisation"] = "classification"
     findings: str | None = None
     boxes: str | None = None
-    init: str | None = None
+    init: CheckpointPath | None = None
     labels: Labels = None
     arrangement: Literal["cached", "bag", "whole"] = "cached"
     head: Literal["linear", "attention", "clarity"] | None = None

@@ -7,7 +7,7 @@ torch is imported, so recipes import the networks only when they are built.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ class Built:
     network: Any  # the SwinUNETR whose encoder is the result
     pictures: Callable[[], dict[str, np.ndarray]]  # some views for the report
     finish: Callable[[Path], None] = lambda out: None  # writes what else than the encoder a run hands on
+    # Case -> how its labels steer the run other than as a saliency; provenance.json and encoder.safetensors say it.
+    labels: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
     subjects = sorted({str(c["subject"]) for c in cases})
     steps = opened.log[-1]["step"] if opened.log else 0
     kind, reading = life(opened.log)
-    how = "with views that labels steered," if _steered_by_labels(opened.provenance) else "without labels"
+    how = "with labels that steered it," if _steered_by_labels(opened.provenance) else "without labels"
     verdict = f"Learned {how} from {counted(len(cases), 'scan')} of {counted(len(subjects), 'subject')}"
     signs = [row["signs"] for row in opened.log if row.get("signs")]
     top = figures(
@@ -275,11 +275,11 @@ def _learned_from(provenance: Mapping, subjects: Sequence[str]) -> Iterator[Html
     modalities = Counter(str(c["modality"]) for c in cases)
     counts = {"Scans": len(cases), "Subjects": len(subjects), "Left out": len(rejected)}
     counts |= {f"Modality {name}": count for name, count in modalities.most_common()}
-    yield facts(counts | {f"Saliency from {source}": f"{count} of {len(cases)}" for source, count in saliency.items()})
+    yield facts(counts | {f"Steered by {source}": f"{count} of {len(cases)}" for source, count in saliency.items()})
     if labelled := _steered_by_labels(provenance):
         yield callout(
             "warning",
-            f"Label maps steered the views of {counted(labelled, 'scan')}: this encoder has used labels, and no "
+            f"Label maps of {counted(labelled, 'scan')} steered views or heads: this encoder has used labels, and no "
             "few-shot claim may rest on it.",
         )
     if rejected:

@@ -19,7 +19,8 @@ from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, Vo
 
 LABELS, TAUGHT_BY_LABELS = "labels", "predicted (taught by labels)"
 SOURCES = ("gaze", "predicted", TAUGHT_BY_LABELS, LABELS, "attention")
-OF_LABELS = (LABELS, TAUGHT_BY_LABELS)  # whoever learns from these has used labels
+LABELS_AS_PRIOR = "labels, as a prior"  # of regions that heads are guided to
+OF_LABELS = (LABELS, TAUGHT_BY_LABELS, LABELS_AS_PRIOR)  # whoever learns from these has used labels
 SALIENCY = "saliency-*.b2nd"
 TOLERANCE = 1e-4  # beyond [0, 1]: rounding of whoever made the map, not another scale
 

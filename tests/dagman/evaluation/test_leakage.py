@@ -199,18 +199,20 @@ def test_labels_that_steered_views_and_do_not_teach_are_counted(store, capsys):
     assert said["steered"] == {"labels": 1} and said["validation_in_pretraining"] == []
     say_leakage(said)
     assert capsys.readouterr().err.startswith(
-        "warning: labels that this run does not learn from steered the views of the pretraining (saliency from labels: "
+        "warning: labels that this run does not learn from steered the pretraining, its views or its heads (labels: "
         "1 scans)"
     )
     assert steered(store, {0: "labels", 1: "labels"})["steered"] == {"labels": 2}, "a run without label maps"
     assert steered(store, {0: "labels", 1: ""}, taught=(0, 1))["steered"] == {}
     by_predictor = steered(store, {0: "predicted (taught by labels)", 1: "predicted"}, taught=(0, 1))
     assert by_predictor["steered"] == {"predicted (taught by labels)": 1}, "nobody knows whose labels"
+    as_prior = {0: "labels, as a prior", 1: "labels, as a prior"}
+    assert steered(store, as_prior, taught=(0,))["steered"] == {"labels, as a prior": 1}
 
 
 def test_a_judge_whose_labels_steered_views_is_refused_with_strict(store):
     assert steered(store, {2: "labels", 3: "gaze"})["steered_by_validation"] == ["B"]
-    with pytest.raises(DataFault, match="the labels of B even steered its views; pretrain without them"):
+    with pytest.raises(DataFault, match="the labels of B even steered it; pretrain without them"):
         steered(store, {2: "labels", 3: "gaze"}, strict=True)
 
 

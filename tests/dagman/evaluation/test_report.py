@@ -104,8 +104,8 @@ def test_labels_that_steered_the_pretraining_are_said_beside_the_headline(tmp_pa
     leakage = {"steered": {"labels": 7}, "validation_in_pretraining": ["s1", "s2"], "steered_by_validation": ["s2"]}
     html = text(finetuning_report(make_run(tmp_path / "run", rows(2), leakage=leakage)))
     headline = html[: html.index("<nav")]
-    assert "Labels that this run does not learn from steered the views of the pretraining (saliency from " in headline
-    assert "labels: 7 scans)" in headline and "and the labels of s2 steered its views (s1, s2)" in headline
+    assert "Labels that this run does not learn from steered the pretraining, its views or its heads (" in headline
+    assert "labels: 7 scans)" in headline and "and the labels of s2 steered it (s1, s2)" in headline
     assert "as images without labels" not in headline
 
 

@@ -281,6 +281,8 @@ def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recip
     chosen = recipe.choose(with_values(recipe.settings(), given), store, CASES, "cpu")
     built = recipe.build(chosen, store, CASES, tmp_path)
     assert "heads are guided by one labelled scan" in capsys.readouterr().err
+    labelled = [i for i in CASES if store.cases[i].has_labels]
+    assert len(labelled) > 1 and built.labels == {labelled[0]: "labels, as a prior"}
     batch = built.batches.batch(0)
     assert batch.priors.shape[1:] == (2, 4, 4, 4) and batch.priors.any()
     losses = built.task.losses(batch, 1.0)
@@ -297,7 +299,9 @@ def test_guided_heads_are_built_from_one_label_of_the_run(store, tmp_path, recip
 def test_processes_that_make_batches_can_be_sent_a_guided_stream(store, source, regions):
     given = {"prior.source": source, "prior.regions": regions}
     chosen = dagman.choose(with_values(DagmanSettings(), SMALL | given), store, CASES, "cpu")
-    batches = dagman.build(chosen, store, CASES, None).batches
+    built = dagman.build(chosen, store, CASES, None)
+    batches, labelled = built.batches, {i for i in CASES if store.cases[i].has_labels}
+    assert set(built.labels) == (labelled if source == "labels" else set())
     sent = pickle.loads(pickle.dumps(batches))
     assert torch.equal(sent.batch(0).priors, batches.batch(0).priors)
 

@@ -54,10 +54,10 @@ def test_labels_that_steered_the_views_are_said_first(run):
     for saliency, labelled in ({"gaze": 2}, 0), ({"gaze": 1, "labels": 2, "predicted (taught by labels)": 1}, 3):
         (run / "provenance.json").write_text(json.dumps(said | {"saliency": saliency}))
         html = pretraining_report(run).read_text(encoding="utf-8")
-        assert "Saliency from gaze" in html and f"{saliency['gaze']} of 4" in html
+        assert "Steered by gaze" in html and f"{saliency['gaze']} of 4" in html
         assert ("Learned without labels from 4 scans" in html) == (not labelled)
-        assert ("Learned with views that labels steered, from 4 scans" in html) == bool(labelled)
-        assert ("Label maps steered the views of 3 scans" in html) == bool(labelled)
+        assert ("Learned with labels that steered it, from 4 scans" in html) == bool(labelled)
+        assert ("Label maps of 3 scans steered views or heads" in html) == bool(labelled)
 
 
 def test_matched_points_carry_the_same_number_in_both_crops(run):
