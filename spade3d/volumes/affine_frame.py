@@ -10,11 +10,15 @@ well takes its place, twice: what is peculiar to one patient is gone. A scan tha
 turned upside down or back to front has found no anatomy in it: it is not placed. (Left to right the body is its own
 mirror image, which would be no test.)
 
+Reference and mean are made of SAMPLE_OF scans at most, which the seed draws, and which are held together; all others
+are read once, laid on the mean and let go. So 100,000 scans take three fits each and no more memory than some.
+
 Normalised mutual information is the established choice for CT with MR; no other similarity was tried.
 """
 
 import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +35,9 @@ from spade3d.volumes.registration_kernels import BINS, pattern_search, registrat
 APART_CELLS = 6.0  # two centres that lie farther apart must have a reason
 STARTS = 4
 READERS = 4  # scans that are held in full at once
-CANDIDATES, SAMPLE = 3, 8  # scans that may be the reference, and scans that try each
-ROUNDS, KEPT = 2, 0.75  # of the mean, and the share of the scans that are in it: those that fit best
+SAMPLE_OF = 256  # scans that reference and mean are made of, at most: 0.2 GB
+CANDIDATES, TRIES = 3, 8  # scans that may be the reference, and scans that try each
+ROUNDS, KEPT = 2, 0.75  # of the mean, and the share of the sample that is in it: those that fit best
 BETTER_THAN_CHANCE = 1.0  # times the better of the two turned means, each laid on as well as it can be
 
 
@@ -51,30 +56,41 @@ class Fit:
 
 
 def affine_frames(store, cases: Sequence[int], *, seed: int = 0, progress: Progress) -> dict[int, BodyFrame | None]:
-    """The frame of each case, None where it fits no better than by chance; the seed chooses who tries the references.
+    """The frame of each case, None where it fits no better than by chance; the seed chooses who tries the references,
+    and of many cases those that the mean is made of.
 
-    A fit costs about 0.1 s of a core, a scan five of them. All cores lay scans at once; the frames are the same.
+    A fit costs about 0.1 s of a core, a scan three of them, five in the sample. All cores lay scans at once; the frames
+    are the same.
     """
     if not cases:
         return {}
-    steps = itertools.count(1)
+    rng, steps = np.random.default_rng(seed), itertools.count(1)
+    many = len(cases) > SAMPLE_OF
+    sample = [cases[n] for n in sorted(rng.choice(len(cases), SAMPLE_OF, replace=False))] if many else cases
 
     def told(found: Iterator[Any]) -> Iterator[Any]:
         for one in found:
-            progress(next(steps), (ROUNDS + 2) * len(cases), "affine frame")
+            progress(next(steps), (ROUNDS + 1) * len(sample) + len(cases), "affine frame")
             yield one
 
-    mm = cell_mm(store, cases)
-    scans = list(told(on_all_cores(lambda i: coarse_scan(store, i, mm), cases, READERS)))
-    reference = _reference(scans, np.random.default_rng(seed))
-    target, modality = scans[reference], [store.cases[i].modality for i in cases]
+    mm, reading = cell_mm(store, cases), threading.Semaphore(READERS)
+
+    def read(i: int) -> CoarseScan:
+        with reading:
+            return coarse_scan(store, i, mm)
+
+    scans = list(told(on_all_cores(read, sample)))
+    reference = _reference(scans, rng)
+    target, modality = scans[reference], [store.cases[i].modality for i in sample]
     alike = [n for n in range(len(scans)) if modality[n] == modality[reference]]
     for _ in range(ROUNDS):
         fits = list(told(on_all_cores(partial(fit, fixed=target), scans)))
         best = sorted(alike, key=lambda n: -fits[n].value)[: math.ceil(KEPT * len(alike))]
         target = _mean([scans[n] for n in best], [fits[n].affine(scans[n], target) for n in best], target)
     turned = [CoarseScan(np.ascontiguousarray(np.flip(target.values, axis)), target.affine) for axis in (1, 2)]
-    placed = told(on_all_cores(partial(_placed, target=target, turned=turned), scans))
+    held = dict(zip(sample, scans, strict=True))
+    place = partial(_placed, target=target, turned=turned)
+    placed = told(on_all_cores(lambda i: place(held[i] if i in held else read(i)), cases))
     return of_typical_size(dict(zip(cases, placed, strict=True)))
 
 
@@ -112,8 +128,8 @@ def _reference(scans: Sequence[CoarseScan], rng: np.random.Generator) -> int:
     largest = sorted(range(len(scans)), key=lambda n: -np.count_nonzero(scans[n].values >= 0))[:CANDIDATES]
     if len(largest) == 1:
         return largest[0]
-    sample = rng.permutation(len(scans))[: SAMPLE + 1].tolist()
-    pairs = [(n, candidate) for candidate in largest for n in sample if n != candidate]
+    tries = rng.permutation(len(scans))[: TRIES + 1].tolist()
+    pairs = [(n, candidate) for candidate in largest for n in tries if n != candidate]
     values = on_all_cores(lambda pair: fit(scans[pair[0]], scans[pair[1]]).value, pairs)
     by_candidate: dict[int, list[float]] = {candidate: [] for candidate in largest}
     for (_, candidate), value in zip(pairs, values, strict=True):

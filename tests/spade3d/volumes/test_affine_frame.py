@@ -1,5 +1,6 @@
 """The affine frame: the similarity by its definition, a known stretch and shift found again, noise not placed."""
 
+import weakref
 from itertools import product
 
 import numpy as np
@@ -190,6 +191,35 @@ def test_parts_of_stretched_and_recoloured_bodies_are_placed_and_noise_is_not(in
     again = place_scans(store, range(5), "affine", seed=1)
     assert all((frames[i].to_frame == again[i].to_frame).all() for i in range(4))
     assert place_scans(store, [], "affine") == {}
+
+
+def test_of_many_scans_some_make_the_mean_and_each_is_read_once(in_memory, monkeypatch):
+    monkeypatch.setattr("spade3d.volumes.coarse_scan.CELLS", 32)
+    monkeypatch.setattr("spade3d.volumes.affine_frame.SAMPLE_OF", 3)
+    monkeypatch.setattr("spade3d.cores.usable_cores", lambda: 1)
+    reads, alive, most, told = [], weakref.WeakSet(), 0, []
+
+    def read(store, i, mm):
+        nonlocal most
+        reads.append(i)
+        alive.add(scan := coarse_scan(store, i, mm))
+        most = max(most, len(alive))
+        return scan
+
+    monkeypatch.setattr("spade3d.volumes.affine_frame.coarse_scan", read)
+    store = stored(in_memory, [*SCANS[:3], *SCANS[:3]])
+
+    def progress(done, of, what):
+        told.append((done, of))
+
+    frames = place_scans(store, range(6), "affine", seed=0, progress=progress)
+    assert sorted(reads) == list(range(6)) and most <= 3 + 2, "those of the mean, and one after the other"
+    assert told[-1] == (15, 15)
+    landmarks = np.array([[-60, 10, 60], [50, 30, -50], [10, 40, -20.0]])
+    placed = [frames[i].place(landmarks * SCALES[i % 3]) for i in range(6)]
+    assert np.linalg.norm(np.array(placed) - np.mean(placed, axis=0), axis=-1).mean() < 10
+    # A scan lies where it lies whether it makes the mean or not.
+    assert all((frames[i].to_frame == frames[i + 3].to_frame).all() for i in range(3))
 
 
 def test_a_part_is_moved_not_stretched():
