@@ -187,22 +187,29 @@ def encoder(of: dict) -> Iterator[Line]:
 
 
 def masked_student(of: dict) -> Iterator[Line]:
-    for end, rows in (("", of["system_allocator"]["rows"]), (", allocator keeps", of["curve"][0]["rows"])):
-        yield _against(f"masked student{end}", "60 % hidden, 96^3, window 7", rows, 6, "MONAI")
+    for end, one in (
+        ("", of["system_allocator"]),
+        *((", allocator keeps", o) for o in (of["curve"][0], *of["smaller"])),
+    ):
+        work = f"60 % hidden, {one['side']}^3, window 7"
+        yield _against(f"masked student{end}", work, one["rows"], 6, "MONAI")
 
 
 def pretraining_step(of: dict) -> Iterator[Line]:
-    for one in of["recipes"]:
-        share, alone, beside = 100 * one["share_of_data"], *one["loops"]
-        work = f"{one['recipe']}, {one['crops']} crops of 48^3, width 24: data in a step, on a CPU"
-        waited = f"waited {alone['waited']:.1%}; with a loader {beside['waited']:.1%}"
+    for one in (*of["recipes"], *of["smaller"]):
+        share = 100 * one["share_of_data"]
+        work = f"{one['recipe']}, {one['crops']} crops of {one['side']}^3, width 24: data in a step, on a CPU"
+        waited = "; with a loader ".join(f"{how['waited']:.1%}" for how in one["loops"])
+        waited = f"waited {waited}" if waited else ""
         speed = f"{one['crops_per_cpu_s']:.3g} crops/s"
         yield Line("pretraining step", work, speed, waited, share, 5, "%", below=True, open="not measured on a GPU")
 
 
 def sliding_window(of: dict) -> Iterator[Line]:
     for what, rows in (("blending", "blended_logits"), ("label map", "label_map")):
-        yield _against(f"sliding window, {what}", "256 x 256 x 160, 96^3", of[rows], 4.5, "MONAI")
+        for one in reversed(of["curve"]):
+            work = f"{' x '.join(map(str, one['shape']))}, 96^3"
+            yield _against(f"sliding window, {what}", work, one[rows], 4.5, "MONAI")
     for end, small in (("", of["swin_unetr_with_system_allocator"]), (", allocator keeps", of["swin_unetr"])):
         exact = [row for row in small["rows"] if not row["who"].endswith("bf16")]
         rough = [row for row in small["rows"] if row["who"].endswith("bf16")]
@@ -213,9 +220,10 @@ def sliding_window(of: dict) -> Iterator[Line]:
 
 
 def metrics(of: dict) -> Iterator[Line]:
-    for one in of["tables"]:
+    for one in reversed(of["tables"]):
+        work = f"14 structures, {one['prediction']}, {' x '.join(map(str, one['shape']))}"
         for who, goal in (("MONAI", 30), ("surface-distance", 15)):
-            yield _against("metrics", f"14 structures, {one['prediction']}", one["rows"], goal, who)
+            yield _against("metrics", work, one["rows"], goal, who)
 
 
 def body_frame(of: dict) -> Iterator[Line]:

@@ -6,7 +6,7 @@ Batches of the recipes' own size, crops of 48^3, width 24, of phantoms in a stor
 the parts of a step: making the batch (the loader's work), and all that networks, losses and AdamW take with it;
 `share of data` is the first over the sum. Then whole runs of the loop in wall time, the batches made in the training
 process, and by one loader beside it (`--loaders 1`): `waited` is the share of its steps that the loop stood still for a
-batch. Wall time of a busy machine says little more than that.
+batch. Wall time of a busy machine says little more than that. Cost against size: the parts of a step at smaller crops.
 
 On a GPU the step shrinks and the batch does not: `batches per second and core` says how many loaders feed it.
 """
@@ -32,7 +32,7 @@ from spade3d.volumes.volume import write_volume
 
 RECIPES = ("dagman", "spade-dagman")
 SHAPE, SPACING_MM, PATIENTS = (128, 128, 96), (3.0, 3.0, 3.0), 3
-SIDE, WIDTH = 48, 24
+SIDE, SMALLER, WIDTH = 48, (32,), 24
 ROUNDS, STEPS, FIRST = 7, 8, 3  # the first steps of a run compile kernels and start loaders: they are not counted
 CPU = torch.device("cpu")
 
@@ -45,10 +45,10 @@ def stored(folder: Path) -> VolumeStore:
     return prepare(read_layout(folder / "scans"), folder / "store", Preprocessing(spacing=SPACING_MM))
 
 
-def built(name: str, store: VolumeStore) -> tuple[Built, Optimiser]:
-    """What spade-pretrain would train, at this size."""
+def built(name: str, store: VolumeStore, side: int = SIDE) -> tuple[Built, Optimiser]:
+    """What spade-pretrain would train, with crops of this size."""
     recipe, cases = find_recipe(name), range(len(store))
-    sized = {"crop.shape": (SIDE,) * 3, "network.feature_size": WIDTH, "steps": 1000}
+    sized = {"crop.shape": (side,) * 3, "network.feature_size": WIDTH, "steps": 1000}
     settings = recipe.choose(with_values(recipe.settings(), sized), store, cases, "cpu")
     return recipe.build(settings, store, cases, None), Optimiser(**settings.optim.model_dump())
 
@@ -88,21 +88,23 @@ def loop(name: str, store: VolumeStore, loaders: int) -> dict[str, float]:
     }
 
 
-def measured(name: str, store: VolumeStore, of: dict) -> dict:
-    run, optimiser = built(name, store)
+def measured(name: str, store: VolumeStore, of: dict, side: int = SIDE) -> dict:
+    """The parts of a step, and of the size that is looked at whole runs."""
+    run, optimiser = built(name, store, side)
     step = Step(run, optimiser)
     timings = timed({"networks, losses, AdamW": step.compute, "the batch": step.data}, ROUNDS)
     compute, data = (timing.median for timing in timings.values())
     crops = len(step.ready)
-    rows = tabled(f"{name}: {crops} crops of {SIDE}^3, width {WIDTH}", timings, crops * SIDE**3 * (2 + 4), of)
+    rows = tabled(f"{name}: {crops} crops of {side}^3, width {WIDTH}", timings, crops * side**3 * (2 + 4), of)
     found = {
         "recipe": name,
+        "side": side,
         "crops": crops,
         "rows": rows,
         "share_of_data": round(data / (data + compute), 4),
         "crops_per_cpu_s": round(crops / (data + compute), 3),
         "batches_per_s_and_core": round(1 / data, 2),
-        "loops": [loop(name, store, loaders) for loaders in (0, 1)],
+        "loops": [loop(name, store, loaders) for loaders in (0, 1)] if side == SIDE else [],
     }
     print({key: value for key, value in found.items() if key != "rows"})
     return found
@@ -113,9 +115,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = stored(Path(folder))
         found = [measured(name, store, of) for name in RECIPES]
+        smaller = [measured(name, store, of, side) for side in SMALLER for name in RECIPES]
     goal = "the loader never waits: under 5 % of a step is data, where a GPU computes"
     size = {"side": SIDE, "width": WIDTH, "patients": PATIENTS, "shape": SHAPE}
-    written("speed_pretraining_step", {"goal": goal, "size": size, "machine": of, "recipes": found})
+    written("speed_pretraining_step", {"goal": goal, "size": size, "machine": of, "recipes": found, "smaller": smaller})
 
 
 if __name__ == "__main__":  # loaders are spawned: they import this file, too

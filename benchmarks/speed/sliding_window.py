@@ -15,7 +15,7 @@ Blending is bound by memory. The answers are 3.7 GB, and MONAI moves 20 bytes fo
 a copy: reading the answers once, and nothing else, would be 4 to 5 times as fast. Tried in numba and left: weights made
 of their three factors in registers, and planes that stay in the cache while the answers of a whole layer (0.7 GB that
 must be held) are added, 0.8 of the time of torch's addcmul_ together. With the allocator as it is (see rounds.py) both
-take 1.5 times as long.
+take 1.5 times as long. Cost against size: three scans.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.volumes.volume import Grid
 
 SHAPE, WINDOW, OVERLAP, CLASSES = (256, 256, 160), (96, 96, 96), 0.5, 14
+SHAPES = ((128, 128, 112), (192, 192, 128), SHAPE)
 SMALL, SMALL_WINDOW, WIDTH = (96, 96, 64), (64, 64, 64), 24
 CPU, ROUNDS = torch.device("cpu"), 7
 
@@ -121,6 +122,34 @@ def in_bf16(network):
     return answer
 
 
+def alone(at_once, scan: Tensor, of: dict) -> dict:
+    """Blending, and up to the label map, of a network that takes no time."""
+    windows = math.prod(
+        math.ceil((size - side) / (side * (1 - OVERLAP))) + 1 for size, side in zip(scan.shape, WINDOW, strict=True)
+    )
+    answers, logits = windows * math.prod(WINDOW) * CLASSES * 4, scan.numel() * CLASSES * 4
+    blending = {
+        "ours": lambda _: sliding_window(at_once, scan, WINDOW, OVERLAP, 1, classes=CLASSES),
+        "ours, batch 4": lambda _: sliding_window(at_once, scan, WINDOW, OVERLAP, 4, classes=CLASSES),
+        "MONAI": lambda _: monai_logits(at_once, scan, WINDOW),
+        "MONAI, batch 4": lambda _: monai_logits(at_once, scan, WINDOW, 4),
+    }
+    labels = {
+        "ours": lambda _: ours(at_once, scan, WINDOW),
+        "ours, batch 4": lambda _: ours(at_once, scan, WINDOW, 4),
+        "MONAI": lambda _: monai(at_once, scan, WINDOW),
+        "MONAI, batch 4": lambda _: monai(at_once, scan, WINDOW, 4),
+    }
+    size = " x ".join(map(str, scan.shape))
+    # What has to be moved at least: the answers read, and what is asked for written.
+    return {
+        "shape": list(scan.shape),
+        "windows": windows,
+        "blended_logits": tabled(f"blended logits, {size}", timed(blending, ROUNDS), answers + logits, of),
+        "label_map": tabled(f"label map, {size}", timed(labels, ROUNDS), answers + scan.numel(), of),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
@@ -135,25 +164,8 @@ def main() -> None:
     def at_once(crops: Tensor) -> Tensor:
         return ready[: len(crops)]
 
-    windows, logits = 75, math.prod(SHAPE) * CLASSES * 4
-    answers = windows * math.prod(WINDOW) * CLASSES * 4
-    blending = {
-        "ours": lambda _: sliding_window(at_once, scan, WINDOW, OVERLAP, 1, classes=CLASSES),
-        "ours, batch 4": lambda _: sliding_window(at_once, scan, WINDOW, OVERLAP, 4, classes=CLASSES),
-        "MONAI": lambda _: monai_logits(at_once, scan, WINDOW),
-        "MONAI, batch 4": lambda _: monai_logits(at_once, scan, WINDOW, 4),
-    }
-    labels = {
-        "ours": lambda _: ours(at_once, scan, WINDOW),
-        "ours, batch 4": lambda _: ours(at_once, scan, WINDOW, 4),
-        "MONAI": lambda _: monai(at_once, scan, WINDOW),
-        "MONAI, batch 4": lambda _: monai(at_once, scan, WINDOW, 4),
-    }
     result = {"goal": "4.5 x MONAI", "machine": of, "agreement": agreed}
-    # What has to be moved at least: the answers read, and what is asked for written.
-    result["blended_logits"] = tabled("blended logits", timed(blending, ROUNDS), answers + logits, of)
-    result["label_map"] = tabled("label map", timed(labels, ROUNDS), answers + math.prod(SHAPE), of)
-
+    result["curve"] = [alone(at_once, scan[tuple(map(slice, shape))].contiguous(), of) for shape in SHAPES]
     result["swin_unetr"] = whole_predictions(of)
     result["swin_unetr_with_system_allocator"] = as_users_have_it(__file__, "--whole")
     written("speed_sliding_window", result)
