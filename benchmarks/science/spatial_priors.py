@@ -21,13 +21,10 @@ resumed. Writes benchmarks/results/NAME.json.
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -39,9 +36,9 @@ from arms import (
     RESULTS,
     UNTRAINED,
     Study,
+    begin,
     cell,
-    command,
-    keep_to_what_was_begun,
+    origin,
     pretrained,
     probing,
     settings_of,
@@ -109,31 +106,22 @@ class Judged:
 
 def main() -> None:
     asked = options(sys.argv[1:])
-    asked.out.mkdir(parents=True, exist_ok=True)
-    keep_to_what_was_begun(asked, (asked.words, [], []))
-    if not (asked.out / "store" / "index.json").exists():
-        command(asked.out / "prepare.log", "spade-prepare", asked.data, "--out", asked.out / "store")
+    extra = (asked.words, [], [])
+    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled})
     runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
-        list(pool.map(lambda run: train(run, asked, (asked.words, [], [])), runs))
+        list(pool.map(lambda run: train(run, asked, extra), runs))
     torch.set_num_threads(asked.jobs)
     judged = judges(asked, runs)
     rows = rows_of(asked, judged)
-    first = guided_of(asked)
+    first = asked.control
     result = {
-        "name": asked.name,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"platform": platform.platform(), "python": platform.python_version(), "torch": version("torch")},
-        "steps": asked.steps[0],
-        "words": {arm: asked.study.arms[arm] for arm in asked.arms},
-        "extra_words": asked.words,
-        "seeds": asked.seeds,
+        **origin(asked, extra),
         "regions": list(judged.organs),
         "judged": asdict(judged.how)
         | {"scans": len(judged.cases), "subjects": len({judged.store.cases[i].subject for i in judged.cases})}
         | {"scans_that_choose": len(judged.choosing), "least": LEAST},
         "precision": {row: summary_of(*of.values()) for row, of in rows.items()},
-        "compared": first,
         "over_others": {row: gains(rows[first], of) for row, of in rows.items() if row != first},
         "over_own_prior": {
             arm: gains(rows[arm], rows[f"prior of {arm}, alone"])
@@ -168,6 +156,7 @@ def options(words: list[str]) -> argparse.Namespace:
     named = tuple(word for region in asked.regions for word in ("--prior.regions", region))
     arms = {arm: (*PLAIN, *how, *named) for arm, how in GUIDED_ARMS.items()}
     arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
+    asked.control = guided_of(asked)
     asked.study = Study(__doc__, {**arms, FREE: PLAIN, UNTRAINED: ()}, USUAL, "guided", {})
     return asked
 
@@ -299,7 +288,7 @@ def scores_of(found: Precisions, maps: Mapping[str, int]) -> Scores:
 def show(result: dict[str, Any]) -> None:
     """One row a way to find the organs; what the first guided arm gained over it."""
     measures = ["within.mean", *(f"within.{organ}" for organ in result["regions"]), "pooled.mean"]
-    caption = f"below: what {result['compared']} has more, with its 95 % interval over subjects"
+    caption = f"below: what {result['control']} has more, with its 95 % interval over subjects"
     table = Table("average precision", *measures, title=result["name"], caption=caption, show_lines=True)
     for row, of in result["precision"].items():
         over = result["over_others"].get(row, {})
