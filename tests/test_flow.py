@@ -346,11 +346,11 @@ def test_labels_that_steered_the_views_are_said_with_the_encoder(road, tmp_path,
     assert said["saliency"] == {"labels": 4} and len(said["cases"]) == 6
     encoder = tmp_path / "steered" / "encoder.safetensors"
     assert describe_encoder(encoder)["provenance"]["cases"] == said["cases"]
-    assert "Label maps steered the views of 4 scans" in (tmp_path / "steered" / "report.html").read_text("utf-8")
+    assert "Label maps of 4 scans steered views or heads" in (tmp_path / "steered" / "report.html").read_text("utf-8")
     capsys.readouterr()
     run(dagman.commands.finetune, store, "--init", encoder, "--out", tmp_path / "tuned", "--strict", *FINETUNE)
     warned = capsys.readouterr().err
-    assert "warning: labels that this run does not learn from steered the views of the pretraining" in warned
+    assert "warning: labels that this run does not learn from steered the pretraining" in warned
     leakage = json.loads((tmp_path / "tuned" / "summary.json").read_text(encoding="utf-8"))["leakage"]
     assert leakage["steered"] == {"labels": 1} and leakage["validation_in_pretraining"] == []
     assert "Labels that this run does not learn from" in (tmp_path / "tuned" / "report.html").read_text("utf-8")

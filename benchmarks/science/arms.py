@@ -91,7 +91,7 @@ def run_study(study: Study) -> None:
         list(pool.map(lambda run: train(run, asked, extra), runs))
     store, cases, how = probing(asked, runs)
     torch.set_num_threads(asked.jobs)
-    scores = {run: probed(run, asked, store, cases, how) for run in runs}
+    scores = defined({run: probed(run, asked, store, cases, how) for run in runs})
     result = {
         **origin(asked, extra),
         "probing": asdict(how) | {"scans": len(cases), "subjects": len({store.cases[i].subject for i in cases})},
@@ -281,6 +281,17 @@ def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Seque
     kept = {"what": what, "left_out": found.left_out, "scores": scores}
     write_text(path, json.dumps(kept))  # read here alone, and a head that is alone has NaN
     return scores
+
+
+def defined(scores: Mapping[Run, Scores]) -> dict[Run, Scores]:
+    """Without the measures that no run has: a stage of one token has no entropy, and a head that is alone no
+    divergence."""
+    nobody = {
+        measure
+        for measure in next(iter(scores.values()))
+        if all(math.isnan(value) for one in scores.values() for values in one[measure].values() for value in values)
+    }
+    return {run: {measure: of for measure, of in one.items() if measure not in nobody} for run, one in scores.items()}
 
 
 def of_heads(encoder: SwinTransformer, store: VolumeStore, cases: Sequence[int], how: Probing) -> Scores:

@@ -140,8 +140,8 @@ def steered_said(steered: Mapping[str, int]) -> str:
     told = ", ".join(f"{source}: {count} scans" for source, count in steered.items())
     return (
         f"labels that this run does not learn from steered the pretraining, its views or its heads ({told}), so the "
-        "result is one of more labels than it says; pretrain with gaze or without a prior of labels, or with those of "
-        "the same labels alone"
+        "result is one of more labels than it says; pretrain with gaze and without a prior made of labels, or let only "
+        "labels steer it that this run learns from"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from spade3d.kernel_cache import compiled
 
@@ -91,8 +91,8 @@ def recolour(flat, colours, seed, begin, low, high):
 @compiled(inline="always", error_model="numpy")
 def _within(start, step, size, count):
     """The range of k in [0, count) for which start + step k lies between the faces -1/2 and size - 1/2 of an axis."""
-    stop = start + step * (count - 1)
-    if min(start, stop) >= -0.5 and max(start, stop) <= size - 0.5:  # most rows: no need to divide
+    stop, low, high = start + step * (count - 1), -0.5, size - 0.5
+    if low <= start <= high and low <= stop <= high:  # most rows: no need to divide
         return 0, count
     if step == 0.0:
         return 0, 0
@@ -117,6 +117,10 @@ def resample(stored, box, to_stored, scaling, colours, seed, out):
     offset, scale, low, high = scaling[0], scaling[1], scaling[2], scaling[3]
     mi, mj, mk = out.shape
     flat = out.reshape(-1)
+    if min(ni, nj, nk) <= 0:  # nothing is there to be read
+        flat[:] = low
+        recolour(flat, colours, seed, 0, low, high)
+        return
     stride_i, stride_j = _I(stored.shape[1] * stored.shape[2]), _I(stored.shape[2])
     voxels = stored.reshape(-1)[box[0, 0] * stride_i + box[0, 1] * stride_j + box[0, 2] :]
     # The lower corner of a cell is at most the last but one voxel; along an axis of one voxel its corners coincide.
@@ -198,10 +202,13 @@ def _offset(step, stride_i, stride_j):
     return np.intp(np.rint(i)) * stride_i + np.intp(np.rint(j)) * stride_j + np.intp(np.rint(k))
 
 
-@intrinsic
-def _soon(typing, array, index):
-    """Ask for `array[index]` to be in the cache soon, wherever that lies (LLVM's prefetch: it cannot fault)."""
+def _soon(array, index):
+    """Ask for `array[index]` to be in the cache soon, wherever that lies (LLVM's prefetch: it cannot fault). Plain
+    Python, which a debugger runs, asks for nothing."""
 
+
+@intrinsic
+def _prefetch(typing, array, index):
     def generate(context, builder, signature, values):
         pointer = builder.gep(cgutils.create_struct_proxy(array)(context, builder, values[0]).data, [values[1]])
         word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
@@ -212,6 +219,11 @@ def _soon(typing, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+@overload(_soon, inline="always")
+def _asked_for(array, index):
+    return lambda array, index: _prefetch(array, index)
 
 
 @compiled(inline="always")

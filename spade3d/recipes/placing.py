@@ -10,7 +10,7 @@ from spade3d.faults import DataFault
 from spade3d.volumes.body_frame import BodyFrame, load_frames, place_scans, save_frames
 
 KEPT = "body_frames"  # a folder of the store
-FOUND_BY = 1  # goes up when the frames themselves change, so that older ones are found anew
+FOUND_BY = 2  # goes up when the frames themselves change, so that older ones are found anew
 
 
 def placed(store, cases: Sequence[int], method: str, *, seed: int, alone: str) -> dict[int, BodyFrame | None]:

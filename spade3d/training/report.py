@@ -128,7 +128,7 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
     subjects = sorted({str(c["subject"]) for c in cases})
     steps = opened.log[-1]["step"] if opened.log else 0
     kind, reading = life(opened.log)
-    how = "with labels that steered it," if _steered_by_labels(opened.provenance) else "without labels"
+    how = "with help from labels," if _steered_by_labels(opened.provenance) else "without labels"
     verdict = f"Learned {how} from {counted(len(cases), 'scan')} of {counted(len(subjects), 'subject')}"
     signs = [row["signs"] for row in opened.log if row.get("signs")]
     top = figures(
@@ -291,7 +291,7 @@ def _learned_from(provenance: Mapping, subjects: Sequence[str]) -> Iterator[Html
 
 
 def _steered_by_labels(provenance: Mapping) -> int:
-    """In how many scans labels, or a predictor that they taught, said where to look."""
+    """In how many scans labels, as saliency or as a prior, or a predictor that they taught, said where to look."""
     return sum(count for source, count in provenance.get("saliency", {}).items() if "labels" in source)
 
 

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +74,44 @@ def test_rows_that_are_cut_together_are_those_cut_alone(shape):
         row = alone.ravel().copy()
         kernels.recolour(row, colours, 7, (i * shape[1] + j) * shape[2], scaling[2], scaling[3])
         np.testing.assert_allclose(together[i, j], row, atol=1e-4)
+
+
+PLAIN = """
+import sys, numpy as np
+from spade3d.crops import kernels
+scaling, colours = np.array([-100, 0.01, -5, 5], np.float32), np.array([1.3, 1.1, 0.1, 0.05], np.float32)
+found = []
+for shape in (5, 4, 6), (0, 0, 0), (1, 1, 1):
+    stored = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    for shift in (0.0, 0.4, 90.0):
+        to_stored = np.array([[0.9, 0.2, -0.3, 1 + shift], [-0.2, 1.1, 0.1, 0.5], [0.3, 0.1, -0.8, 4], [0, 0, 0, 1]])
+        out = np.empty((2, 3, 4), np.float32)
+        kernels.resample(stored, np.array([(0, 0, 0), shape]), to_stored, scaling, colours, 3, out)
+        kernels.blur(out, 0.7)
+        found.append(out)
+np.save(sys.argv[1], found)
+"""
+
+
+def test_plain_python_does_the_same_and_reads_nothing_that_is_not_there(tmp_path):
+    """What a debugger runs; it would say where the compiled kernels read beyond an array."""
+    answers = []
+    for plain in "01":
+        path = tmp_path / f"{plain}.npy"
+        words = [sys.executable, "-c", PLAIN, str(path)]
+        subprocess.run(words, check=True, env={**os.environ, "NUMBA_DISABLE_JIT": plain, "PYTHONWARNINGS": "ignore"})
+        answers.append(np.load(path))
+    np.testing.assert_allclose(*answers, atol=1e-5)
+
+
+@pytest.mark.parametrize("column", range(4))
+@pytest.mark.parametrize("axis", range(3))
+def test_a_place_that_is_no_number_is_outside(axis, column):
+    stored, out = np.full((4, 5, 6), 7, dtype=np.int16), np.empty((3, 3, 3), dtype=np.float32)
+    to_stored = np.eye(4)
+    to_stored[axis, column] = np.nan
+    kernels.resample(stored, whole(stored), to_stored, np.array([0, 1, -9, 9], np.float32), UNCHANGED, 0, out)
+    assert (out == -9).all()
 
 
 @pytest.mark.parametrize("step", [0.0, 1e-300, -1e-300, 1e300])

@@ -56,7 +56,7 @@ def test_labels_that_steered_the_views_are_said_first(run):
         html = pretraining_report(run).read_text(encoding="utf-8")
         assert "Steered by gaze" in html and f"{saliency['gaze']} of 4" in html
         assert ("Learned without labels from 4 scans" in html) == (not labelled)
-        assert ("Learned with labels that steered it, from 4 scans" in html) == bool(labelled)
+        assert ("Learned with help from labels, from 4 scans" in html) == bool(labelled)
         assert ("Label maps of 3 scans steered views or heads" in html) == bool(labelled)
 
 
