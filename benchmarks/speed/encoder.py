@@ -17,11 +17,10 @@ bf16 is timed where the gradients that this CPU computes in it are right: less t
 import argparse
 import json
 import warnings
-from pathlib import Path
 
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer as MonaiSwin
-from rounds import as_users_have_it, machine, tabled, timed, written
+from rounds import as_users_have_it, machine, most_held_mib, tabled, timed, written
 from torch import Tensor
 
 from spade3d.networks.swin import SwinTransformer
@@ -135,12 +134,6 @@ def peak(who: str, what: str) -> dict[str, float]:
     x, gradients, begun = crop(SIDES[-1]), gradients_for(SIDES[-1]), most_held_mib()
     train(network, x, gradients) if what == TRAINING else infer(network, x)
     return {"before_mib": begun, "peak_mib": most_held_mib()}
-
-
-def most_held_mib() -> int:
-    """The most memory that this program held. `resource.getrusage` would say that of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 def memory() -> list[dict]:

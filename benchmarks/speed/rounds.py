@@ -61,6 +61,12 @@ class Timing:
         return Timing(self.median * factor, self.spread, self.rounds)
 
 
+def most_held_mib() -> int:
+    """The most memory that this program held. `resource.getrusage` would say that of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+
+
 def timed(contenders: Mapping[str, Callable[[int], Any]], rounds: int = ROUNDS) -> dict[str, Timing]:
     """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds."""
     names = list(contenders)

@@ -16,18 +16,22 @@ a copy: reading the answers once, and nothing else, would be 4 to 5 times as fas
 of their three factors in registers, and planes that stay in the cache while the answers of a whole layer (0.7 GB that
 must be held) are added, 0.8 of the time of torch's addcmul_ together. With the allocator as it is (see rounds.py) both
 take 1.5 times as long. Cost against size: three scans.
+
+Peak memory up to the label map is that of a process of its own, with the allocator as users have it, for scans of which
+each is twice as long as the one before: what is held beyond the scan must grow by its labels alone.
 """
 
 import argparse
 import json
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
-from rounds import as_users_have_it, machine, tabled, timed, written
+from rounds import as_users_have_it, machine, most_held_mib, tabled, timed, written
 from torch import Tensor
 
 from dagman.downstream.inference import predict_classes
@@ -37,6 +41,7 @@ from spade3d.volumes.volume import Grid
 
 SHAPE, WINDOW, OVERLAP, CLASSES = (256, 256, 160), (96, 96, 96), 0.5, 14
 SHAPES = ((128, 128, 112), (192, 192, 128), SHAPE)
+LONG = tuple((128, 128, length) for length in (192, 384, 768))  # scans whose memory is compared
 SMALL, SMALL_WINDOW, WIDTH = (96, 96, 64), (64, 64, 64), 24
 CPU, ROUNDS = torch.device("cpu"), 7
 
@@ -150,12 +155,34 @@ def alone(at_once, scan: Tensor, of: dict) -> dict:
     }
 
 
+def peak(who: str, length: int) -> dict[str, float]:
+    """MiB held before a prediction and at most."""
+    scan = torch.rand(next(shape for shape in LONG if shape[2] == length))
+    ready, predict = torch.ones(1, CLASSES, *WINDOW), {"ours": ours, "MONAI": monai}[who]
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget what importing took
+    begun = most_held_mib()
+    predict(lambda crops: ready[: len(crops)], scan, WINDOW)
+    return {"before_mib": begun, "peak_mib": most_held_mib()}
+
+
+def memory() -> list[dict]:
+    found = []
+    for shape in LONG:
+        both = {who: as_users_have_it(__file__, "--peak", who, str(shape[2])) for who in ("ours", "MONAI")}
+        print(f"memory, {shape}: {both}")
+        found.append({"shape": shape, "rows": both})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     asked, of = parser.parse_args(), machine(("spade3d", "monai", "torch", "numpy", "numba"))
     if asked.whole:
         return print(json.dumps(whole_predictions(of)))
+    if asked.peak:
+        return print(json.dumps(peak(asked.peak[0], int(asked.peak[1]))))
     scan = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     agreed = check(torch.nn.Conv3d(1, CLASSES, 3, padding=1), scan[:144, :120, :96].contiguous(), WINDOW)
@@ -166,6 +193,7 @@ def main() -> None:
 
     result = {"goal": "4.5 x MONAI", "machine": of, "agreement": agreed}
     result["curve"] = [alone(at_once, scan[tuple(map(slice, shape))].contiguous(), of) for shape in SHAPES]
+    result["memory"] = memory()
     result["swin_unetr"] = whole_predictions(of)
     result["swin_unetr_with_system_allocator"] = as_users_have_it(__file__, "--whole")
     written("speed_sliding_window", result)
