@@ -56,17 +56,17 @@ NOTES = {
         "mm hold half a body, so Spade left out its global contrast, as it does where too few crops lie apart."
     ),
     "contrast_hippocampus_mr": (
-        "Crops of 16 mm in boxes around the hippocampus. As on the phantoms Spade clusters better than its control, by "
-        "its positives, and its decoder finds places of turned and scaled views again (0.24 untrained, 0.33 the "
+        "Crops of 16 mm in boxes around the hippocampus. As on the phantoms Spade clusters better than its control, "
+        "by its positives, and its decoder finds places of turned and scaled views again (0.24 untrained, 0.33 the "
         "control, 0.42 and 0.44 Spade). Here its encoder does so, too, a little more often than the control in every "
         "seed, but hardly more than the untrained one. A crop's nearest neighbour in another scan shows the same "
         "anatomy less often (in every seed; positives alone lose 0.031, negatives alone nothing), and with four "
         "labelled subjects Dice is no better: by seeds -0.009, -0.060, +0.002. Shuffled correspondences have the "
-        "highest Dice (+0.024, +0.012, +0.005): what the fine-tuning gains does not come from matched places, and seeds "
-        "of one arm lie as far apart as arms. What stands in the way, as far as was looked: frames of two hippocampi "
-        "miss by 2.9 mm in the median and 5.1 at the 90th percentile (below), in an organ whose two parts are 10 to 20 "
-        "mm long, so counterparts of other scans often are other anatomy; and 300 steps. A frame that fits them better "
-        "(boxes, 2.5 mm) was not tried."
+        "highest Dice (+0.024, +0.012, +0.005): what the fine-tuning gains does not come from matched places, and "
+        "seeds of one arm lie as far apart as arms. What stands in the way, as far as was looked: frames of two "
+        "hippocampi miss by 2.9 mm in the median and 5.1 at the 90th percentile (below), in an organ whose two parts "
+        "are 10 to 20 mm long, so counterparts of other scans often are other anatomy; and 300 steps. A frame that "
+        "fits them better (boxes, 2.5 mm) was not tried."
     ),
     "distillation_hippocampus_mr": (
         "Of the paper's claims one is found: semantic attention helps (Dice +0.025 over `smit`, in every seed). The "
