@@ -94,11 +94,11 @@ NOTES = {
         "Abdomens with a lesion each and the gaze of a simulated reader on it, Spade, 200 steps. Views that keep the "
         "gaze harm: ordinary views (`both`) cluster organs better (+0.413), find landmarks 4.2 mm closer and their "
         "decoder finds more of the turned and scaled views, all in every seed, and so do random views of focus's own "
-        "zoom. Gaze of another patient and a blob in the middle, which cut out and hide in the same way, do as "
-        "`focused` does but for single places. So it is not the gaze that matters here but what is done around it: "
-        "zooms are not the cause (`focus-matched-zoom` has them), cutouts and masks are, which hide four fifths of "
-        "crops that are 24 voxels long, from a contrast that asks for places. Whether they help where a label is "
-        "about the lesion was not asked: nothing was fine-tuned."
+        "zoom. Gaze of another patient and a blob in the middle, which mask views in the same way, do as `focused` "
+        "does but for single places. So it is not the gaze that matters here, nor zooms or cutouts, which `focus- "
+        "matched-zoom` has, too: it is the mask, which hides four fifths of one view of every second pair, of crops "
+        "that are 24 voxels long, from a contrast that asks for places. Whether it helps where a label is about the "
+        "lesion was not asked: nothing was fine-tuned."
     ),
     "hippocampus_mr_8": (
         "The pretraining of 400 steps changed nothing here, and the interval is narrow enough to say so."
