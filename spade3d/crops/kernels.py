@@ -24,7 +24,7 @@ def _power(x, exponent):
     """x^exponent for float32 x in [0, 1], to 3e-7: 2^(exponent log2 x) by two series (powf would be scalar code).
 
     x = 2^e m with m around 1: log2 m = 2 / ln 2 atanh(s), s = (m - 1) / (m + 1). Zero counts as 2^-127. Every step is
-    brought back to 32 bits, for numba widens integers and vectors would hold half as many (0.6 of the time).
+    brought back to 32 bits, for numba widens integers and vectors would hold half as many (0.4 of the time).
     """
     bits = _F(x).view(np.int32)
     e = _I(_I(bits - _I(0x3F3504F3)) >> _I(23))  # the bits of sqrt(1/2): m lies in [sqrt(1/2), sqrt(2))
@@ -172,7 +172,7 @@ def resample(stored, box, to_stored, scaling, colours, seed, out):
                     row_u[k], row_v[k], row_w[k] = x - _F(i0), y - _F(j0), z - _F(k0)
                     row_c[k] = _I(first + _I(i0 * stride_i)) + _I(_I(j0 * stride_j) + k0)
             # Lines of a turned crop lie where no processor expects them: those of the same places in the next plane
-            # (its lowest and highest corners) are asked for while this one is cut, 0.85 of the time.
+            # (its lowest and highest corners) are asked for while this one is cut: three quarters of the time.
             for k in range(0, count * mk, 4):
                 _soon(voxels, corner[k] + ahead)
                 _soon(next_both, corner[k] + ahead)
