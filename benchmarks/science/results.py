@@ -97,8 +97,8 @@ NOTES = {
         "zoom. Gaze of another patient and a blob in the middle, which mask views in the same way, do as `focused` "
         "does but for single places. So it is not the gaze that matters here, nor zooms or cutouts, which "
         "`focus-matched-zoom` has, too: it is the mask, which hides four fifths of one view of every second pair, of "
-        "crops that are 24 voxels long, from a contrast that asks for places. Whether it helps where a label is about the "
-        "lesion was not asked: nothing was fine-tuned."
+        "crops that are 24 voxels long, from a contrast that asks for places. Whether it helps where a label is about "
+        "the lesion was not asked: nothing was fine-tuned."
     ),
     "contrast_focus_no_mask_abdomen_ct": (
         "The same with `--focus.mask_chance 0`, after the table above named the mask: clusters lose 0.076 instead of "
