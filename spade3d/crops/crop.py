@@ -260,11 +260,12 @@ def body_bounds(case) -> np.ndarray:
 
 def touched(to_stored: np.ndarray, shape, stored_shape):
     """The box of stored voxels that a crop reads, (start, stop); (None, None) when it lies wholly outside."""
-    far = np.asarray(shape) - 1.0
-    corners = np.array([[i, j, k] for i in (0, far[0]) for j in (0, far[1]) for k in (0, far[2])])
-    places = corners @ to_stored[:3, :3].T + to_stored[:3, 3]
-    start = np.clip(np.floor(places.min(axis=0)).astype(int), 0, stored_shape)
-    stop = np.clip(np.floor(places.max(axis=0)).astype(int) + 2, 0, stored_shape)
-    if np.any(start >= stop):
+    start, stop = [], []
+    for (*steps, first), size in zip(to_stored[:3].tolist(), stored_shape, strict=True):
+        reach = [step * (count - 1) for step, count in zip(steps, shape, strict=True)]
+        low, high = first + sum(min(r, 0.0) for r in reach), first + sum(max(r, 0.0) for r in reach)
+        start.append(min(max(math.floor(low), 0), size))
+        stop.append(min(max(math.floor(high) + 2, 0), size))
+    if any(a >= b for a, b in zip(start, stop, strict=True)):
         return None, None
-    return tuple(int(x) for x in start), tuple(int(x) for x in stop)
+    return tuple(start), tuple(stop)
