@@ -27,6 +27,7 @@ from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_reje
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
+from spade3d.networks.swin import compile_encoders
 from spade3d.provenance import describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
@@ -153,9 +154,11 @@ def trained_and_judged(
         whole = build_stream(settings, store, taught, classes)
         network.to(device).eval().whiten(batch.images.to(device) for batch in whole.stream(0, MOMENTS))
     stream = build_stream(settings, store, taught, classes, (ranks.rank(), ranks.world()))
-    looks = settings.scoring.looks
+    looks, task = settings.scoring.looks, Segmentation(network, regime_of(settings))
+    if settings.compile:
+        compile_encoders(task)
     train(
-        Segmentation(network, regime_of(settings)),
+        task,
         prefetched(stream, settings.loaders, device),
         steps=settings.steps,
         out=out,

@@ -35,7 +35,7 @@ from spade3d.configuration import to_yaml
 from spade3d.crops.crop import Views
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
-from spade3d.networks.swin import SwinTransformer
+from spade3d.networks.swin import SwinTransformer, compile_encoders
 from spade3d.provenance import describe, without_nan, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
@@ -152,6 +152,8 @@ class Work:
         of_teacher = self.note_of_teacher(stream)
         prepare_head(head, moments(task, self.seen_once(stream), self.device), self.findings.table(self.taught))
         looks = settings.scoring.looks
+        if settings.compile:
+            compile_encoders(task)
         train(
             task,
             prefetched(stream, self.loaders, self.device),

@@ -240,6 +240,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     import torch
 
     from spade3d.networks.foreign import save_encoder
+    from spade3d.networks.swin import compile_encoders
     from spade3d.provenance import describe, write_json
     from spade3d.training import ranks
     from spade3d.training.loop import Optimiser, train
@@ -256,6 +257,8 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     provenance = describe(store, split.train, split, steered)
     if ranks.first():
         write_json(out / PROVENANCE, provenance)  # anew: what was built may have taken labels
+    if settings.compile:
+        compile_encoders(built.task)
     outcome = train(
         built.task,
         prefetched(built.batches, settings.loaders, device),
@@ -318,7 +321,7 @@ def scans_mark(store, cases: Sequence[int]) -> str:
 
 def settings_mark(settings: Settings) -> str:
     """Eight hex digits that are equal for runs that differ in seed, machine, place or fold only."""
-    apart = {"seed", "device", "workers", "loaders", "save_every", "hold_out", "fold"}
+    apart = {"seed", "device", "compile", "workers", "loaders", "save_every", "hold_out", "fold"}
     what = settings.model_dump(mode="json", exclude=apart)
     what["data"].pop("path")
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]

@@ -37,14 +37,14 @@ COMMANDS = {
 }
 COMMON = """--config --resume --strict --json --out
     --steps --seed --device --precision --workers --folds --fold --save-every
-    --skip-bad-batches --loaders
+    --skip-bad-batches --loaders --compile
     --data.path --data.spacing --data.window-hu --data.mr
     --network.feature-size --network.depths --network.heads --network.window --network.drop-path --network.use-v2
     --network.merging --network.monai-compatible
     --optim.lr --optim.weight-decay --optim.warmup --optim.floor --optim.clip-norm --optim.accumulate
     --crop.shape --crop.flip --crop.rotation-deg --crop.zoom --crop.gamma --crop.contrast --crop.brightness
     --crop.blur --crop.blur-chance --crop.noise"""
-PAIRS = """--recipe --crop.frame --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
+PAIRS = """--recipe --crop.colour --crop.frame --crop.anchors --crop.scans --crop.overlap --crop.alike-iou --crop.places
     --crop.hidden --protocol --hold-out"""
 FOCUS = """--focus.views --focus.crop-chance --focus.crop-retention --focus.cutout-chance --focus.cutout-retention
     --focus.cutout-side --focus.mask-chance --focus.mask-kept --focus.mask-floor --focus.mask-blur --focus.zoom

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spade3d.crops import coloured_batches
 from spade3d.crops.bodies import Bodies
+from spade3d.crops.coloured_batches import Looks
 from spade3d.crops.correspondences import cell_places, match, voxels_at
 from spade3d.crops.crop import (
     Box,
@@ -70,6 +72,7 @@ class PairBatch:
     anchor's (n = 2 x scans x anchors). Where ranks share the batch these are a rank's own, n of the whole.
 
     Pictures and points move to the device; what selects (boxes and places, in body-frame mm) stays in main memory.
+    Where a GPU colours them, views have no intensity change before they move (`looks`).
     """
 
     student: Tensor  # float32 (n, 1, i, j, k)
@@ -89,17 +92,27 @@ class PairBatch:
     priors: Tensor | None  # float32 (n, region, p, q, r): what is known beforehand of the cells of the student's views
     step: int
     realised: dict[str, float]  # what focus came to in the whole batch, for the log; empty for ordinary views
+    looks: tuple[Looks, Looks] | None = None  # of the student's and the teacher's views, to be coloured where they go
 
     def to(self, device: torch.device) -> PairBatch:
-        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+        if self.looks is None:
+            return moved
+        views = zip((moved.student, moved.teacher), self.looks, strict=True)
+        student, teacher = (coloured_batches.coloured(clean, looks.to(device)) for clean, looks in views)
+        return replace(moved, student=student, teacher=teacher, looks=None)
 
     def pin_memory(self) -> PairBatch:
         """In memory from which a GPU copies while it computes."""
-        return self._with_tensors(torch.Tensor.pin_memory)
+        looks = None if self.looks is None else tuple(one.pin_memory() for one in self.looks)
+        return replace(self._with_tensors(torch.Tensor.pin_memory), looks=looks)
 
     def _with_tensors(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
+        """Each tensor is moved once: views that are not coloured yet are the clean ones."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PairBatch(**{name: move(value) if torch.is_tensor(value) else value for name, value in values.items()})
+        tensors = {id(value): value for value in values.values() if torch.is_tensor(value)}
+        moved = {key: move(tensor) for key, tensor in tensors.items()}
+        return PairBatch(**{name: moved.get(id(value), value) for name, value in values.items()})
 
     def without_places(self) -> PairBatch:
         """The same crops with no matched places."""
@@ -133,6 +146,7 @@ class PairStream:
         seed: int = 0,
         prior: Callable[[Crop], np.ndarray] | None = None,
         share: tuple[int, int] = (0, 1),
+        colour_later: bool = False,
     ):
         if not cases:
             raise ValueError("no cases to draw from")
@@ -142,6 +156,7 @@ class PairStream:
         self.store, self.cases, self.sampling, self.seed = store, list(cases), sampling, seed
         self.bodies, self.prior = Bodies(store, self.cases, frames), prior
         self.saliency = None if sampling.focus is None else Saliency(store, cases, sampling.focus)
+        self.colour_later = colour_later and self.saliency is None
 
     def stream(self, start: int, stop: int) -> Iterator[PairBatch]:
         return (self.batch(step) for step in range(start, stop))
@@ -154,12 +169,8 @@ class PairStream:
         own = slice(rank * len(whole) // world, (rank + 1) * len(whole) // world)
         hidden, drawn = self.hidden(rng, len(whole)), whole[own]
         students, teachers = ([pair[side] for pair in drawn] for side in (0, 1))
-        cuts = [cut_together(self.store, [ours.crop.plain(), its.crop]) for ours, its in drawn]
-        clean, taught = ([pair[side] for pair in cuts] for side in (0, 1))
         return PairBatch(
-            student=as_images(list(map(self.shown, clean, students))),
-            teacher=as_images(list(map(self.hidden_by_focus, taught, teachers))),
-            clean=as_images(clean),
+            **self.pictured(students, teachers),
             hidden=None if hidden is None else hidden[own],
             **self.alike(own, self.places_of(students), self.places_of([its for _, its in whole])),
             scans=tuple(self.store.cases[seen.crop.case].name for seen in students),
@@ -168,6 +179,28 @@ class PairStream:
             step=step,
             realised=self.realised([seen for side in zip(*whole) for seen in side]),
             **self.matched(step, own, drawn),
+        )
+
+    def pictured(self, students: list[Seen], teachers: list[Seen]) -> dict:
+        """What both branches see of each crop, and what the student's view shows without intensity change."""
+        later = self.colour_later
+        crops = [(ours.crop.plain(), its.crop.plain() if later else its.crop) for ours, its in zip(students, teachers)]
+        clean, taught = zip(*[cut_together(self.store, list(pair)) for pair in crops])
+        if later:
+            looks = tuple(self.looks(views) for views in (students, teachers))
+            shown = as_images(list(clean))
+            return {"student": shown, "teacher": as_images(list(taught)), "clean": shown, "looks": looks}
+        return {
+            "student": as_images(list(map(self.shown, clean, students))),
+            "teacher": as_images(list(map(self.hidden_by_focus, taught, teachers))),
+            "clean": as_images(list(clean)),
+        }
+
+    def looks(self, views: list[Seen]) -> Looks:
+        """How views are to be coloured."""
+        crops = [seen.crop for seen in views]
+        return Looks.of(
+            [crop.intensity for crop in crops], [self.store.cases[crop.case].normalisation for crop in crops]
         )
 
     def places_of(self, views: list[Seen]) -> Places:
@@ -205,7 +238,7 @@ class PairStream:
 
     def pictures(self, step: int) -> dict[str, np.ndarray]:
         """The anchor's crop a as the student sees it, and the teacher's crop where its places are matched."""
-        batch = self.batch(step)
+        batch = self.batch(step).to(torch.device("cpu"))
         of_a = (batch.query_crop == 0).numpy()
         key = int(batch.key_crop[of_a][0]) if of_a.any() else 1
         of_a &= (batch.key_crop == key).numpy()

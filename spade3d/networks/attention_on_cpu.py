@@ -43,36 +43,51 @@ class Places:
         return self.rows, self.ends, self.asks, self.padding, self.group, self.mask, bias, self.looks, self.seen, shares
 
 
+def attend(qkv: Tensor, bias: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt(dim) + bias) v of qkv (row, 3 x head x dim), float32 whatever comes in: (row, head x dim),
+    and nothing that means anything in rows that do not look; for the backward, what normalised it (row, head)."""
+    heads = len(bias)
+    table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
+    out = np.zeros((len(table), heads, table.shape[3]), np.float32)
+    log_sum = np.empty(out.shape[:2], np.float32)
+    _by_parts(window_kernels.attend_parts, heads * shares, table, *places.told(_floats(bias), shares), out, log_sum)
+    return torch.from_numpy(out).flatten(1), torch.from_numpy(log_sum)
+
+
+def backward(
+    grad: Tensor, qkv: Tensor, bias: Tensor, places: Places, out: Tensor, log_sum: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and bias, in their own precision; `grad` and `out` have a row for each of qkv."""
+    heads = len(bias)
+    table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
+    rows = (len(table), heads, table.shape[3])
+    grad_table = np.zeros_like(table)
+    grad_bias = np.zeros((heads * shares, *bias.shape[1:]), np.float32)
+    grad_padding = np.zeros((heads * shares, 3, rows[2]), np.float32)
+    found = (out.numpy().reshape(rows), log_sum.numpy(), _floats(grad).reshape(rows))
+    told = (table, *places.told(_floats(bias), shares), *found)
+    _by_parts(window_kernels.backward_parts, heads * shares, *told, grad_table, grad_bias, grad_padding)
+    if places.padding >= 0:
+        grad_table[places.padding] = grad_padding.reshape(heads, shares, 3, -1).sum(axis=1).swapaxes(0, 1)
+    grad_bias = torch.from_numpy(grad_bias).unflatten(0, (heads, shares)).sum(dim=1)
+    return torch.from_numpy(grad_table).view_as(qkv).to(qkv.dtype), grad_bias.to(bias.dtype)
+
+
 class AttendOnCpu(torch.autograd.Function):
-    """softmax(q k^T / sqrt(dim) + bias) v, float32 inside whatever comes in; out (row, head x dim) of qkv (row, 3 x
-    head x dim), and nothing that means anything in rows that do not look."""
+    """`attend` as autograd knows it, in the precision of qkv."""
 
     @staticmethod
     def forward(ctx, qkv: Tensor, bias: Tensor, places: Places) -> Tensor:
-        heads = len(bias)
-        table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
-        out = np.zeros((len(table), heads, table.shape[3]), np.float32)
-        log_sum = np.empty(out.shape[:2], np.float32)
-        _by_parts(window_kernels.attend_parts, heads * shares, table, *places.told(_floats(bias), shares), out, log_sum)
+        out, log_sum = attend(qkv, bias, places)
         ctx.save_for_backward(qkv, bias)
         ctx.places, ctx.found = places, (out, log_sum)
-        return torch.from_numpy(out).flatten(1).to(qkv.dtype)
+        return out.to(qkv.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (qkv, bias), places, (out, log_sum) = ctx.saved_tensors, ctx.places, ctx.found
-        heads = len(bias)
-        table, shares = _floats(qkv).reshape(len(qkv), 3, heads, -1), _shares(places, heads)
-        grad_table = np.zeros_like(table)
-        grad_bias = np.zeros((heads * shares, *bias.shape[1:]), np.float32)
-        grad_padding = np.zeros((heads * shares, 3, table.shape[3]), np.float32)
-        told = (table, *places.told(_floats(bias), shares), out, log_sum, _floats(grad).reshape(out.shape))
-        _by_parts(window_kernels.backward_parts, heads * shares, *told, grad_table, grad_bias, grad_padding)
-        if places.padding >= 0:
-            grad_table[places.padding] = grad_padding.reshape(heads, shares, 3, -1).sum(axis=1).swapaxes(0, 1)
-        grad_bias = torch.from_numpy(grad_bias).unflatten(0, (heads, shares)).sum(dim=1)
-        return torch.from_numpy(grad_table).view_as(qkv).to(qkv.dtype), grad_bias.to(bias.dtype), None
+        qkv, bias = ctx.saved_tensors
+        return *backward(grad, qkv, bias, ctx.places, *ctx.found), None
 
 
 def takes(qkv: Tensor) -> bool:

@@ -204,6 +204,18 @@ class SwinTransformer(nn.Module):
         ).contiguous()
 
 
+def compile_encoders(module: nn.Module) -> None:
+    """Let torch.compile make one graph of every encoder within a module, in place: names and weights stay.
+
+    Without breaks, attention being one operation (windows.attend), and anew for each shape of crop. What drops hidden
+    tokens (`forward_visible`) is not compiled: its shapes follow the mask. Meant for GPUs: on a CPU it takes minutes
+    and gains nothing (docs/log.md).
+    """
+    for one in module.modules():
+        if isinstance(one, SwinTransformer):
+            one.compile(fullgraph=True, dynamic=False)
+
+
 class _PatchEmbedding(nn.Module):
     """Each patch of voxels becomes one token. A strided convolution, computed as the matrix product that it is."""
 
@@ -348,19 +360,20 @@ class _WindowAttention(nn.Module):
         return self.proj(packing.lift(out))
 
     def map(self, x: Float[Tensor, "b i j k c"], shift: Cells) -> AttentionMap:
-        qkv, bias, plan = self._prepare(x, shift)
+        qkv, bias, grid, window, shift = self._prepare(x, shift)
         samples = x.shape[0]
+        plan = windows.window_plan(grid, window, shift, samples, x.device)
         weights = rearrange(windows.attention_weights(qkv, bias, plan), "(w b) h n m -> b w h n m", b=samples)
         cells = plan.rows[::samples]  # of the first sample
-        return AttentionMap(weights, cells.masked_fill(cells == plan.padding, -1), tuple(x.shape[1:4]))
+        return AttentionMap(weights, cells.masked_fill(cells == plan.padding, -1), grid)
 
-    def _prepare(self, x: Tensor, shift: Cells) -> tuple[Tensor, Tensor, windows.WindowPlan]:
+    def _prepare(self, x: Tensor, shift: Cells) -> tuple[Tensor, Tensor, Cells, Cells, Cells]:
+        """What `windows.attend` is given."""
         grid = tuple(x.shape[1:4])
         clipped, shift = windows.clip_window(grid, self.window, shift)
-        plan = windows.window_plan(grid, clipped, shift, x.shape[0], x.device)
         bias = windows.relative_bias(self.relative_position_bias_table, self.window, clipped, self.monai_compatible)
         # Padding is a token of zeros, so its query, key and value are the bias of qkv: one more row.
-        return self.qkv(F.pad(x.flatten(0, 3), (0, 0, 0, 1))), bias, plan
+        return self.qkv(F.pad(x.flatten(0, 3), (0, 0, 0, 1))), bias, grid, clipped, shift
 
 
 class _MLP(nn.Module):

@@ -7,7 +7,7 @@ grid is rolled, and the windows that the roll filled from both ends let only tru
 Rows: all tokens of a batch lie in one matrix, sample after sample, followed by one row that stands for padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spade3d.networks import attention_on_cpu
 
@@ -172,15 +171,75 @@ def relative_bias(
 
 
 def attend(
-    qkv: Float[Tensor, "row qkv"], bias: Float[Tensor, "head n n"], plan: WindowPlan
+    qkv: Float[Tensor, "row qkv"], bias: Float[Tensor, "head n n"], grid: Cells, window: Cells, shift: Cells
 ) -> Float[Tensor, "row-1 dim"]:
     """softmax(q k^T / sqrt(dim / heads) + bias) v within every window; rows in, rows out, the padding row dropped.
 
-    Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again.
+    window, shift  as `clip_window` gives them for the grid, of which the rows hold as many as fit
+
+    Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again. To
+    torch.compile it is one operation, spade3d::window_attention.
     """
+    out, _ = window_attention(qkv, bias, grid, window, shift)
+    return out.to(qkv.dtype)
+
+
+@torch.library.custom_op("spade3d::window_attention", mutates_args=())
+def window_attention(
+    qkv: Tensor, bias: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`attend`, in float32 where the kernels of a CPU compute it, and for the backward what they normalised by."""
+    plan = _plan_of(qkv, grid, window, shift)
     if attention_on_cpu.takes(qkv):
-        return attention_on_cpu.AttendOnCpu.apply(qkv, bias, plan.places)[: plan.padding]
-    return _Attend.apply(qkv, bias, plan)
+        out, log_sum = attention_on_cpu.attend(qkv, bias, plan.places)
+        return out[: plan.padding], log_sum
+    return _attended(qkv, bias, plan), qkv.new_empty(0)
+
+
+@window_attention.register_fake
+def _(qkv, bias, grid, window, shift):
+    on_cpu = attention_on_cpu.takes(qkv)
+    out = qkv.new_empty(len(qkv) - 1, qkv.shape[1] // 3, dtype=torch.float32 if on_cpu else qkv.dtype)
+    return out, out.new_empty(len(qkv), len(bias)) if on_cpu else out.new_empty(0)
+
+
+@torch.library.custom_op("spade3d::window_attention_backward", mutates_args=())
+def window_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    plan = _plan_of(qkv, grid, window, shift)
+    if attention_on_cpu.takes(qkv):
+        grad, out = (F.pad(rows, (0, 0, 0, 1)) for rows in (grad, out))
+        return attention_on_cpu.backward(grad, qkv, bias, plan.places, out, log_sum)
+    return _backward(grad, qkv, bias, plan, out)
+
+
+@window_attention_backward.register_fake
+def _(grad, qkv, bias, out, log_sum, grid, window, shift):
+    return torch.empty_like(qkv), torch.empty_like(bias)
+
+
+def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias, *ctx.where = inputs
+    ctx.save_for_backward(qkv, bias, *output)
+
+
+def _differentiated(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *window_attention_backward(grad, *ctx.saved_tensors, *ctx.where), None, None, None
+
+
+window_attention.register_autograd(_differentiated, setup_context=_keep)
+
+
+def _plan_of(qkv: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> WindowPlan:
+    return window_plan(tuple(grid), tuple(window), tuple(shift), (len(qkv) - 1) // prod(grid), qkv.device)
 
 
 def attention_weights(
@@ -196,45 +255,40 @@ def attention_weights(
     return torch.cat(weights)
 
 
-class _Attend(torch.autograd.Function):
-    """`attend`, tile by tile, with its own backward.
+def _attended(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
+    """`attend`, tile by tile.
 
     Within a tile a vector is a column, (dim, n): with the 8 channels a head of feature_size 24, (dim, n) @ (n, n) runs
     three times as fast on a CPU as (n, n) @ (n, dim); with 16, as fast.
     """
+    heads = bias.shape[0]
+    bias = bias.to(qkv.dtype)
+    table = qkv.view(qkv.shape[0], 3, heads, -1)
+    out = torch.zeros_like(table[:, 0])
+    masked = [_masked(bias, mask) for _, _, mask in plan.groups]
+    with torch.autocast(qkv.device.type, enabled=False):  # else its softmax writes float32, to be cast back
+        for windows, which, group in plan.tiles(heads):
+            rows = plan.rows[windows]
+            q, k, v = _read(table, rows, which)
+            _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
+    return out[: plan.padding].flatten(1)
 
-    @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
-        heads = bias.shape[0]
-        bias = bias.to(qkv.dtype)
-        table = qkv.view(qkv.shape[0], 3, heads, -1)
-        out = torch.zeros_like(table[:, 0])
-        masked = [_masked(bias, mask) for _, _, mask in plan.groups]
-        with torch.autocast(qkv.device.type, enabled=False):  # else its softmax writes float32, to be cast back
-            for windows, which, group in plan.tiles(heads):
-                rows = plan.rows[windows]
-                q, k, v = _read(table, rows, which)
-                _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
-        ctx.save_for_backward(qkv, bias, out)
-        ctx.plan = plan
-        return out[: plan.padding].flatten(1)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        qkv, bias, out = ctx.saved_tensors
-        plan: WindowPlan = ctx.plan
-        heads, dim = out.shape[1:]
-        table = qkv.view(-1, 3, heads, dim)
-        grad = F.pad(grad.view(-1, heads, dim), (0, 0, 0, 0, 0, 1))
-        # sum over the seen of (weight x its gradient) = output . its gradient (Dao et al. 2022, FlashAttention, B.2)
-        balance = (grad * out).sum(dim=-1)[:, None, :, None]
-        grad = grad[:, None]
-        grad_table = torch.zeros_like(table)
-        grad_padding = torch.zeros_like(table[0])
-        exact = torch.promote_types(bias.dtype, torch.float32)  # thousands of windows add up here
-        grad_bias = torch.zeros_like(bias, dtype=exact)
-        masked = [_masked(bias, mask) for _, _, mask in plan.groups]
+def _backward(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan, out: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and bias, tile by tile."""
+    heads, given = len(bias), bias.dtype
+    bias = bias.to(qkv.dtype)
+    table = qkv.view(qkv.shape[0], 3, heads, -1)
+    grad, out = (F.pad(rows.reshape(len(rows), heads, -1), (0, 0, 0, 0, 0, 1)) for rows in (grad, out))
+    # sum over the seen of (weight x its gradient) = output . its gradient (Dao et al. 2022, FlashAttention, B.2)
+    balance = (grad * out).sum(dim=-1)[:, None, :, None]
+    grad, dim = grad[:, None], out.shape[2]
+    grad_table = torch.zeros_like(table)
+    grad_padding = torch.zeros_like(table[0])
+    exact = torch.promote_types(bias.dtype, torch.float32)  # thousands of windows add up here
+    grad_bias = torch.zeros_like(bias, dtype=exact)
+    masked = [_masked(bias, mask) for _, _, mask in plan.groups]
+    with torch.autocast(qkv.device.type, enabled=False):
         for windows, which, group in plan.tiles(heads):
             rows = plan.rows[windows]
             q, k, v = _read(table, rows, which)
@@ -248,8 +302,8 @@ class _Attend(torch.autograd.Function):
             tile = _write(grad_table, rows, which, torch.stack((grad_q, grad_k, grad_v)))
             if plan.padded:  # the one row that many places read: its gradients add up
                 grad_padding[:, which] += tile.index_select(0, plan.holes_in(windows)).sum(dim=0)
-        grad_table[plan.padding] = grad_padding
-        return grad_table.view_as(qkv), grad_bias, None
+    grad_table[plan.padding] = grad_padding
+    return grad_table.view_as(qkv), grad_bias.to(given)
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class CropSettings(Settings):
     frame   how places of two scans compare (`volumes/body_frame.py`)
     flip    off: a network that may not know left from right, nor head from feet, cannot tell most places of the body
             apart, and global contrast then unlearns what untrained filters see (docs/log.md, 2026-11-21)
+    colour  who makes the intensity changes, to rounding the same: the `loader` that cuts the crops, or the `device`
+            that learns from them (on a CPU five to ten times as long); `auto`: the device where it is a GPU. Focused
+            views are always the loader's
     """
 
     shape: Voxels | None = None
@@ -53,6 +56,7 @@ class CropSettings(Settings):
     blur: Range = (0.0, 1.0)
     blur_chance: Share = 0.3
     noise: Annotated[float, Field(ge=0)] = 0.05
+    colour: Literal["auto", "loader", "device"] = "auto"
 
 
 class FocusSettings(Settings):
@@ -122,7 +126,8 @@ def pair_stream(
     )
     frames = frames_of(settings, store, cases, out) if frames is None else frames
     share = (ranks.rank(), ranks.world())
-    return PairStream(store, cases, frames, sampling, seed=settings.seed, prior=prior, share=share)
+    later = crop.colour == "device" or (crop.colour == "auto" and settings.device == "cuda")
+    return PairStream(store, cases, frames, sampling, seed=settings.seed, prior=prior, share=share, colour_later=later)
 
 
 def check_shared(settings) -> None:

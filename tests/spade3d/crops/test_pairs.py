@@ -36,8 +36,8 @@ def frames(store):
     return [frame.to_frame for frame in box_frames([case.body_box_mm for case in store.cases])]
 
 
-def stream_of(store, frames, sampling=SAMPLING, seed=0):
-    return PairStream(store, range(len(store.cases)), dict(enumerate(frames)), sampling, seed=seed)
+def stream_of(store, frames, sampling=SAMPLING, seed=0, **how):
+    return PairStream(store, range(len(store.cases)), dict(enumerate(frames)), sampling, seed=seed, **how)
 
 
 def drawn_in(stream, step):
@@ -113,6 +113,28 @@ def test_moving_a_batch_leaves_places_in_main_memory(store, frames):
     moved = batch.to(torch.device("meta"))
     assert isinstance(moved, PairBatch) and moved.student.is_meta and moved.key_voxel.is_meta
     assert moved.boxes is batch.boxes and moved.places is batch.places and moved.step == 0
+
+
+def test_views_that_are_coloured_where_they_go_look_the_same(store, frames):
+    """And nothing else of the batch changes; clean views move once, as what the student is shown before."""
+    usual = stream_of(store, frames).batch(3)
+    later = stream_of(store, frames, colour_later=True).batch(3)
+    assert later.student is later.clean and not torch.equal(later.student, usual.student)
+    moved, span = later.to(torch.device("cpu")), max(np.ptp(store.image(n)) for n in range(len(SHAPES)))
+    assert moved.looks is None
+    for branch in ("student", "teacher"):
+        torch.testing.assert_close(getattr(moved, branch), getattr(usual, branch), rtol=0, atol=2e-5 * span)
+    assert equal(replace(moved, student=usual.student, teacher=usual.teacher), usual)
+
+
+def test_what_is_not_moved_yet_is_pinned_with_its_looks(store, frames, monkeypatch):
+    """As far as there is no GPU: what asks for pinned memory is asked of every tensor, each once."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: asked.append(tensor.data_ptr()) or tensor.clone())
+    batch = stream_of(store, frames, colour_later=True).batch(0)
+    pinned = batch.pin_memory()
+    assert pinned.student is pinned.clean and asked.count(batch.clean.data_ptr()) == 1
+    assert batch.looks[0].gamma.data_ptr() in asked and pinned.looks[0].gamma is not batch.looks[0].gamma
 
 
 def test_what_each_branch_sees(store, frames):
@@ -420,6 +442,12 @@ def test_every_rank_notes_what_focus_came_to_in_the_whole_batch(salient, frames)
 def test_a_control_that_reads_no_saliency_names_no_source(salient, frames, control, said):
     batch = stream_of(salient, frames, replace(SAMPLING, focus=Focus(control=control))).batch(0)
     assert {name for name in batch.realised if name.startswith("from_")} == said
+
+
+def test_focused_views_are_coloured_by_the_loader(salient, frames):
+    """They hide voxels once these are coloured."""
+    sampling = replace(SAMPLING, focus=Focus())
+    assert stream_of(salient, frames, sampling, colour_later=True).batch(0).looks is None
 
 
 def test_focus_changes_the_views_and_nothing_else(salient, frames):

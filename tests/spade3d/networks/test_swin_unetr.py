@@ -1,5 +1,9 @@
 """The network on any size of crop, hidden tokens, attention on request, and repeatability."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -150,3 +154,11 @@ def test_bfloat16_autocast_stays_close(network):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(UsageFault, match="3 heads cannot share the 16 channels of stage 1"):
         SwinUNETR(feature_size=16)
+
+
+def test_a_compiled_encoder_is_one_graph_and_says_the_same():
+    """In a process of its own: torch.compile does not read the shape checks of these tests."""
+    script = Path(__file__).with_name("compiled_encoder.py")
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("equal") == 2

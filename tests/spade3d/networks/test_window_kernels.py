@@ -6,20 +6,18 @@ import torch
 
 from spade3d.networks import window_kernels, windows
 
-CPU = torch.device("cpu")
-
 
 def attended(grid, window, shift, heads=2, dim=4, samples=2, dtype=torch.float32, spread=1.0, seed=0):
     """Output and gradients, float64, of the same numbers in some precision."""
     clipped, shift = windows.clip_window(grid, window, shift)
-    plan = windows.window_plan(grid, clipped, shift, samples, CPU)
+    rows = samples * grid[0] * grid[1] * grid[2]
     generator = torch.Generator().manual_seed(seed)
     n = clipped[0] * clipped[1] * clipped[2]
-    qkv = spread * torch.randn(plan.padding + 1, 3 * heads * dim, generator=generator, dtype=torch.float64)
+    qkv = spread * torch.randn(rows + 1, 3 * heads * dim, generator=generator, dtype=torch.float64)
     bias = torch.randn(heads, n, n, generator=generator, dtype=torch.float64)
-    wanted = torch.randn(plan.padding, heads * dim, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(rows, heads * dim, generator=generator, dtype=torch.float64)
     qkv, bias = qkv.to(dtype).requires_grad_(), bias.to(dtype).requires_grad_()
-    out = windows.attend(qkv, bias, plan)
+    out = windows.attend(qkv, bias, grid, clipped, shift)
     gradients = torch.autograd.grad((out * wanted.to(dtype)).sum(), (qkv, bias))
     return [tensor.double() for tensor in (out.detach(), *gradients)]
 
@@ -73,11 +71,11 @@ def test_scores_of_thousands_are_no_trouble(spread):
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_not_hidden(broken):
     """One broken token breaks every place that looks at it, and none of another window."""
-    plan = windows.window_plan((4, 2, 2), (2, 2, 2), (0, 0, 0), 1, CPU)
+    where = (4, 2, 2), (2, 2, 2), (0, 0, 0)
     for part in range(3):
         qkv = torch.randn(17, 6)
         qkv[3, 2 * part] = broken
-        out = windows.attend(qkv, torch.zeros(1, 8, 8), plan)
+        out = windows.attend(qkv, torch.zeros(1, 8, 8), *where)
         assert not out[:8].isfinite().all() and out[8:].isfinite().all()
 
 
@@ -100,7 +98,7 @@ def test_the_exponential_is_exact_enough_and_ends_at_zero():
 
 
 def test_what_needs_no_gradient_gets_none():
-    plan = windows.window_plan((4, 2, 2), (2, 2, 2), (0, 0, 0), 1, CPU)
+    where = (4, 2, 2), (2, 2, 2), (0, 0, 0)
     with torch.inference_mode():
-        out = windows.attend(torch.randn(17, 6), torch.zeros(1, 8, 8), plan)
+        out = windows.attend(torch.randn(17, 6), torch.zeros(1, 8, 8), *where)
     assert out.shape == (16, 2) and not out.requires_grad

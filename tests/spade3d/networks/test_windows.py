@@ -62,10 +62,8 @@ def test_attention_equals_the_slow_way(grid, window, shift):
     qkv = torch.randn(2 * cells + 1, 3 * heads * dim, generator=generator, dtype=torch.float64)
     offsets = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
     table = torch.randn(offsets, heads, generator=generator, dtype=torch.float64)
-    clipped, _ = windows.clip_window(grid, window, shift)
-    out = windows.attend(
-        qkv, windows.relative_bias(table, window, clipped, False), plan_of(grid, window, shift, samples=2)
-    )
+    clipped, moved = windows.clip_window(grid, window, shift)
+    out = windows.attend(qkv, windows.relative_bias(table, window, clipped, False), grid, clipped, moved)
     keys = list(itertools.product(*map(range, grid)))
     columns = qkv.view(-1, 3, heads, dim)
     for sample, head in itertools.product(range(2), range(heads)):
@@ -87,13 +85,13 @@ def test_attention_equals_the_slow_way(grid, window, shift):
 def test_the_backward_is_the_derivative(monkeypatch, tile):
     # Tiles of one head and one window, of some, and of everything.
     monkeypatch.setattr(windows, "TILE_SCORES_CPU", tile)
-    plan = plan_of((4, 3, 2), (3, 2, 2), (1, 1, 1))
+    where = (4, 3, 2), *windows.clip_window((4, 3, 2), (3, 2, 2), (1, 1, 1))
     generator = torch.Generator().manual_seed(1)
     qkv = torch.randn(25, 12, generator=generator, dtype=torch.float64, requires_grad=True)
     table = torch.randn(5 * 3 * 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
 
     def attended(qkv, table):
-        return windows.attend(qkv, windows.relative_bias(table, (3, 2, 2), (3, 2, 2), False), plan)
+        return windows.attend(qkv, windows.relative_bias(table, (3, 2, 2), (3, 2, 2), False), *where)
 
     assert torch.autograd.gradcheck(attended, (qkv, table), fast_mode=True)
 
@@ -142,9 +140,8 @@ def test_a_plan_made_without_gradients_serves_a_training_step():
     qkv, table = torch.randn(28, 6), torch.randn(27, 1)
 
     def attended(qkv):
-        return windows.attend(
-            qkv, windows.relative_bias(table, (2, 2, 2), (2, 2, 2), False), plan_of((3, 3, 3), (2, 2, 2), (1, 1, 1))
-        )
+        bias = windows.relative_bias(table, (2, 2, 2), (2, 2, 2), False)
+        return windows.attend(qkv, bias, (3, 3, 3), (2, 2, 2), (1, 1, 1))
 
     with torch.inference_mode():
         attended(qkv)
@@ -171,31 +168,40 @@ def test_the_holes_of_a_tile_are_where_its_rows_are_padding(monkeypatch, tile):
 
 
 def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds(torch_calls):
-    """On a GPU each such question waits until all that was asked before is done. (Doubles go its way on a CPU.)"""
+    """On a GPU each such question waits until all that was asked before is done."""
     plan = plan_of((5, 3, 4), (2, 3, 3), (1, 1, 1))
-    qkv = torch.randn(61, 12, requires_grad=True, dtype=torch.float64)
-    out = windows.attend(qkv, torch.zeros(2, 18, 18, dtype=torch.float64), plan)
+    qkv, bias = torch.randn(61, 12, dtype=torch.float64), torch.zeros(2, 18, 18, dtype=torch.float64)
     with torch_calls() as watch:
-        out.sum().backward()
+        out = windows._attended(qkv, bias, plan)
+        windows._backward(torch.ones_like(out), qkv, bias, plan, out)
     assert plan.padded and watch.calls
     for asked, given in watch.calls:
         assert asked not in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default)
         assert asked is not torch.ops.aten.index.Tensor or all(i is None or i.dtype != torch.bool for i in given[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_attention_is_one_operation_as_torch_wants_them(dtype):
+    """What torch.compile is told of it, shapes, precisions and gradients, is so: kernels of a CPU and products."""
+    qkv = torch.randn(61, 12, dtype=dtype, requires_grad=True)
+    bias = torch.randn(2, 18, 18, dtype=dtype, requires_grad=True)
+    where = [5, 3, 4], [2, 3, 3], [1, 0, 1]
+    torch.library.opcheck(windows.window_attention, (qkv, bias, *where))
+
+
 @pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_computed_in_the_precision_of_what_it_is_given(dtype, channels):
     """Whatever the autocast around it: in bf16 it is as near to the exact answer as bf16 can tell."""
-    plan = plan_of((5, 3, 4), (2, 3, 3), (1, 1, 1))
+    where = (5, 3, 4), (2, 3, 3), (1, 0, 1)
     generator = torch.Generator().manual_seed(0)
     exact = torch.randn(61, 6 * channels, generator=generator)
     bias = torch.randn(2, 18, 18, generator=generator)
     qkv = exact.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = windows.attend(qkv, bias, plan)
-    assert out.dtype == dtype and torch.equal(out, windows.attend(qkv, bias, plan))
+        out = windows.attend(qkv, bias, *where)
+    assert out.dtype == dtype and torch.equal(out, windows.attend(qkv, bias, *where))
     off = 0 if dtype == exact.dtype else 2e-2
-    torch.testing.assert_close(out.float(), windows.attend(exact, bias, plan), rtol=0, atol=off)
+    torch.testing.assert_close(out.float(), windows.attend(exact, bias, *where), rtol=0, atol=off)
     out.float().square().sum().backward()
     assert qkv.grad.dtype == dtype and qkv.grad.isfinite().all()
