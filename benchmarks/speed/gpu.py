@@ -4,21 +4,24 @@
     python benchmarks/speed/gpu.py --device cpu --precision fp32 --side 64   # to try the script; nothing is written
 
 First a Swin-UNETR, encoder and decoder, ours beside MONAI's with the same weights: forward, backward and AdamW of the
-same crops under the same autocast, in interleaved rounds (goal: twice the crops a second). Then whole steps of the
-recipes as `spade-pretrain --device cuda` sizes them, of batches that lie on the device: what a loader has to feed.
+same crops under the same autocast, in interleaved rounds (goal: twice the crops a second); ours also with its encoder
+compiled (--compile), and with weights and features channels last. Then whole steps of the recipes as `spade-pretrain
+--device cuda` sizes them, of batches that lie on the device: what a loader has to feed.
 
 Wall time with the device waited for before and after; peak memory is what torch allocated in one step. Work is counted
-in products (two operations each) by torch's own counter, and held against a product of 8,192 x 8,192 in the same
-precision on the same device.
+in products (two operations each) by torch's own counter, our attention by the formula below, and held against a product
+of 8,192 x 8,192 in the same precision on the same device.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -26,9 +29,10 @@ from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 from pretraining_step import stored
 from rounds import MOST_ROUNDS, machine, written
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from spade3d.configuration import with_values
+from spade3d.networks.swin import compile_encoders
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.recipes.recipe import find_recipe
 from spade3d.training.loop import Optimiser
@@ -49,6 +53,15 @@ def twins() -> dict[str, nn.Module]:
         theirs = MonaiSwinUNETR(1, CLASSES, depths=DEPTHS, num_heads=HEADS, window_size=WINDOW, feature_size=WIDTH)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return {"ours": ours, "MONAI": theirs}
+
+
+def ways_of_ours(plain: SwinUNETR, *, compiled: bool) -> dict[str, nn.Module]:
+    """The same network as it may be run; compiling takes minutes on a CPU."""
+    ways = {"ours, channels last": deepcopy(plain).to(memory_format=torch.channels_last_3d)}
+    if compiled:
+        ways["ours, compiled"] = deepcopy(plain)
+        compile_encoders(ways["ours, compiled"])
+    return ways
 
 
 def logits(network: nn.Module, images: Tensor) -> Tensor:
@@ -131,6 +144,19 @@ def operations(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
+@register_flop_formula(torch.ops.spade3d.window_attention)
+def attention_operations(qkv, bias, grid, window, shift, *_, out_shape=None, products=2, **__) -> int:
+    """Of scores and what they weigh, (n, n) a window and head; the backward makes the scores again, and four more."""
+    tokens, channels = qkv[0] - 1, qkv[1] // 3
+    windows = tokens // math.prod(grid) * math.prod(-(-size // side) for size, side in zip(grid, window))
+    return 2 * products * windows * math.prod(window) ** 2 * channels
+
+
+@register_flop_formula(torch.ops.spade3d.window_attention_backward)
+def backward_operations(grad, qkv, bias, out, log_sum, grid, window, shift, *_, out_shape=None, **__) -> int:
+    return attention_operations(qkv, bias, grid, window, shift, products=5)
+
+
 def products_a_second(device: torch.device, autocast: Autocast) -> float:
     """Operations a second of one large product, as autocast computes it."""
     side = 8192 if device.type == "cuda" else 1024
@@ -144,7 +170,7 @@ def products_a_second(device: torch.device, autocast: Autocast) -> float:
 
 
 def row(who: str, crops: int, took: float, step: Callable[[], None], device: torch.device, fastest: float) -> dict:
-    """One line of the table. The work is counted where torch sees it: the kernels of a CPU are not in it."""
+    """One line of the table."""
     found = {
         "who": who,
         "crops": crops,
@@ -173,10 +199,12 @@ def main() -> None:
     autocast = autocast_for(asked.precision, device)
     side, fastest = asked.side or 96, products_a_second(device, autocast)
     images = torch.randn(asked.crops, 1, side, side, side, device=device)
-    steps = {who: training(network, images, autocast) for who, network in twins().items()}
+    networks = twins()
+    networks |= ways_of_ours(networks["ours"], compiled=device.type == "cuda")
+    steps = {who: training(network, images, autocast) for who, network in networks.items()}
     beside = [row(who, asked.crops, took, steps[who], device, fastest) for who, took in timed(steps, device).items()]
     print(f"ours is faster by {beside[1]['ms'] / beside[0]['ms']:.2f} (goal {GOAL})")
-    del steps, images
+    del steps, networks, images
 
     sized = {} if asked.side is None else {"crop.shape": (side,) * 3}
     recipes = []
