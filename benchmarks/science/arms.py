@@ -278,7 +278,9 @@ def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Seque
         one_map = replace(how, stages=(CELLS.index(DECODED_CELL),))
         decoded, _ = twin_agreement(standardised(decoder, store, cases, how), store, cases, one_map)
         scores |= {f"decoded.{measure}": of for measure, of in decoded.items()}
-    kept = {"what": what, "left_out": found.left_out, "scores": scores}
+    for fault in found.not_asked:
+        print(f"left out: {fault}", flush=True)
+    kept = {"what": what, "left_out": found.left_out, "not_asked": found.not_asked, "scores": scores}
     write_text(path, json.dumps(kept))  # read here alone, and a head that is alone has NaN
     return scores
 
@@ -357,6 +359,8 @@ def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any], headlines: Mapping[str, str]) -> None:
     """One row an arm, then what needs no network."""
     caption = f"below: difference to {result['control']}, with its 95 % interval over subjects"
+    known = result["probes"][result["control"]]["measures"]
+    headlines = {name: said for name, said in headlines.items() if name in known}  # of one organ there are no clusters
     table = Table("", *headlines.values(), title=result["name"], caption=caption, show_lines=True)
     if result["few_shot"]:
         table.add_column("Dice")
@@ -367,7 +371,6 @@ def show(result: dict[str, Any], headlines: Mapping[str, str]) -> None:
             dice = result["few_shot"][arm]
             cells.append(cell(dice["mean_dice"], dice.get("over_control")))
         table.add_row(arm + (" (control)" if arm == result["control"] else ""), *cells)
-    known = result["probes"][result["control"]]["measures"]
     for measure, said in WITHOUT_NETWORK.items():
         names = [without_network(name, measure) for name in headlines]
         table.add_row(said, *(cell(known[name]["mean"], None) if name in known else "" for name in names))

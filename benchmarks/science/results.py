@@ -202,12 +202,13 @@ def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
     """A row for each arm: its probes, with what it gained over the control; then what needs no network."""
 
     def rows(of: dict[str, Any]) -> Rows:
-        dice = of.get("few_shot")
-        yield ["arm", *headlines.values(), *(["Dice"] if dice else [])]
+        dice, known = of.get("few_shot"), of["probes"][of["control"]]["measures"]
+        shown = {name: said for name, said in headlines.items() if name in known}
+        yield ["arm", *shown.values(), *(["Dice"] if dice else [])]
         for arm, found in of["probes"].items():
             gained = found.get("over_control", {})
             cells = [f"{arm} (control)" if arm == of["control"] else arm]
-            for name in headlines:
+            for name in shown:
                 digits = 1 if name.endswith("_mm") else 3
                 mean = f"{found['measures'][name]['mean']:.{digits}f}"
                 cells.append(f"{mean}, {with_interval(gained[name], digits)}" if name in gained else mean)
@@ -220,10 +221,9 @@ def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
                 over = one.get("over_control")
                 cells.append(f"{mean}, {with_interval(over, by_seed=each)}" if over else mean)
             yield cells
-        known = of["probes"][of["control"]]["measures"]
         for said in dict.fromkeys(WITHOUT_NETWORK.values()):
             kinds = [kind for kind, name in WITHOUT_NETWORK.items() if name == said]
-            found = [[known.get(without_network(name, kind)) for kind in kinds] for name in headlines]
+            found = [[known.get(without_network(name, kind)) for kind in kinds] for name in shown]
             cells = [next((f"{one['mean']:.3g}" for one in some if one), "") for some in found]
             if any(cells):
                 yield [said, *cells]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dagman.evaluation.clustering import organ_clusters
-from dagman.evaluation.crop_features import Encoder, Probing, Scores, standardised
+from dagman.evaluation.crop_features import Encoder, NothingToAsk, Probing, Scores, standardised
 from dagman.evaluation.equivariance import twin_agreement
 from dagman.evaluation.landmarks import landmark_errors
 from dagman.evaluation.retrieval import retrieve
@@ -32,21 +32,32 @@ MM = "_mm"  # how the measures end that are errors in mm: less is better, and th
 
 @dataclass(frozen=True)
 class Probed:
-    """Every measure of an encoder, by subject, and what had to be left out."""
+    """Every measure of an encoder, by subject, what had to be left out, and which questions could not be asked."""
 
     scores: Scores
     left_out: Mapping[str, int]
+    not_asked: tuple[str, ...]  # why
 
 
 def probe(encoder: Encoder, store, cases: Sequence[int], how: Probing) -> Probed:
-    """Ask all questions about an encoder (ready to judge: in eval mode, on `how.device`) of labelled cases."""
+    """Ask all questions about an encoder (ready to judge: in eval mode, on `how.device`) of labelled cases; those that
+    these cannot answer are left out, such as landmarks where every organ is cut off by the edge of its scan."""
     encoder = standardised(encoder, store, cases, how)
-    retrieved, crops = retrieve(encoder, store, cases, how)
-    found, organs = landmark_errors(encoder, store, cases, how)
-    agreed, twins = twin_agreement(encoder, store, cases, how)
-    clustered = organ_clusters(encoder, store, cases, how) if organs_of(store, cases) > 1 else {}
-    left_out = {"crops without an organ": crops, "organs cut off": organs, "twins too far off": twins}
-    return Probed({**retrieved, **found, **agreed, **clustered}, left_out)
+    scores, left_out, not_asked = {}, {}, []
+    for question, without in (
+        (retrieve, "crops without an organ"),
+        (landmark_errors, "organs cut off"),
+        (twin_agreement, "twins too far off"),
+    ):
+        try:
+            found, left_out[without] = question(encoder, store, cases, how)
+        except NothingToAsk as fault:
+            not_asked.append(str(fault))
+            continue
+        scores |= found
+    if organs_of(store, cases) > 1:
+        scores |= organ_clusters(encoder, store, cases, how)
+    return Probed(scores, left_out, tuple(not_asked))
 
 
 def organs_of(store, cases: Sequence[int]) -> int:

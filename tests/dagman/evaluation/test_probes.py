@@ -107,6 +107,18 @@ def test_retrieval_lies_between_chance_and_ceiling_and_a_collapse_is_chance(pati
         retrieve(collapsed, patients, [0], HOW)
 
 
+def test_what_scans_cannot_answer_is_left_out_and_the_rest_is_asked(in_memory):
+    """An organ through the whole scan, as the ventricle of a short-axis heart: there is no landmark to be found."""
+    rng = np.random.default_rng(0)
+    organ = np.zeros((16, 16, 16), np.uint16)
+    organ[5:11, 5:11] = 1
+    shown = in_memory([rng.integers(0, 1000, organ.shape) for _ in range(3)], labels=[organ] * 3)
+    found = probe(random_features(), shown, range(3), replace(HOW, shape=(8, 8, 8)))
+    assert len(found.not_asked) == 1 and "no two subjects share an organ" in found.not_asked[0]
+    assert {name.split(".")[0] for name in found.scores} == {"retrieval", "equivariance"}
+    assert found.left_out.keys() == {"crops without an organ", "twins too far off"}
+
+
 def test_landmarks_are_centroid_and_sides_of_whole_organs(in_memory):
     labels = np.zeros((10, 12, 14), np.uint16)
     labels[2:6, 3:5, 4:9] = 3
