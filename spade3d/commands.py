@@ -324,6 +324,7 @@ def settings_mark(settings: Settings) -> str:
     apart = {"seed", "device", "compile", "workers", "loaders", "save_every", "hold_out", "fold"}
     what = settings.model_dump(mode="json", exclude=apart)
     what["data"].pop("path")
+    what.get("crop", {}).pop("colour", None)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -91,7 +91,7 @@ def block_diversities(
     exact = torch.autocast(images.device.type, enabled=False)
     with torch.no_grad(), exact, watched(encoder, stages, note):
         for image in images.float().split(1):  # all weights of one sample at a time are enough to keep
-            encoder(image, normalize=False)
+            encoder.forward(image, normalize=False)  # a compiled encoder would pass by what is read below
     depths = {stage: len(some) // len(images) for stage, some in found.items()}
     return {stage: [_mean(some[n :: depths[stage]]) for n in range(depths[stage])] for stage, some in found.items()}
 

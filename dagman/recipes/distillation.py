@@ -211,7 +211,7 @@ def check_guidance(
 ) -> None:
     """UsageFault where the attention that is to be guided is not there or has one cell to look at, or where too many of
     its heads would be."""
-    check_attachment(settings.prior, distill.semantic, distill.drop_hidden)
+    check_attachment(settings.prior, distill.semantic, distill.drop_hidden, settings.compile)
     if distill.drop_hidden and settings.network.use_v2:
         raise UsageFault("--distill.drop_hidden knows no convolutions; do without --network.use_v2")
     heads, stage = guided_heads(settings.prior, distill, settings.network.heads)

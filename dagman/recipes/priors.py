@@ -186,7 +186,7 @@ def check_regions(settings: PriorSettings, heads: int, store: VolumeStore, cases
         )
 
 
-def check_attachment(settings: PriorSettings, semantic: bool, drop_hidden: bool) -> None:
+def check_attachment(settings: PriorSettings, semantic: bool, drop_hidden: bool, compiled: bool) -> None:
     """UsageFault where the attention that is to be guided is not there."""
     if settings.source == "none":
         return
@@ -199,4 +199,9 @@ def check_attachment(settings: PriorSettings, semantic: bool, drop_hidden: bool)
         raise UsageFault(
             f"--prior.attachment {settings.attachment} guides the cells of a stage, and --distill.drop_hidden leaves "
             "the hidden ones out; give semantic, or do without drop_hidden"
+        )
+    if settings.attachment != "semantic" and compiled:
+        raise UsageFault(
+            f"--prior.attachment {settings.attachment} reads the attention of a stage while the encoder runs, and a "
+            "compiled one is not read; give semantic, or do without --compile"
         )

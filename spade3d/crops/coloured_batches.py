@@ -82,7 +82,8 @@ def coloured(clean: Float[Tensor, "n 1 i j k"], looks: Looks) -> Float[Tensor, "
     """The crops of `clean`, each within its [low, high], as `looks` wants them seen: new, float32 and contiguous.
 
     The device is asked for no value, so the host never waits for it. Beyond what is given and returned, this takes the
-    memory of two more such batches: the hashes of all voxels, and those shifted; or blurred crops, and those padded.
+    memory of about two more such batches (on a CPU, where bytes are cast before they add up, of three): the hashes of
+    all voxels, and those shifted; or blurred crops, and those padded.
     """
     if len(looks) != len(clean):
         raise ValueError(f"{len(looks)} looks for {len(clean)} crops; give Looks.of one Intensity a crop")

@@ -207,10 +207,11 @@ class SwinTransformer(nn.Module):
 def compile_encoders(module: nn.Module) -> None:
     """Let torch.compile make one graph of every encoder within a module, in place: names and weights stay.
 
-    Without breaks, attention being one operation (windows.attend), and anew for each shape of crop. What drops hidden
-    tokens (`forward_visible`) is not compiled: its shapes follow the mask. Meant for GPUs: on a CPU it takes minutes
-    and gains nothing (docs/log.md).
+    Without breaks, attention being one operation (windows.attend), and anew for each shape of a batch, with and without
+    gradients and hidden tokens; 64 such variants at most. What drops hidden tokens (`forward_visible`) is not compiled:
+    its shapes follow the mask. Meant for GPUs: on a CPU it takes minutes and gains nothing (docs/log.md).
     """
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for one in module.modules():
         if isinstance(one, SwinTransformer):
             one.compile(fullgraph=True, dynamic=False)

@@ -14,7 +14,6 @@ from math import prod
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -180,31 +179,21 @@ def attend(
     Exact, gradients of the bias included, in memory of one tile of scores: the backward computes them again. To
     torch.compile it is one operation, spade3d::window_attention.
     """
-    out, _ = window_attention(qkv, bias, grid, window, shift)
-    return out.to(qkv.dtype)
+    out, _ = torch.ops.spade3d.window_attention(qkv, bias, grid, window, shift)
+    return out[:-1].to(qkv.dtype)
 
 
-@torch.library.custom_op("spade3d::window_attention", mutates_args=())
-def window_attention(
+def _whole(
     qkv: Tensor, bias: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """`attend`, in float32 where the kernels of a CPU compute it, and for the backward what they normalised by."""
+    """`attend` with its padding row, in float32 where the kernels of a CPU compute it; and what they normalised by."""
     plan = _plan_of(qkv, grid, window, shift)
     if attention_on_cpu.takes(qkv):
-        out, log_sum = attention_on_cpu.attend(qkv, bias, plan.places)
-        return out[: plan.padding], log_sum
+        return attention_on_cpu.attend(qkv, bias, plan.places)
     return _attended(qkv, bias, plan), qkv.new_empty(0)
 
 
-@window_attention.register_fake
-def _(qkv, bias, grid, window, shift):
-    on_cpu = attention_on_cpu.takes(qkv)
-    out = qkv.new_empty(len(qkv) - 1, qkv.shape[1] // 3, dtype=torch.float32 if on_cpu else qkv.dtype)
-    return out, out.new_empty(len(qkv), len(bias)) if on_cpu else out.new_empty(0)
-
-
-@torch.library.custom_op("spade3d::window_attention_backward", mutates_args=())
-def window_attention_backward(
+def _whole_backward(
     grad: Tensor,
     qkv: Tensor,
     bias: Tensor,
@@ -214,15 +203,20 @@ def window_attention_backward(
     window: Sequence[int],
     shift: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and bias."""
     plan = _plan_of(qkv, grid, window, shift)
     if attention_on_cpu.takes(qkv):
-        grad, out = (F.pad(rows, (0, 0, 0, 1)) for rows in (grad, out))
         return attention_on_cpu.backward(grad, qkv, bias, plan.places, out, log_sum)
     return _backward(grad, qkv, bias, plan, out)
 
 
-@window_attention_backward.register_fake
-def _(grad, qkv, bias, out, log_sum, grid, window, shift):
+def _like_whole(qkv, bias, grid, window, shift):
+    on_cpu = attention_on_cpu.takes(qkv)
+    out = qkv.new_empty(len(qkv), qkv.shape[1] // 3, dtype=torch.float32 if on_cpu else qkv.dtype)
+    return out, out.new_empty(len(qkv), len(bias)) if on_cpu else out.new_empty(0)
+
+
+def _like_whole_backward(grad, qkv, bias, out, log_sum, grid, window, shift):
     return torch.empty_like(qkv), torch.empty_like(bias)
 
 
@@ -232,10 +226,26 @@ def _keep(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiated(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *window_attention_backward(grad, *ctx.saved_tensors, *ctx.where), None, None, None
+    found = torch.ops.spade3d.window_attention_backward(grad, *ctx.saved_tensors, *ctx.where)
+    return *found, None, None, None
 
 
-window_attention.register_autograd(_differentiated, setup_context=_keep)
+# What torch knows of the two. (torch.library.custom_op says the same, and loads the compiler with the first call.)
+_LIBRARY = torch.library.Library("spade3d", "DEF")
+_WHERE = "int[] grid, int[] window, int[] shift) -> (Tensor, Tensor)"
+for _name, _given, _computed, _like in (
+    ("window_attention", "Tensor qkv, Tensor bias", _whole, _like_whole),
+    (
+        "window_attention_backward",
+        "Tensor grad, Tensor qkv, Tensor bias, Tensor out, Tensor log_sum",
+        _whole_backward,
+        _like_whole_backward,
+    ),
+):
+    _LIBRARY.define(f"{_name}({_given}, {_WHERE}")
+    _LIBRARY.impl(_name, _computed, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"spade3d::{_name}", _like, lib=_LIBRARY)
+torch.library.register_autograd("spade3d::window_attention", _differentiated, setup_context=_keep, lib=_LIBRARY)
 
 
 def _plan_of(qkv: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> WindowPlan:
@@ -256,7 +266,7 @@ def attention_weights(
 
 
 def _attended(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
-    """`attend`, tile by tile.
+    """`attend` with its padding row, tile by tile.
 
     Within a tile a vector is a column, (dim, n): with the 8 channels a head of feature_size 24, (dim, n) @ (n, n) runs
     three times as fast on a CPU as (n, n) @ (n, dim); with 16, as fast.
@@ -271,7 +281,8 @@ def _attended(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
             rows = plan.rows[windows]
             q, k, v = _read(table, rows, which)
             _write(out[:, None], rows, which, (v @ _weights(q, k, masked[group][which]).mT)[None])
-    return out[: plan.padding].flatten(1)
+    out[plan.padding] = 0
+    return out.flatten(1)
 
 
 def _backward(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,7 +290,7 @@ def _backward(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan, out: Te
     heads, given = len(bias), bias.dtype
     bias = bias.to(qkv.dtype)
     table = qkv.view(qkv.shape[0], 3, heads, -1)
-    grad, out = (F.pad(rows.reshape(len(rows), heads, -1), (0, 0, 0, 0, 0, 1)) for rows in (grad, out))
+    grad, out = (rows.reshape(len(rows), heads, -1) for rows in (grad, out))
     # sum over the seen of (weight x its gradient) = output . its gradient (Dao et al. 2022, FlashAttention, B.2)
     balance = (grad * out).sum(dim=-1)[:, None, :, None]
     grad, dim = grad[:, None], out.shape[2]

@@ -35,7 +35,7 @@ class CropSettings(Settings):
     flip    off: a network that may not know left from right, nor head from feet, cannot tell most places of the body
             apart, and global contrast then unlearns what untrained filters see (docs/log.md, 2026-11-21)
     colour  who makes the intensity changes, to rounding the same: the `loader` that cuts the crops, or the `device`
-            that learns from them (on a CPU five to ten times as long); `auto`: the device where it is a GPU. Focused
+            that learns from them (on a CPU ten to twenty times as long); `auto`: the device where it is a GPU. Focused
             views are always the loader's
     """
 

@@ -130,6 +130,13 @@ def test_an_encoder_is_measured_as_the_loops_measure_it(encoder, images, stage):
         assert found.divergence.item() == pytest.approx(divergence, abs=1e-5)
 
 
+def test_a_compiled_encoder_is_measured_all_the_same(encoder, images, monkeypatch):
+    """It is read block by block, which one graph does not allow."""
+    plain = head_diversity(encoder, images, SPACING)
+    monkeypatch.setattr(encoder, "_compiled_call_impl", lambda *_, **__: pytest.fail("one graph was asked"))
+    assert head_diversity(encoder, images, SPACING) == plain
+
+
 def test_piece_by_piece_is_all_at_once(encoder, images, monkeypatch):
     at_once = head_diversity(encoder, images, SPACING)
     monkeypatch.setattr(diversity, "SCORES", 1)

@@ -184,6 +184,7 @@ def test_sizes_do_not_follow_the_device(store):
             {"distill.drop_hidden": True, "prior.source": "bands", "prior.attachment": "native"},
             "--distill.drop_hidden leaves the hidden ones out",
         ),
+        ({"compile": True, "prior.source": "bands", "prior.attachment": "windowed"}, "do without --compile"),
         ({"crop.anchors": 1}, "a batch of one pair of crops: .* give --crop.anchors of 2 or more"),
         (
             {"prior.source": "bands", "prior.attachment": "native", "prior.stage": 2},

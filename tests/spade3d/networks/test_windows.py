@@ -186,7 +186,7 @@ def test_attention_is_one_operation_as_torch_wants_them(dtype):
     qkv = torch.randn(61, 12, dtype=dtype, requires_grad=True)
     bias = torch.randn(2, 18, 18, dtype=dtype, requires_grad=True)
     where = [5, 3, 4], [2, 3, 3], [1, 0, 1]
-    torch.library.opcheck(windows.window_attention, (qkv, bias, *where))
+    torch.library.opcheck(torch.ops.spade3d.window_attention.default, (qkv, bias, *where))
 
 
 @pytest.mark.parametrize("channels", [3, 8])
