@@ -36,9 +36,8 @@ freed ratios are smaller.
 # Path -> why a goal is missed, and what is known of the way there.
 NOTES = {
     "views": (
-        "In four runs of one day 11.8 to 13.1 (10.9 to 14.3 with blurs in 3 of 10): the neighbours of a machine take its "
-        "memory from both sides, not equally. What is left is compute: reads of eight voxels for each one made, half of "
-        "it; powers, noise and blurs."
+        "In four runs of one day 11.8 to 13.1 (10.9 to 14.3 with blurs in 3 of 10): a machine's neighbours do not slow "
+        "all alike. What is left is compute: reads of eight voxels for each one made, half of it; powers, noise, blurs."
     ),
     "views, blurred in 3 of 10": "The default of the recipes; otherwise as above.",
     "views, from the store": ("Decompression takes a quarter to two fifths of the time; the others start from memory."),

@@ -183,7 +183,7 @@ def attend(
     return out[:-1].to(qkv.dtype)
 
 
-def _whole(
+def _attention(
     qkv: Tensor, bias: Tensor, grid: Sequence[int], window: Sequence[int], shift: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """`attend` with its padding row, in float32 where the kernels of a CPU compute it; and what they normalised by."""
@@ -193,7 +193,7 @@ def _whole(
     return _attended(qkv, bias, plan), qkv.new_empty(0)
 
 
-def _whole_backward(
+def _attention_backward(
     grad: Tensor,
     qkv: Tensor,
     bias: Tensor,
@@ -210,13 +210,13 @@ def _whole_backward(
     return _backward(grad, qkv, bias, plan, out)
 
 
-def _like_whole(qkv, bias, grid, window, shift):
+def _like_attention(qkv, bias, grid, window, shift):
     on_cpu = attention_on_cpu.takes(qkv)
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3, dtype=torch.float32 if on_cpu else qkv.dtype)
     return out, out.new_empty(len(qkv), len(bias)) if on_cpu else out.new_empty(0)
 
 
-def _like_whole_backward(grad, qkv, bias, out, log_sum, grid, window, shift):
+def _like_gradients(grad, qkv, bias, out, log_sum, grid, window, shift):
     return torch.empty_like(qkv), torch.empty_like(bias)
 
 
@@ -230,21 +230,16 @@ def _differentiated(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return *found, None, None, None
 
 
-# What torch knows of the two. (torch.library.custom_op says the same, and loads the compiler with the first call.)
+# What torch knows of both. (torch.library.custom_op says the same, and loads the compiler with the first call.)
 _LIBRARY = torch.library.Library("spade3d", "DEF")
-_WHERE = "int[] grid, int[] window, int[] shift) -> (Tensor, Tensor)"
-for _name, _given, _computed, _like in (
-    ("window_attention", "Tensor qkv, Tensor bias", _whole, _like_whole),
-    (
-        "window_attention_backward",
-        "Tensor grad, Tensor qkv, Tensor bias, Tensor out, Tensor log_sum",
-        _whole_backward,
-        _like_whole_backward,
-    ),
-):
-    _LIBRARY.define(f"{_name}({_given}, {_WHERE}")
-    _LIBRARY.impl(_name, _computed, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"spade3d::{_name}", _like, lib=_LIBRARY)
+_WHERE = "int[] grid, int[] window, int[] shift"
+_SAVED = "Tensor qkv, Tensor bias, Tensor out, Tensor log_sum"
+_LIBRARY.define(f"window_attention(Tensor qkv, Tensor bias, {_WHERE}) -> (Tensor, Tensor)")
+_LIBRARY.define(f"window_attention_backward(Tensor grad, {_SAVED}, {_WHERE}) -> (Tensor, Tensor)")
+_LIBRARY.impl("window_attention", _attention, "CompositeExplicitAutograd")
+_LIBRARY.impl("window_attention_backward", _attention_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("spade3d::window_attention", _like_attention, lib=_LIBRARY)
+torch.library.register_fake("spade3d::window_attention_backward", _like_gradients, lib=_LIBRARY)
 torch.library.register_autograd("spade3d::window_attention", _differentiated, setup_context=_keep, lib=_LIBRARY)
 
 
