@@ -1,5 +1,6 @@
 """The network on any size of crop, hidden tokens, attention on request, and repeatability."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 def test_a_compiled_encoder_is_one_graph_and_says_the_same():
     """In a process of its own: torch.compile does not read the shape checks of these tests."""
     script = Path(__file__).with_name("compiled_encoder.py")
-    said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    utf8 = os.environ | {"PYTHONUTF8": "1"}  # torch.compile reads its own files by the locale
+    said = subprocess.run([sys.executable, script], env=utf8, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("equal") == 2

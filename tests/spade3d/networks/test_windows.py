@@ -182,8 +182,8 @@ def test_no_tile_of_the_backward_asks_the_device_how_much_it_holds(torch_calls):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_attention_is_one_operation_as_torch_wants_them(dtype):
-    """What torch.compile is told of it, shapes, precisions and gradients, is so: kernels of a CPU and products. (What it
-    makes of it: compiled_encoder.py.)"""
+    """What torch.compile is told of it, shapes, precisions and gradients, is so: kernels of a CPU and products. What it
+    makes of it is tried in compiled_encoder.py."""
     qkv = torch.randn(61, 12, dtype=dtype, requires_grad=True)
     bias = torch.randn(2, 18, 18, dtype=dtype, requires_grad=True)
     where = [5, 3, 4], [2, 3, 3], [1, 0, 1]
