@@ -131,11 +131,11 @@ NOTES = {
     ),
     "priors_hippocampus_mr": (
         "Three seeds, 16 subjects, 300 steps, cells of 4 mm; the prior is one labelled scan's mask, carried over, "
-        "times the likelihood of its brightness. Guided heads find the two parts of a hippocampus in 0.51, far above the "
-        "best head without a prior (0.14), random weights (0.14) and heads that followed the other part's prior "
-        "(0.25), with every seed: the region that a head is told is what it learns. But the prior itself has 0.76, and "
-        "they fall short of it by 0.25: they have not learned it yet, let alone passed it. Not run: longer, an atlas, "
-        "hearts, transfer."
+        "times the likelihood of its brightness. Guided heads find the two parts of a hippocampus in 0.51, far above "
+        "the best head without a prior (0.14), random weights (0.14) and heads that followed the other part's prior "
+        "(0.25), with every seed: the region that a head is told is what it learns. But the prior itself has 0.76, "
+        "and they fall short of it by 0.25: they have not learned it yet, let alone passed it. Not run: longer, an "
+        "atlas, hearts, transfer."
     ),
     "contrast_focus_abdomen_ct": (
         "Abdomens with a lesion each and the gaze of a simulated reader on it, Spade, 200 steps. Views that keep the "
