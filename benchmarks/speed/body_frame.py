@@ -30,7 +30,7 @@ from spade3d.volumes.volume import write_volume
 
 SHAPE, SPACING_MM = (128, 128, 96), (3.0, 3.0, 3.0)
 COUNTS = (4, 12)
-ROUNDS = 2  # of a minute each
+ROUNDS = 7  # of three quarters of a minute each
 
 
 def stored(folder: Path) -> VolumeStore:
