@@ -11,7 +11,7 @@ argmax, as its AsDiscrete does; ours are decided slab by slab, and never all the
 on a smaller scan: Swin-UNETR of width 24, windows of 64^3, the same weights for everybody, in float32 and in bf16; a
 second time with the allocator as users have it (see rounds.py), as its goals were set.
 
-Blending is bound by memory. The answers are 3.7 GB; adding them to the slab moves 12 bytes for each of their numbers, at
+Blending is bound by memory. The answers are 3.7 GB; adding them to the slab moves 12 bytes for each number, at
 the speed of a copy (0.47 of 0.62 s), and so does MONAI, which also multiplies in place. Reading the answers once, and
 nothing else, would be 4 times as fast as MONAI is. Tried in numba and left: sums row by row (1.6 times as long as
 torch's addcmul_, 2.4 times with prefetches), weights made of their three factors in registers, and planes that stay in
