@@ -74,8 +74,8 @@ NOTES = {
         "than 0.1 %."
     ),
     "store, .nii.gz": (
-        "A .nii.gz is read whole: it takes the time of the volume (here 10 million voxels), ours that of the "
-        "crop. The ratio grows with the volume, and the goal stands for larger ones than this."
+        "A .nii.gz is read whole: it takes the time of the volume, ours that of the crop. The ratio grows with the "
+        "volume; the goal was set with one of 105 million voxels, as in the row below."
     ),
     "metrics": (
         "One row, of a size that the goal does not ask for: where borders wander by six voxels in a small scan, ours "
@@ -165,7 +165,8 @@ def store(of: dict) -> Iterator[Line]:
     packed = f".nii.gz {disk['.nii.gz'] / disk['raw int16']:.0%}"
     share = 100 * disk["share_of_raw"]
     yield Line("store, size", "of the raw int16", f"{share:.0f} %", packed, share, 30, "%", below=True)
-    yield _against("store, .nii.gz", "one crop of 96^3", rows, 100, ".nii.gz")
+    yield _against("store, .nii.gz", "one crop of 96^3 of 10 million voxels", rows, 100, ".nii.gz")
+    yield _against("store, .nii.gz, large", "the same of 84 million voxels", of["large"]["rows"], 100, ".nii.gz")
 
 
 def encoder(of: dict) -> Iterator[Line]:

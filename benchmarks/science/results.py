@@ -100,13 +100,7 @@ def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
                 mean = f"{found['measures'][name]['mean']:.{digits}f}"
                 cells.append(f"{mean}, {with_interval(gained[name], digits)}" if name in gained else mean)
             if dice:
-                one = dice[arm]
-                mean = f"{one['mean_dice']:.3f}"
-                each = [
-                    ours - theirs for ours, theirs in zip(one["by_seed"], dice[of["control"]]["by_seed"], strict=True)
-                ]
-                over = one.get("over_control")
-                cells.append(f"{mean}, {with_interval(over, by_seed=each)}" if over else mean)
+                cells.append(dice_of(dice, arm, of["control"]))
             yield cells
         for said in dict.fromkeys(WITHOUT_NETWORK.values()):
             kinds = [kind for kind, name in WITHOUT_NETWORK.items() if name == said]
@@ -142,6 +136,30 @@ def guided(of: dict[str, Any]) -> Rows:
             name,
             *(f"{c}, {with_interval(over[m])}" if m in over else c for c, m in zip(cells, measures, strict=True)),
         ]
+
+
+def transferred(of: dict[str, Any]) -> Rows:
+    """A row for each arm: what its encoder knows, and learns, beside the one without a prior. Nothing where no
+    fine-tuning was asked for."""
+    found = of.get("transfer")
+    if not found:
+        return
+    control = found["control"]
+    yield ["arm", "organ by a linear probe, balanced accuracy", "Dice"]
+    for arm, probe in found["probes"].items():
+        cells = [f"{arm} (control)" if arm == control else arm]
+        measure = "linear.accuracy.features"
+        mean = f"{probe['measures'][measure]['mean']:.3f}"
+        cells.append(mean if arm == control else f"{mean}, {with_interval(probe['over_control'][measure])}")
+        yield [*cells, dice_of(found["few_shot"], arm, control)]
+
+
+def dice_of(few_shots: Mapping[str, Any], arm: str, control: str) -> str:
+    """The mean Dice of an arm, with what it gained over the control."""
+    one, others = few_shots[arm], few_shots[control]["by_seed"]
+    mean, over = f"{one['mean_dice']:.3f}", one.get("over_control")
+    each = [ours - theirs for ours, theirs in zip(one["by_seed"], others, strict=True)]
+    return f"{mean}, {with_interval(over, by_seed=each)}" if over else mean
 
 
 def localised_by_finding(of: dict[str, Any]) -> Rows:
@@ -212,8 +230,9 @@ SECTIONS: tuple[Section, ...] = (
     (
         "Heads that follow a prior",
         "`spatial_priors.py`. Voxel average precision of attention maps on held-out scans, within crops; differences "
-        "are what the first row has more. `location`: heads guided by where an organ lay in one labelled scan.",
-        (guided,),
+        "are what the first row has more. `location`: heads guided by where an organ lay in one labelled scan. Where "
+        "encoders were handed on, the second table tells what of it: gains over the arm without a prior.",
+        (guided, transferred),
         ("priors_abdomen_ct", "priors_hippocampus_mr"),
     ),
     (
@@ -245,8 +264,9 @@ def page(results: Path = RESULTS) -> str:
             of = json.loads(file.read_text(encoding="utf-8"))
             text += [f"**{name}**{settings(of)}", ""]
             for rows in tables:
-                head, *body = rows(of)
-                text += ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)] + [""]
+                if lines := list(rows(of)):
+                    lines.insert(1, ["---"] * len(lines[0]))
+                    text += ["| " + " | ".join(line) + " |" for line in lines] + [""]
             text += [NOTES[name], ""] if name in NOTES else []
             if file.with_suffix(".svg").exists():
                 text += [f"![{name}: the same as a figure](../benchmarks/results/{name}.svg)", ""]

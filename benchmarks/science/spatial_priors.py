@@ -1,12 +1,13 @@
 """Heads that follow spatial priors: how well their attention finds organs in held-out scans, and is it more than the
 prior?
 
-    python benchmarks/science/spatial_priors.py DATA --out WORK --name priors_abdomen_ct --steps 400 \\
-        --regions spleen "right kidney" "left kidney" liver -- --network.feature_size 24 --distill.stage 2
+    python benchmarks/science/spatial_priors.py DATA --out WORK --name priors_abdomen_ct --steps 400 0 \\
+        --regions spleen "right kidney" "left kidney" liver -- --network.feature_size 24 -- --distill.stage 2
 
 Every arm is pretrained with each seed by `spade-pretrain` on the same crops, as plain distillation of the whole view
-(nothing is masked); words after `--` go to all of them. `guided`: one head a region follows a prior made from one
-labelled scan; `guided-atlas`: from --labelled scans; `wrong`: each region has the prior of the next; `free`: no prior.
+(nothing is masked); words after `--` as in arms.py. `guided`: one head a region follows a prior made from one
+labelled scan; `guided-atlas`: from --labelled scans; `wrong`: each region has the prior of the next; `wrong-place`: its
+own, moved; `free`: no prior.
 `location` is `guided` by a prior that does not read the image.
 
 Judged is the voxel average precision of maps enlarged to voxels (dagman/evaluation/attention_precision.py), by subject
@@ -15,8 +16,10 @@ together. Attention sums to one in every crop, however much of an organ that sho
 prior alone knows the scale, which no head can. Beside the arms: the prior alone used as the prediction, on the cells of
 the attention and on finer ones, one value everywhere (its precision is the prevalence), and the truth on the cells of
 the attention. The best head of the arms without prior is chosen, for each region, on the labelled training scans.
-Differences are paired by subject and seed. What is finished in WORK is not run again, and what was interrupted is
-resumed. Writes benchmarks/results/NAME.json.
+Differences are paired by subject and seed. Where the second of `--steps` is not 0, each arm is fine-tuned on `--labels`
+subjects, too, and a linear map on its frozen features is asked which organ is shown: what the prior gave the encoder,
+beside the arm without one. What is finished in WORK is not run again, and what was interrupted is resumed. Writes
+benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -25,7 +28,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
@@ -35,9 +37,13 @@ import torch
 from arms import (
     RESULTS,
     UNTRAINED,
+    Extra,
     Study,
     begin,
     cell,
+    of_few_shots,
+    of_probes,
+    options,
     origin,
     pretrained,
     probing,
@@ -60,11 +66,15 @@ from dagman.evaluation.attention_precision import (
     prior_alone,
     truth_on_cells,
 )
-from dagman.evaluation.crop_features import Probing, Scores
+from dagman.evaluation.crop_features import Probing, Scores, standardised
+from dagman.evaluation.organ_places import OrganPlaces, draw_places, vectors_of_places
+from dagman.evaluation.organ_probes import organ_probes
 from dagman.evaluation.probes import gains, held_out, summary_of, untrained_like
 from dagman.recipes.distillation import GUIDED
 from dagman.recipes.priors import PriorSettings, build_priors
 from spade3d.commands import ENCODER
+from spade3d.networks.foreign import read_encoder
+from spade3d.networks.swin import SwinTransformer
 from spade3d.provenance import without_nan, write_json, write_text
 from spade3d.recipes.pair_crops import frames_of
 from spade3d.volumes.split import split_cases
@@ -76,10 +86,18 @@ GUIDED_ARMS: dict[str, tuple[str, ...]] = {
     "guided": ONE,
     "guided-atlas": ("--prior.source", "atlas"),
     "wrong": (*ONE, "--prior.wrong", "permuted"),
+    "wrong-place": (*ONE, "--prior.wrong", "shifted"),
     "location": (*ONE, "--prior.likelihood", "location"),
 }
+WRONG = ("wrong", "wrong-place")
 FREE = "free"
-USUAL = ("guided", "guided-atlas", "wrong", FREE, UNTRAINED)
+STUDY = Study(
+    summary=__doc__.splitlines()[0],
+    arms={arm: (*PLAIN, *how) for arm, how in GUIDED_ARMS.items()} | {FREE: PLAIN, UNTRAINED: ()},
+    usual=("guided", "guided-atlas", "wrong", FREE, UNTRAINED),
+    control="guided",
+    headlines={},
+)
 FINE = 2  # voxels of the cells of the finer prior
 LEAST = 0.002  # share of a crop that an organ must take, as for a head to be guided
 PRECISIONS = 1  # goes up when what is measured changes, so that no kept answer of older ones is used
@@ -105,9 +123,8 @@ class Judged:
 
 
 def main() -> None:
-    asked = options(sys.argv[1:])
-    extra = (asked.words, [], [])
-    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled})
+    asked, extra = asked_for(sys.argv[1:])
+    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled, "labels": asked.labels})
     runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
         list(pool.map(lambda run: train(run, asked, extra), runs))
@@ -115,6 +132,7 @@ def main() -> None:
     judged = judges(asked, runs)
     rows = rows_of(asked, judged)
     first = asked.control
+    transferred = transfer(asked, judged, runs) if asked.steps[1] else None
     result = {
         **origin(asked, extra),
         "regions": list(judged.organs),
@@ -128,37 +146,37 @@ def main() -> None:
             for arm in asked.arms
             if f"prior of {arm}, alone" in rows
         },
+        "transfer": transferred,
     }
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / f"{asked.name}.json", without_nan(result))
     show(result)
 
 
-def options(words: list[str]) -> argparse.Namespace:
-    """Ours, and what follows `--` for spade-pretrain; with what the functions of arms.py look for."""
-    cut = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].replace("\n", " "))
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--steps", type=int, required=True)
+def add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", nargs="+", required=True, help="organs by name; at most half as many as heads")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=(*GUIDED_ARMS, FREE, UNTRAINED), default=list(USUAL))
+    parser.add_argument("--labels", default="4", help="labelled subjects of the fine-tuning")
     parser.add_argument("--labelled", type=int, default=4, help="scans that make the atlas")
     parser.add_argument("--scans", type=int, default=24, help="held-out scans that judge, at most; as many choose")
     parser.add_argument("--crops", type=int, default=16, help="of each scan")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
-    asked = parser.parse_args(words[:cut])
-    if not set(asked.arms) & set(GUIDED_ARMS):
-        parser.error(f"--arms {' '.join(asked.arms)}: none is guided; add guided")
-    asked.words, asked.steps, asked.labels = words[cut + 1 :], [asked.steps, 0], None
+
+
+def asked_for(words: list[str]) -> tuple[argparse.Namespace, Extra]:
+    """What arms.py parses, with the regions in the words of the arms that are guided."""
+    asked, extra = options(words, STUDY, add_own)
+    if asked.control not in GUIDED_ARMS:
+        sys.exit(f"--control {asked.control} is not guided; give one of {', '.join(GUIDED_ARMS)}")
+    if asked.steps[1] and FREE not in asked.arms:
+        sys.exit(
+            f"--steps {asked.steps[0]} {asked.steps[1]}: what a prior gave an encoder is seen beside the arm "
+            f"without one; add {FREE} to --arms, or let the second be 0"
+        )
     named = tuple(word for region in asked.regions for word in ("--prior.regions", region))
-    arms = {arm: (*PLAIN, *how, *named) for arm, how in GUIDED_ARMS.items()}
-    arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
-    asked.control = guided_of(asked)
-    asked.study = Study(__doc__, {**arms, FREE: PLAIN, UNTRAINED: ()}, USUAL, "guided", {})
-    return asked
+    arms = {arm: (*how, *named) if arm in GUIDED_ARMS else how for arm, how in STUDY.arms.items()}
+    if "guided-atlas" in arms:
+        arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
+    asked.study = replace(STUDY, arms=arms)
+    return asked, extra
 
 
 def judges(asked: argparse.Namespace, runs: Sequence[tuple[str, int]]) -> Judged:
@@ -208,7 +226,7 @@ def of_guided(asked: argparse.Namespace, judged: Judged, run: tuple[str, int]) -
     table = GuidedHeads.from_dict(said)
     looked = judged.precision(heads_of(looker, judged.store))
     rows = {arm: scores_of(looked, {organ: 1 + table.regions.index(organ) for organ in judged.organs})}
-    if arm == "wrong":
+    if arm in WRONG:
         return rows
     priors = priors_of(settings_of(asked, run), judged)
     own = {organ: priors.regions.index(organ) for organ in judged.organs}
@@ -240,21 +258,38 @@ def without_network(asked: argparse.Namespace, judged: Judged) -> dict[str, Scor
     }
 
 
+def transfer(asked: argparse.Namespace, judged: Judged, runs: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Few-shot Dice and linear probes of every arm, beside the arm without a prior."""
+    places = draw_places(judged.store, judged.cases, judged.how)
+    print("linear probes", flush=True)
+    scores = {run: linear_probe(encoder_of(asked, run), judged, places) for run in runs}
+    beside = argparse.Namespace(**vars(asked) | {"control": FREE})
+    return {"control": FREE, "probes": of_probes(beside, scores), "few_shot": of_few_shots(beside)}
+
+
+def linear_probe(encoder: SwinTransformer, judged: Judged, places: OrganPlaces) -> Scores:
+    """Which organ is at a place, read off frozen features by a linear map that learned from other subjects."""
+    evenly = standardised(encoder, judged.store, judged.cases, judged.how)
+    found = organ_probes(vectors_of_places(evenly, judged.store, places, judged.how), places)
+    return {measure: of for measure, of in found.items() if measure.startswith("linear.")}
+
+
+def encoder_of(asked: argparse.Namespace, run: tuple[str, int]) -> SwinTransformer:
+    """What an arm handed on; random weights where nothing was trained."""
+    if run[0] != UNTRAINED:
+        return read_encoder(pretrained(asked, run) / ENCODER)
+    return untrained_like(pretrained(asked, (asked.control, run[1])) / ENCODER, run[1])
+
+
 def untrained(asked: argparse.Namespace, seed: int) -> Looker:
     """What the guided arm began as: random weights everywhere."""
-    of = looker_of(asked, seed)
-    encoder = untrained_like(pretrained(asked, (guided_of(asked), seed)) / ENCODER, seed)
+    of, encoder = looker_of(asked, seed), encoder_of(asked, (UNTRAINED, seed))
     dim, heads, blocks = of.semantic.class_token.numel(), of.heads, len(of.semantic.blocks)
     return Looker(encoder, of.stage, SemanticAttention(dim, heads=heads, blocks=blocks).eval())
 
 
 def looker_of(asked: argparse.Namespace, seed: int) -> Looker:
-    return attention_of_run(pretrained(asked, (guided_of(asked), seed)), None).looker
-
-
-def guided_of(asked: argparse.Namespace) -> str:
-    """The arm that is compared with all others."""
-    return next(arm for arm in asked.arms if arm in GUIDED_ARMS)
+    return attention_of_run(pretrained(asked, (asked.control, seed)), None).looker
 
 
 def priors_of(settings: Mapping[str, Any], judged: Judged) -> Priors:
@@ -294,6 +329,8 @@ def show(result: dict[str, Any]) -> None:
         over = result["over_others"].get(row, {})
         table.add_row(row, *(cell(of[measure]["mean"], over.get(measure)) for measure in measures))
     Console(width=max(120, Console().width)).print(table)
+    if result["transfer"]:
+        print(json.dumps(result["transfer"], indent=1))
 
 
 if __name__ == "__main__":
