@@ -9,7 +9,7 @@ opened for every crop, as nobody can keep 10,000 files open; `the store opened a
 the first crop of all; `open`: what a run reads most. nibabel reads a .nii.gz as its `dataobj` slices it, and whole,
 whichever is faster; MONAI's LoadImage reads it whole. Memory-mapped .npy costs the whole raw size on disk: the limit
 of what reading can reach, not another way to keep 10,000 scans. Cost against size: crops of four sides, and a scan
-of 512 x 512 x 320 voxels (eight phantoms side by side), since a .nii.gz is read as far as a crop reaches.
+of 512 x 512 x 400 voxels (phantoms side by side), since a .nii.gz is read as far as a crop reaches.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import write_volume
 
 SHAPE, SPACING_MM, PATIENTS = (256, 256, 160), 1.5, 2
+LARGE = (512, 512, 400)
 SIDES, GOAL_SIDE = (32, 64, 96, 128), 96
 ROUNDS = 9
 WINDOW_HU = (-1024.0, 3071.0)
@@ -149,10 +150,10 @@ def phantoms(folder: Path) -> list[Path]:
     return paths
 
 
-def eight_together(folder: Path, one: Path) -> list[Path]:
-    """A scan as large as a scanner's, of what a smaller one holds."""
+def side_by_side(folder: Path, one: Path) -> list[Path]:
+    """A scan as large as those that the goals were set on, of what a smaller one holds."""
     voxels, path = np.asanyarray(nib.load(one).dataobj), folder / "large.nii.gz"
-    write_volume(path, np.tile(voxels, (2, 2, 2)), np.diag([SPACING_MM / 2] * 3 + [1.0]))
+    write_volume(path, np.tile(voxels, (2, 2, 3))[:, :, : LARGE[2]], np.diag([SPACING_MM / 2] * 3 + [1.0]))
     return [path]
 
 
@@ -177,7 +178,7 @@ def main() -> None:
                 result |= {"disk": disk, "curve": curve}
                 large = Path(folder) / "large"
                 (large / "scans").mkdir(parents=True)
-                kept = Kept(large, eight_together(large / "scans", paths[0]))
+                kept = Kept(large, side_by_side(large / "scans", paths[0]))
                 rows = measured(kept, GOAL_SIDE, of, True)
                 result["large"] = {"shape": kept.store.cases[0].shape, "disk": of_size(kept), "rows": rows}
             else:
