@@ -195,8 +195,11 @@ def encoder(of: dict) -> Iterator[Line]:
 
 
 def masked_student(of: dict) -> Iterator[Line]:
-    for end, rows in (("", of["system_allocator"]["rows"]), (", allocator keeps", of["curve"][0]["rows"])):
-        yield _against(f"masked student{end}", "60 % hidden, 96^3, window 7", rows, 6, "MONAI")
+    yield _against("masked student", "60 % hidden, 96^3, window 7", of["system_allocator"]["rows"], 6, "MONAI")
+    for side in (96, 64, 48):
+        rows = _at(of["curve"], side=side)["rows"]
+        end = "" if side == 96 else f", {side}^3"
+        yield _against(f"masked student{end}, allocator keeps", f"60 % hidden, {side}^3, window 7", rows, 6, "MONAI")
 
 
 def pretraining_step(of: dict) -> Iterator[Line]:

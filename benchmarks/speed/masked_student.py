@@ -6,7 +6,7 @@ Forward and backward of the Swin encoder, width 48, one crop of 96^3, float32; 6
 hidden, others in every round. The dense encoders, ours and MONAI's, have the same weights and compute every token (ours
 zeroes the hidden ones, MONAI's knows no mask: that is no difference in time). Everybody is given the gradients of the
 five outputs, so that no loss is timed. Three networks: MONAI's default, window 6 (which no grid of 96^3 needs to pad),
-and DAGMaN's (window 4, depths 2-2-8-2).
+and DAGMaN's (window 4, depths 2-2-8-2). Cost against size: MONAI's default on crops of three sides.
 
 At window 7 MONAI's makes half a gigabyte of scores at once, and how often the system clears their pages decides: that
 network is timed a second time with the allocator as users have it (see rounds.py), as its goal was set.
@@ -28,7 +28,8 @@ from torch import Tensor
 from spade3d.networks.swin import CORNERS, SwinTransformer
 from spade3d.networks.visible import Level, levels
 
-WIDTH, SIDE, CELL = 48, 96, 8  # a cell of 16 voxels is 8 tokens long
+WIDTH, SIDES, CELL = 48, (48, 64, 96), 8  # a cell of 16 voxels is 8 tokens long
+SIDE = SIDES[-1]
 HIDDEN = (0.6, 0.75)
 ROUNDS = 7
 
@@ -60,9 +61,9 @@ def twins(network: Network) -> tuple[SwinTransformer, MonaiSwin]:
     return ours, theirs
 
 
-def hide(share: float, seed: int) -> Tensor:
-    """A token mask (1, i, j, k) that hides so many cells, drawn at random."""
-    side = SIDE // 2 // CELL
+def hide(share: float, seed: int, side: int = SIDE) -> Tensor:
+    """A token mask (1, i, j, k), of a crop of `side` voxels, that hides so many cells, drawn at random."""
+    side = side // 2 // CELL
     order = torch.randperm(side**3, generator=torch.Generator().manual_seed(seed))
     cells = (order < int(share * side**3)).view(1, side, side, side)
     return cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
@@ -74,7 +75,7 @@ def step(outputs: list[Tensor], gradients: list[Tensor]) -> None:
 
 def agree(ours: SwinTransformer, theirs: MonaiSwin, x: Tensor) -> None:
     """With nothing hidden, all three are one network."""
-    nothing = torch.zeros(1, *(SIDE // 2,) * 3, dtype=torch.bool)
+    nothing = torch.zeros(1, *(size // 2 for size in x.shape[2:]), dtype=torch.bool)
     with torch.no_grad():
         for dense, packed, monai in zip(ours(x), ours.forward_visible(x, nothing), theirs(x), strict=True):
             assert (dense - monai).abs().max() < 1e-3, "ours and MONAI's differ"
@@ -95,36 +96,42 @@ def products(network: Network, left: list[Level]) -> dict[str, float]:
     return {"linear": round(linear / 1e9, 1), "attention": round(attention / 1e9, 1)}
 
 
-def left_by(network: Network, share: float) -> list[Level]:
+def left_by(network: Network, share: float, side: int) -> list[Level]:
     window, shifts = (network.window,) * 3, ((0,) * 3, (network.window // 2,) * 3)
-    return levels(~hide(share, 0), [[(window, shift) for shift in shifts]] * 4, CORNERS["v1"])
+    return levels(~hide(share, 0, side), [[(window, shift) for shift in shifts]] * 4, CORNERS["v1"])
 
 
-def measured(network: Network, of: dict) -> dict:
-    """One table."""
-    x = torch.randn(1, 1, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+def measured(network: Network, of: dict, side: int = SIDE) -> dict:
+    """One table, of crops of `side` voxels."""
+    x = torch.randn(1, 1, side, side, side, generator=torch.Generator().manual_seed(0))
     ours, theirs = twins(network)
     agree(ours, theirs, x)
     with torch.no_grad():
         gradients = [torch.randn_like(output) for output in ours(x)]
     visible = {
         f"ours, {share:.0%} hidden and dropped": lambda number, share=share: step(
-            ours.forward_visible(x, hide(share, number)), gradients
+            ours.forward_visible(x, hide(share, number, side)), gradients
         )
         for share in HIDDEN
     }
     dense = {
-        "ours, all tokens": lambda number: step(ours(x, hide(HIDDEN[0], number)), gradients),
+        "ours, all tokens": lambda number: step(ours(x, hide(HIDDEN[0], number, side)), gradients),
         "MONAI, all tokens": lambda _: step(theirs(x), gradients),
     }
     timings = timed(visible | dense, rounds=ROUNDS)
     weights = sum(parameter.numel() for parameter in ours.parameters())
     moved = 4 * (x.numel() + 3 * weights + 2 * sum(gradient.numel() for gradient in gradients))
-    table = tabled(f"{network.name}; forward and backward", timings, moved, of)
-    work = products(network, left_by(network, HIDDEN[0]))
+    table = tabled(f"{network.name}; {side}^3, forward and backward", timings, moved, of)
+    work = products(network, left_by(network, HIDDEN[0], side))
     share = sum(work.values()) / of["gemm_fp32_gflop_per_s"] / (table[0]["ms"] / 1e3)
     print(f"{network.name}: {work} GFLOP left, {share:.0%} of the products\n")
-    return {"network": network.name, "gflop_left": work, "share_of_products": round(share, 3), "rows": table}
+    return {
+        "network": network.name,
+        "side": side,
+        "gflop_left": work,
+        "share_of_products": round(share, 3),
+        "rows": table,
+    }
 
 
 def main() -> None:
@@ -134,7 +141,8 @@ def main() -> None:
     if asked.first:
         return print(json.dumps(measured(NETWORKS[0], of)))
     goal = "6 x MONAI's dense encoder at 60 % hidden, same weights, float32"
-    result = {"curve": [measured(network, of) for network in NETWORKS]}
+    result = {"networks": [measured(network, of) for network in NETWORKS]}
+    result["curve"] = [*(measured(NETWORKS[0], of, side) for side in SIDES[:-1]), result["networks"][0]]
     result["system_allocator"] = as_users_have_it(__file__, "--first")
     written("speed_masked_student", {"goal": goal, "machine": of, **result})
 
