@@ -148,7 +148,7 @@ def keep_to_what_was_begun(asked: argparse.Namespace, extra: Extra, fixed: Mappi
     now = {"data": str(asked.data), "steps": asked.steps, **fixed, "extra": list(extra), "arms": {}}
     begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     arms = {arm: list(asked.study.arms[arm]) for arm in asked.arms}
-    other = [key for key in now if key != "arms" and begun[key] != now[key]]
+    other = [key for key in now if key != "arms" and begun.get(key) != now[key]]
     other += [arm for arm, words in arms.items() if begun["arms"].get(arm, words) != words]
     if other:
         sys.exit(f"{asked.out}: was begun with other settings ({', '.join(other)}); give another --out")

@@ -129,7 +129,7 @@ def guided(of: dict[str, Any]) -> Rows:
     """A row for each way to find the organs: what the guided heads have more."""
     measures = ("within.mean", *(f"within.{organ}" for organ in of["regions"]), "pooled.mean")
     yield ["", "mean of organs", *of["regions"], "mean, all crops together"]
-    for name, found in of["precision"].items():
+    for name, found in sorted(of["precision"].items(), key=lambda row: row[0] in of["over_others"]):  # control first
         over = of["over_others"].get(name, {})
         cells = [f"{found[one]['mean']:.3f}" for one in measures]
         yield [
@@ -144,13 +144,14 @@ def transferred(of: dict[str, Any]) -> Rows:
     found = of.get("transfer")
     if not found:
         return
-    control = found["control"]
-    yield ["arm", "organ by a linear probe, balanced accuracy", "Dice"]
-    for arm, probe in found["probes"].items():
+    control, probes, measure = found["control"], found["probes"], "linear.accuracy.features"
+    yield ["arm", *(["organ by a linear probe, balanced accuracy"] if probes else []), "Dice"]
+    for arm in found["few_shot"]:
         cells = [f"{arm} (control)" if arm == control else arm]
-        measure = "linear.accuracy.features"
-        mean = f"{probe['measures'][measure]['mean']:.3f}"
-        cells.append(mean if arm == control else f"{mean}, {with_interval(probe['over_control'][measure])}")
+        if probes:
+            mean = f"{probes[arm]['measures'][measure]['mean']:.3f}"
+            over = probes[arm].get("over_control")
+            cells.append(f"{mean}, {with_interval(over[measure])}" if over else mean)
         yield [*cells, dice_of(found["few_shot"], arm, control)]
 
 
@@ -282,7 +283,7 @@ def settings(of: dict[str, Any]) -> str:
     if "draws" in of:
         crossed = "each with" if of["every_seed_has_every_draw"] else "one each of"
         said.append(f"{crossed} {of['draws']} draws of labelled subjects")
-    if judges := {one["subjects"] for one in overs(of)}:
+    if judges := {one["subjects"] for one in overs(of.get("over_others", of))}:
         said.append(f"{max(judges)} subjects judge")
     return f": {'; '.join([*said, of['date']])}"
 

@@ -18,8 +18,8 @@ the attention and on finer ones, one value everywhere (its precision is the prev
 the attention. The best head of the arms without prior is chosen, for each region, on the labelled training scans.
 Differences are paired by subject and seed. Where the second of `--steps` is not 0, each arm is fine-tuned on `--labels`
 subjects, too, and a linear map on its frozen features is asked which organ is shown: what the prior gave the encoder,
-beside the arm without one. What is finished in WORK is not run again, and what was interrupted is resumed. Writes
-benchmarks/results/NAME.json.
+beside the arm without one. What is finished in WORK is not run again (but for these linear maps), and what was
+interrupted is resumed. Writes benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -66,7 +66,7 @@ from dagman.evaluation.attention_precision import (
     prior_alone,
     truth_on_cells,
 )
-from dagman.evaluation.crop_features import Probing, Scores, standardised
+from dagman.evaluation.crop_features import NothingToAsk, Probing, Scores, standardised
 from dagman.evaluation.organ_places import OrganPlaces, draw_places, vectors_of_places
 from dagman.evaluation.organ_probes import organ_probes
 from dagman.evaluation.probes import gains, held_out, summary_of, untrained_like
@@ -92,7 +92,7 @@ GUIDED_ARMS: dict[str, tuple[str, ...]] = {
 WRONG = ("wrong", "wrong-place")
 FREE = "free"
 STUDY = Study(
-    summary=__doc__.splitlines()[0],
+    summary=__doc__.split("\n\n")[0].replace("\n", " "),
     arms={arm: (*PLAIN, *how) for arm, how in GUIDED_ARMS.items()} | {FREE: PLAIN, UNTRAINED: ()},
     usual=("guided", "guided-atlas", "wrong", FREE, UNTRAINED),
     control="guided",
@@ -124,14 +124,14 @@ class Judged:
 
 def main() -> None:
     asked, extra = asked_for(sys.argv[1:])
-    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled, "labels": asked.labels})
+    fine_tuned = {"labels": asked.labels} if asked.steps[1] else {}
+    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled, **fine_tuned})
     runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
         list(pool.map(lambda run: train(run, asked, extra), runs))
     torch.set_num_threads(asked.jobs)
     judged = judges(asked, runs)
     rows = rows_of(asked, judged)
-    first = asked.control
     transferred = transfer(asked, judged, runs) if asked.steps[1] else None
     result = {
         **origin(asked, extra),
@@ -140,7 +140,7 @@ def main() -> None:
         | {"scans": len(judged.cases), "subjects": len({judged.store.cases[i].subject for i in judged.cases})}
         | {"scans_that_choose": len(judged.choosing), "least": LEAST},
         "precision": {row: summary_of(*of.values()) for row, of in rows.items()},
-        "over_others": {row: gains(rows[first], of) for row, of in rows.items() if row != first},
+        "over_others": {row: gains(rows[asked.control], of) for row, of in rows.items() if row != asked.control},
         "over_own_prior": {
             arm: gains(rows[arm], rows[f"prior of {arm}, alone"])
             for arm in asked.arms
@@ -173,8 +173,7 @@ def asked_for(words: list[str]) -> tuple[argparse.Namespace, Extra]:
         )
     named = tuple(word for region in asked.regions for word in ("--prior.regions", region))
     arms = {arm: (*how, *named) if arm in GUIDED_ARMS else how for arm, how in STUDY.arms.items()}
-    if "guided-atlas" in arms:
-        arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
+    arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
     asked.study = replace(STUDY, arms=arms)
     return asked, extra
 
@@ -259,18 +258,26 @@ def without_network(asked: argparse.Namespace, judged: Judged) -> dict[str, Scor
 
 
 def transfer(asked: argparse.Namespace, judged: Judged, runs: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """Few-shot Dice and linear probes of every arm, beside the arm without a prior."""
-    places = draw_places(judged.store, judged.cases, judged.how)
-    print("linear probes", flush=True)
-    scores = {run: linear_probe(encoder_of(asked, run), judged, places) for run in runs}
+    """Few-shot Dice and linear probes of every arm, beside the arm without a prior; no probes where fewer than two of
+    the subjects that judge show an organ."""
     beside = argparse.Namespace(**vars(asked) | {"control": FREE})
-    return {"control": FREE, "probes": of_probes(beside, scores), "few_shot": of_few_shots(beside)}
+    how = replace(judged.how, crops=Probing.crops)  # as in the other studies
+    try:
+        places = draw_places(judged.store, judged.cases, how)
+    except NothingToAsk as fault:
+        print(f"left out: {fault}", flush=True)
+        probes = {}
+    else:
+        print("linear probes", flush=True)
+        scores = {run: linear_probe(encoder_of(asked, run).to(how.device), judged, how, places) for run in runs}
+        probes = of_probes(beside, scores)
+    return {"control": FREE, "probes": probes, "few_shot": of_few_shots(beside)}
 
 
-def linear_probe(encoder: SwinTransformer, judged: Judged, places: OrganPlaces) -> Scores:
+def linear_probe(encoder: SwinTransformer, judged: Judged, how: Probing, places: OrganPlaces) -> Scores:
     """Which organ is at a place, read off frozen features by a linear map that learned from other subjects."""
-    evenly = standardised(encoder, judged.store, judged.cases, judged.how)
-    found = organ_probes(vectors_of_places(evenly, judged.store, places, judged.how), places)
+    evenly = standardised(encoder, judged.store, judged.cases, how)
+    found = organ_probes(vectors_of_places(evenly, judged.store, places, how), places)
     return {measure: of for measure, of in found.items() if measure.startswith("linear.")}
 
 
@@ -321,7 +328,7 @@ def scores_of(found: Precisions, maps: Mapping[str, int]) -> Scores:
 
 
 def show(result: dict[str, Any]) -> None:
-    """One row a way to find the organs; what the first guided arm gained over it."""
+    """One row a way to find the organs; what the control gained over it."""
     measures = ["within.mean", *(f"within.{organ}" for organ in result["regions"]), "pooled.mean"]
     caption = f"below: what {result['control']} has more, with its 95 % interval over subjects"
     table = Table("average precision", *measures, title=result["name"], caption=caption, show_lines=True)

@@ -150,10 +150,10 @@ def phantoms(folder: Path) -> list[Path]:
     return paths
 
 
-def side_by_side(folder: Path, one: Path) -> list[Path]:
-    """A scan as large as those that the goals were set on, of what a smaller one holds."""
-    voxels, path = np.asanyarray(nib.load(one).dataobj), folder / "large.nii.gz"
-    write_volume(path, np.tile(voxels, (2, 2, 3))[:, :, : LARGE[2]], np.diag([SPACING_MM / 2] * 3 + [1.0]))
+def side_by_side(folder: Path, two: list[Path]) -> list[Path]:
+    """A scan as large as a scanner's. Its lines go through both phantoms, for one twice would be packed as one."""
+    line, path = np.concatenate([np.asanyarray(nib.load(one).dataobj) for one in two]), folder / "large.nii.gz"
+    write_volume(path, np.tile(line, (1, 2, 3))[:, :, : LARGE[2]], np.diag([SPACING_MM / 2] * 3 + [1.0]))
     return [path]
 
 
@@ -178,7 +178,7 @@ def main() -> None:
                 result |= {"disk": disk, "curve": curve}
                 large = Path(folder) / "large"
                 (large / "scans").mkdir(parents=True)
-                kept = Kept(large, side_by_side(large / "scans", paths[0]))
+                kept = Kept(large, side_by_side(large / "scans", paths))
                 rows = measured(kept, GOAL_SIDE, of, True)
                 result["large"] = {"shape": kept.store.cases[0].shape, "disk": of_size(kept), "rows": rows}
             else:

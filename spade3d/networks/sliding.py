@@ -5,7 +5,8 @@ Every window is weighted by a Gaussian (sigma = 1/8 of the window, floored at 1e
 visited along the axis on which the scan is longest for its window, so the planes before the next layer are final:
 they are divided by their weight and handed out. Beside the scan itself there is in memory, whatever its length:
 
-    (channels + 1) * w * A * B * 4 bytes   the slab: w the window's side along that axis, A x B the plane across it
+    (channels + 3) * w * A * B * 4 bytes   the slab: w the window's side along that axis, A x B the plane across it;
+                                           with the weights of all and of a layer, and a layer of the scan
     batch * channels * window * 4 bytes    what the network has answered last, and what it needs to answer
 
 A scan of 512 x 512 x 1200 voxels with 14 channels and windows of 96^3 takes a slab of 1.5 GB; all maps take 17.6 GB.
@@ -51,7 +52,7 @@ def sliding_window(
     (None: `windows_at_once`); calls of one layer are of about the same size.
     blend_device: where the slab lies; None: on `device`.
     """
-    answers = torch.empty((classes, *image.shape))
+    answers = torch.empty((classes, *image.shape), dtype=torch.float32, device="cpu")
     axis = slab_axis(image.shape, window)
     for start, sums, weights in _sums(predict, image, window, overlap, batch, classes, device, blend_device, fill):
         here = answers.narrow(1 + axis, start, sums.shape[1 + axis])
@@ -129,8 +130,8 @@ def _sums(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """`slabs` before the division: first plane, weighted sums (classes, i, j, k), their weights (i, j, k).
 
-    The slab is a ring: plane p of the scan lies in its plane p mod w, so that nothing is moved when planes are done.
-    Moving them took as long as all the sums (blended logits of 14 classes: 1.11 -> 0.60 s, docs/log.md, 2026-11-22).
+    The slab is a ring: plane p of the scan lies in its plane p mod w, so that nothing is moved when planes are done
+    (moving them: 7 % of all, docs/log.md, 2026-11-22).
     """
     batch = windows_at_once(window, device) if batch is None else batch
     if not 0 <= overlap < 1 or batch < 1 or len(window) != 3 or min(window) < 1 or 0 in image.shape:
