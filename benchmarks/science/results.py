@@ -226,7 +226,12 @@ SECTIONS: tuple[Section, ...] = (
         "`distillation.py`. Label-free probes and the entropy of attention heads; differences are to `smit`: random "
         "masks, no semantic attention, a clean teacher.",
         (probed(distillation.STUDY.headlines),),
-        ("distillation_abdomen_ct", "distillation_hippocampus_mr", "distillation_heart_mr"),
+        (
+            "distillation_abdomen_ct",
+            "distillation_few_shot_abdomen_ct",
+            "distillation_hippocampus_mr",
+            "distillation_heart_mr",
+        ),
     ),
     (
         "Heads that follow a prior",
