@@ -219,7 +219,7 @@ SECTIONS: tuple[Section, ...] = (
         "Views that spare what matters",
         "`contrast.py`, the arms of FocusContrast on Spade; differences are to `focused`, whose views keep the gaze.",
         (probed(contrast.STUDY.headlines),),
-        ("contrast_focus_abdomen_ct", "contrast_focus_no_mask_abdomen_ct"),
+        ("contrast_focus_abdomen_ct", "contrast_focus_no_mask_abdomen_ct", "focus_few_shot_abdomen_ct"),
     ),
     (
         "DAGMaN's ladder",
