@@ -42,6 +42,10 @@ ORGANS_AND_CHANCE = {
     "centre": "the middle of the volume",
 }
 LOCALISED = ("pointing", "t_iou_0.3", "voxel_ap")
+BY_LINEAR_PROBE = {
+    "linear.accuracy.features": "organ by a linear probe, balanced accuracy",
+    "linear.precision.features": "the same, macro average precision",
+}
 BY_FINDING = ("pointing", "iou")
 Rows = Iterator[list[str]]
 
@@ -144,11 +148,11 @@ def transferred(of: dict[str, Any]) -> Rows:
     found = of.get("transfer")
     if not found:
         return
-    control, probes, measure = found["control"], found["probes"], "linear.accuracy.features"
-    yield ["arm", *(["organ by a linear probe, balanced accuracy"] if probes else []), "Dice"]
+    control, probes = found["control"], found["probes"]
+    yield ["arm", *(BY_LINEAR_PROBE.values() if probes else ()), "Dice"]
     for arm in found["few_shot"]:
         cells = [f"{arm} (control)" if arm == control else arm]
-        if probes:
+        for measure in BY_LINEAR_PROBE if probes else ():
             mean = f"{probes[arm]['measures'][measure]['mean']:.3f}"
             over = probes[arm].get("over_control")
             cells.append(f"{mean}, {with_interval(over[measure])}" if over else mean)
@@ -212,6 +216,7 @@ SECTIONS: tuple[Section, ...] = (
             "contrast_hippocampus_mr",
             "contrast_boxes_hippocampus_mr",
             "contrast_overlaps_hippocampus_mr",
+            "contrast_long_hippocampus_mr",
             "contrast_heart_mr",
         ),
     ),
@@ -239,7 +244,7 @@ SECTIONS: tuple[Section, ...] = (
         "are what the first row has more. `location`: heads guided by where an organ lay in one labelled scan. Where "
         "encoders were handed on, the second table tells what of it: gains over the arm without a prior.",
         (guided, transferred),
-        ("priors_abdomen_ct", "priors_hippocampus_mr"),
+        ("priors_abdomen_ct", "priors_hippocampus_mr", "priors_heart_mr"),
     ),
     (
         "Finding lesions that only the study was told of",
