@@ -21,10 +21,11 @@ from spade3d.networks.saliency_net import load_saliency_model
 from spade3d.saliency_predictor import shown
 from spade3d.volumes.body_box import boxed
 from spade3d.volumes.channels import OF_LABELS, TAUGHT_BY_LABELS, write_saliency
-from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map
+from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map, located
 from spade3d.volumes.gaze_files import Fixations, gaze_files, match_case, read_fixations
 from spade3d.volumes.label_saliency import label_map, label_values
 from spade3d.volumes.store import VolumeStore
+from spade3d.volumes.volume import Grid
 
 Look = Callable[[np.ndarray, float, torch.device], np.ndarray]  # as `attention_map`, of one encoder
 
@@ -34,20 +35,21 @@ def from_gaze(
 ) -> dict:
     """Write the saliency of every case that somebody looked at; returns what the command prints.
 
-    Files that cannot be read, and cases whose gaze cannot be theirs, are left out by name and counted; with `strict`,
-    and where nothing is left, the first of them is a DataFault. Slices that are counted otherwise always are one.
+    Files, records and lines that cannot be read, and readers whose gaze cannot be of a case, are left out by name and
+    counted; with `strict`, and where nothing is left, the first of them is a DataFault. Slices that are counted
+    otherwise always are one.
     """
     store = VolumeStore.open(path)
     known = {case.name: case.source for case in store.cases}
     of_case: dict[str, list[Fixations]] = {}
-    strangers: set[str] = set()
+    strangers: dict[str, int] = {}
     left_out = LeftOut(strict)
     counted_from: dict[str, int] = {}
     for file, one in left_out.readable(fixations, first_slice):
         counted_from[file.suffix.lower()] = one.first
         case = match_case(one.case, known)
         if case is None:
-            strangers.add(one.case)
+            strangers[one.case] = strangers.get(one.case, 0) + len(one.seconds)
         else:
             of_case.setdefault(case, []).append(one)
     if not of_case and not strangers:
@@ -63,14 +65,11 @@ def from_gaze(
     counts = dict.fromkeys(("used", "under_50_ms", "beside_the_image", "outside_the_body"), 0)
 
     def compute(i: int) -> np.ndarray | None:
-        name = store.cases[i].name
-        try:
-            found = gaze_map(store.cases[i], store.image(i), of_case[name], blur=blur)
-        except CountedOtherwise:
-            raise  # of every file, and where it is not seen it shifts the map
-        except DataFault as fault:
-            left_out.add(name, fault)
+        case = store.cases[i]
+        fitting = [one for one in of_case[case.name] if left_out.keeps(one, case.source_grid)]
+        if not fitting:
             return None
+        found = gaze_map(case, store.image(i), fitting, blur=blur)
         values = (found.used, found.short, found.beside, found.outside)
         counts.update({name: counts[name] + value for name, value in zip(counts, values, strict=True)})
         return found.saliency
@@ -81,7 +80,7 @@ def from_gaze(
     readers = {one.reader for some in of_case.values() for one in some if one.reader}
     return result | {
         "readers": len(readers),
-        "fixations": counts,
+        "fixations": counts | {"left_out": left_out.fixations, "of_unknown_cases": sum(strangers.values())},
         "first_slice": _counted_from(counted_from, assumed=first_slice is None),
         "unknown_cases": len(strangers),
         "left_out": len(left_out.faults),
@@ -94,22 +93,37 @@ class LeftOut:
 
     strict: bool
     faults: list[DataFault] = field(default_factory=list)
+    fixations: int = 0
 
-    def add(self, name: str, fault: DataFault) -> None:
+    def add(self, name: str, fault: DataFault, fixations: int) -> None:
         if self.strict:
             raise fault
         self.faults.append(fault)
+        self.fixations += fixations
         print(f"left out {name}: {fault}", file=sys.stderr)
 
     def readable(self, fixations: Path, first_slice: int | None) -> Iterator[tuple[Path, Fixations]]:
         """The fixations of every file that can be read, and the file."""
         for file in gaze_files(fixations):
+            part = partial(self.add, f"a part of {file.name}")
             try:
-                found = read_fixations(file, first_slice=first_slice)
+                found = read_fixations(file, first_slice=first_slice, leave_out=part)
             except DataFault as fault:
-                self.add(file.name, fault)
+                self.add(file.name, fault, 0)
             else:
                 yield from ((file, one) for one in found)
+
+    def keeps(self, one: Fixations, grid: Grid) -> bool:
+        """Whether the fixations can be of a scan on this grid; where its slices are counted otherwise, they end all:
+        so are those of every file, and where it is not seen it shifts the map."""
+        try:
+            located(one, grid)
+        except CountedOtherwise:
+            raise
+        except DataFault as fault:
+            self.add(f"reader {one.reader} of {one.case}" if one.reader else one.case, fault, len(one.seconds))
+            return False
+        return True
 
     def refuse(self) -> None:
         """Where nothing is left, what was left out first says why."""

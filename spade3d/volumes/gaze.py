@@ -15,7 +15,7 @@ import numpy as np
 
 from spade3d.faults import DataFault
 from spade3d.volumes.body_box import in_body
-from spade3d.volumes.gaze_files import Fixations
+from spade3d.volumes.gaze_files import STRAY, Fixations
 from spade3d.volumes.geometry import apply_affine, canonical_flips, inverse, spacing_of
 from spade3d.volumes.store import StoredCase
 from spade3d.volumes.volume import Grid
@@ -23,7 +23,6 @@ from spade3d.volumes.volume import Grid
 SHORTEST_S = 0.05  # below this the eye has not settled (GazeMedSeg)
 FIELD_SHARE = 0.03  # sigma within slices by default: 3 % of the field of view
 REACH = 4.0  # sigmas; beyond, a Gaussian is below 3.4e-4 of its peak
-STRAY = 0.5  # share of fixations beside the slices above which the gaze belongs to another scan
 
 
 class CountedOtherwise(DataFault):
@@ -54,7 +53,7 @@ class GazeMap:
     saliency: np.ndarray
     used: int
     short: int  # under 50 ms
-    beside: int  # outside the slices: the reader looked beside the image
+    beside: int  # outside the slices, or in one that the scan does not have: the reader looked beside the image
     outside: int  # in the image, outside the body
 
 
@@ -64,8 +63,8 @@ def gaze_map(
     """The saliency of a stored scan (its `voxels` (i, j, k)) from all that was recorded of it; zeros where no fixation
     is left.
 
-    DataFault where the fixations cannot be of this scan: slices that it does not have, or most of them beside it;
-    CountedOtherwise where they could, if the first slice had another number.
+    DataFault where those of one reader cannot be of this scan, as most lie beside it; CountedOtherwise where they
+    could, if the first slice had another number.
     """
     grid = case.source_grid
     points = np.concatenate([located(one, grid) for one in fixations]) if fixations else np.zeros((0, 3))
@@ -92,7 +91,7 @@ def gaze_map(
 def located(fixations: Fixations, grid: Grid) -> np.ndarray:
     """The fixations (n, 3) as voxels of the source's grid, centres at integers; those beside its slices as they are.
 
-    DataFault for a slice that the scan does not have, and where more than half of the points lie beside the image.
+    DataFault where more than half of the points lie beside the image, or in slices that the scan does not have.
     """
     shape, points = np.array(grid.shape), fixations.points.copy()
     if len(points) == 0:
@@ -116,25 +115,29 @@ def located(fixations: Fixations, grid: Grid) -> np.ndarray:
 
 
 def _check_slices(fixations: Fixations, depth: int) -> None:
-    """Refuse slices that the scan does not have; where the other count fits, say so."""
+    """Refuse slices that mostly are not in the scan; where more of them would be by the other count, say so.
+
+    A few impossible ones among many are a tracker's slips, and beside the image as others are.
+    """
     numbers, first = fixations.points[:, 2], fixations.first
-    low, high = float(numbers.min()), float(numbers.max())
 
-    def fits(count_from: int) -> bool:
-        return low > count_from - 0.5 - 1e-9 and high < count_from + depth - 0.5 + 1e-9
+    def fitting(count_from: int) -> int:
+        above, below = count_from - 0.5 - 1e-9, count_from + depth - 0.5 + 1e-9
+        return int(np.count_nonzero((numbers > above) & (numbers < below)))
 
-    if fits(first):
-        return
     other = 1 - first
-    kind = CountedOtherwise if fits(other) else DataFault
+    otherwise = fitting(other) > fitting(first)
+    if not otherwise and fitting(first) >= (1 - STRAY) * len(numbers):
+        return
+    kind = CountedOtherwise if otherwise else DataFault
     advice = (
         f"they fit slices counted from {other}: give --first-slice {other}"
-        if fits(other)
+        if otherwise
         else "they fit no count of its slices: is this gaze of another scan, or of another axis?"
     )
     raise kind(
-        f"{fixations.source}: slices {low:g} to {high:g}, but case {fixations.case} has {depth} (counted from {first}: "
-        f"{first} to {depth - 1 + first}); {advice}"
+        f"{fixations.source}: slices {numbers.min():g} to {numbers.max():g}, but case {fixations.case} has {depth} "
+        f"(counted from {first}: {first} to {depth - 1 + first}); {advice}"
     )
 
 

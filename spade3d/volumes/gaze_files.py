@@ -8,14 +8,17 @@ GazeMedSeg CSV    IMAGE ("CASE_12.jpg": case and slice), CURRENT_FIX_X and _Y (s
                   CURRENT_FIX_DURATION (ms); instead of the number in IMAGE there may be a column SLICE
 plain CSV         case, x, y, z (voxels), duration_s; a column reader is kept
 
+Records and lines that cannot be read are left out one by one, and the rest is kept, as long as that is half of it.
+
 X runs along the first axis of the scan's own file, Y along the second, Z along the third. No file says which way its
 viewer showed the scan: gaze that was recorded on flipped or turned slices must be turned back first.
 """
 
 import csv
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ import numpy as np
 from spade3d.faults import DataFault
 from spade3d.volumes.volume import scan_stem
 
+STRAY = 0.5  # share of a recording that is wrong above which all of it is of another kind, or of another scan
 JSON_KEYS = ("name", "X", "Y", "Z", "T")
 PLAIN = ("case", "x", "y", "z", "duration_s")
 PER_SLICE = ("image", "current_fix_x", "current_fix_y", "current_fix_duration")
@@ -51,15 +55,26 @@ class Fixations:
     source: str  # of the file, for messages
 
 
-def read_fixations(path: Path, *, first_slice: int | None = None) -> list[Fixations]:
+LeaveOut = Callable[[DataFault, int], None]  # told what is left out of a file, and how many fixations that is
+
+
+def leave_nothing_out(fault: DataFault, fixations: int) -> None:
+    """The first fault ends the reading."""
+    raise fault
+
+
+def read_fixations(
+    path: Path, *, first_slice: int | None = None, leave_out: LeaveOut = leave_nothing_out
+) -> list[Fixations]:
     """Every fixation of a file, or of the .json and .csv files below a folder.
 
     first_slice  the number that the files give to the first slice, 0 or 1; None: 1 in JSON, 0 in CSV
-    DataFault for a file that cannot be read, lacks a column or holds something else than numbers.
+    leave_out    called for records and lines that cannot be read; by default the first is a DataFault
+    DataFault for a file that cannot be read, lacks a column or mostly holds something else than numbers.
     """
     if first_slice not in (None, 0, 1):
         raise ValueError(f"first_slice {first_slice}: 0 or 1")
-    return [found for file in gaze_files(path) for found in _read(file, first_slice)]
+    return [found for file in gaze_files(path) for found in _read(file, first_slice, leave_out)]
 
 
 def gaze_files(path: Path) -> list[Path]:
@@ -70,7 +85,7 @@ def gaze_files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, first: int | None) -> Iterator[Fixations]:
+def _read(file: Path, first: int | None, leave_out: LeaveOut) -> Iterator[Fixations]:
     kind = file.suffix.lower()
     if kind not in (".json", ".csv"):
         raise DataFault(f"{file}: {kind or 'no ending'} is no kind of gaze file that is known; .json or .csv is needed")
@@ -81,55 +96,98 @@ def _read(file: Path, first: int | None) -> Iterator[Fixations]:
     except UnicodeDecodeError as problem:
         raise DataFault(f"{file}: is no text ({problem.reason}); a .json or .csv of fixations is needed") from problem
     if kind == ".json":
-        yield from _read_json(file, text, 1 if first is None else first)
+        yield from _read_json(file, text, 1 if first is None else first, leave_out)
     else:
-        yield from _read_csv(file, text, 0 if first is None else first)
+        yield from _read_csv(file, text, 0 if first is None else first, leave_out)
 
 
-def _read_json(file: Path, text: str, first: int) -> Iterator[Fixations]:
+def _read_json(file: Path, text: str, first: int, leave_out: LeaveOut) -> Iterator[Fixations]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise DataFault(f"{file}: damaged JSON ({problem}); export it again") from problem
     for number, record in enumerate(content if isinstance(content, list) else [content]):
-        where = f"{file}, record {number + 1}"
-        if not isinstance(record, dict):
-            raise DataFault(f"{where}: a {type(record).__name__}; an object with {', '.join(JSON_KEYS)} is needed")
-        missing = [key for key in JSON_KEYS if key not in record]
-        if missing:
-            found = ", ".join(sorted(map(str, record))[:12])
-            raise DataFault(f"{where}: no {', '.join(missing)} (found: {found}); {', '.join(JSON_KEYS)} are needed")
-        x, y, z, seconds = (_numbers(where, key, record[key]) for key in "XYZT")
-        lengths = {key: len(record[key]) for key in "XYZT"}
-        if len(set(lengths.values())) > 1:
-            raise DataFault(f"{where}: lists of different lengths {lengths}; one entry a fixation is needed in each")
-        points = np.stack([x, y, z], axis=1)
-        reader = str(record.get("subject", ""))
-        yield Fixations(str(record["name"]), reader, points, seconds, first, False, where)
+        try:
+            yield _of_record(f"{file}, record {number + 1}", record, first, leave_out)
+        except DataFault as fault:
+            leave_out(fault, _longest(record))
 
 
-def _read_csv(file: Path, text: str, first: int) -> Iterator[Fixations]:
+def _of_record(where: str, record: Any, first: int, leave_out: LeaveOut) -> Fixations:
+    if not isinstance(record, dict):
+        raise DataFault(f"{where}: a {type(record).__name__}; an object with {', '.join(JSON_KEYS)} is needed")
+    missing = [key for key in JSON_KEYS if key not in record]
+    if missing:
+        found = ", ".join(sorted(map(str, record))[:12])
+        raise DataFault(f"{where}: no {', '.join(missing)} (found: {found}); {', '.join(JSON_KEYS)} are needed")
+    lists = {key: record[key] if isinstance(record[key], list) else [record[key]] for key in "XYZT"}
+    lengths = {key: len(values) for key, values in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataFault(f"{where}: lists of different lengths {lengths}; one entry a fixation is needed in each")
+    rows, faults = [], []
+    for number, cells in enumerate(zip(*lists.values(), strict=True), start=1):
+        try:
+            rows.append([_number(f"{where}, fixation {number}", *of) for of in zip("XYZT", cells, strict=True)])
+        except DataFault as fault:
+            faults.append(fault)
+    _leave_out_few(faults, len(rows), leave_out)
+    values = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    reader = str(record.get("subject", ""))
+    return Fixations(str(record["name"]), reader, values[:, :3], values[:, 3], first, False, where)
+
+
+def _longest(record: Any) -> int:
+    """How many fixations a record that cannot be read may have held."""
+    lists = [record[key] for key in "XYZT" if key in record] if isinstance(record, dict) else []
+    return max((len(values) for values in lists if isinstance(values, list)), default=0)
+
+
+def _read_csv(file: Path, text: str, first: int, leave_out: LeaveOut) -> Iterator[Fixations]:
     rows = list(csv.reader(text.splitlines()))
     header = [name.strip().lower() for name in rows[0]] if rows else []
     per_slice = set(PER_SLICE) <= set(header)
     if not per_slice and not set(PLAIN) <= set(header):
         raise DataFault(f"{file}: columns {', '.join(rows[0]) if rows else 'none'}; {NEEDED}")
     table: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
+    read, faults = 0, []
     for number, cells in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in cells):
             continue
-        if len(cells) != len(header):
-            raise DataFault(f"{file}, line {number}: {len(cells)} cells under {len(header)} columns; correct the line")
-        row = dict(zip(header, cells, strict=True))
-        where = f"{file}, line {number}"
-        case, z = _slice_of(where, row) if per_slice else (row["case"].strip(), row["z"])
-        x, y, duration = PER_SLICE[1:] if per_slice else ("x", "y", "duration_s")
-        values = [*(_numbers(where, name, [row[name]])[0] for name in (x, y)), _numbers(where, "slice", [z])[0]]
-        seconds = _numbers(where, duration, [row[duration]])[0] * (1e-3 if per_slice else 1.0)
-        table.setdefault((case, row.get("reader", "").strip()), []).append((*map(float, values), float(seconds)))
+        try:
+            of, values = _of_line(f"{file}, line {number}", header, cells, per_slice)
+        except DataFault as fault:
+            faults.append(fault)
+        else:
+            table.setdefault(of, []).append(values)
+            read += 1
+    _leave_out_few(faults, read, leave_out)
     for (case, reader), fixations in table.items():
         values = np.array(fixations)
         yield Fixations(case, reader, values[:, :3], values[:, 3], first, per_slice, str(file))
+
+
+def _of_line(
+    where: str, header: Sequence[str], cells: Sequence[str], per_slice: bool
+) -> tuple[tuple[str, str], tuple[float, float, float, float]]:
+    """((case, reader), (x, y, slice, seconds)) of a line of a table."""
+    if len(cells) != len(header):
+        raise DataFault(f"{where}: {len(cells)} cells under {len(header)} columns; correct the line")
+    row = dict(zip(header, cells, strict=True))
+    case, z = _slice_of(where, row) if per_slice else (row["case"].strip(), row["z"])
+    x, y, duration = PER_SLICE[1:] if per_slice else ("x", "y", "duration_s")
+    seconds = _number(where, duration, row[duration]) * (1e-3 if per_slice else 1.0)
+    place = (_number(where, x, row[x]), _number(where, y, row[y]), _number(where, "slice", z))
+    return (case, row.get("reader", "").strip()), (*place, seconds)
+
+
+def _leave_out_few(faults: Sequence[DataFault], read: int, leave_out: LeaveOut) -> None:
+    """Leave out what could not be read beside `read` fixations that could; where it is most, that is the fault."""
+    if not faults:
+        return
+    if len(faults) > STRAY * (len(faults) + read):
+        raise faults[0]
+    more = f" (and {len(faults) - 1} more like it)" if len(faults) > 1 else ""
+    leave_out(DataFault(f"{faults[0]}{more}"), len(faults))
 
 
 def _slice_of(where: str, row: Mapping[str, str]) -> tuple[str, str]:
@@ -144,14 +202,14 @@ def _slice_of(where: str, row: Mapping[str, str]) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
-def _numbers(where: str, name: str, values: Sequence[Any]) -> np.ndarray:
+def _number(where: str, name: str, value: Any) -> float:
     try:
-        numbers = np.array([float(value) for value in values], dtype=np.float64)
+        number = float(value)
     except (TypeError, ValueError) as problem:
         raise DataFault(f"{where}: {name} holds what is no number ({problem}); correct it") from problem
-    if not np.isfinite(numbers).all():
-        raise DataFault(f"{where}: {name} holds NaN or infinity; correct it, or leave those fixations out")
-    return numbers
+    if not math.isfinite(number):
+        raise DataFault(f"{where}: {name} holds NaN or infinity; correct it, or leave that fixation out")
+    return number
 
 
 def match_case(name: str, known: Mapping[str, str]) -> str | None:

@@ -185,31 +185,42 @@ def test_gaze_of_strangers_is_named_and_the_rest_is_written(scans, store, tmp_pa
     (tmp_path / "some.csv").write_text(rows)
     code, out, err = call(capsys, "gaze", store, "--fixations", tmp_path / "some.csv", "--json")
     assert (code, json.loads(out)["written"], json.loads(out)["unknown_cases"]) == (0, 2, 1)
+    assert sum(json.loads(out)["fixations"].values()) == 3 and json.loads(out)["fixations"]["of_unknown_cases"] == 1
     assert "left aside: img9" in err and err.count("are empty (img0003): written as zeros") == 1
     after = VolumeStore.open(store)
     assert np.array_equal([case.saliency_source for case in after.cases], ["", "gaze", "gaze", ""])
     assert after.saliency(1).max() == 255 and not after.saliency(2).any()
 
 
-def test_gaze_that_cannot_be_of_its_scan_is_left_out_by_name_and_the_rest_is_written(scans, store, tmp_path, capsys):
-    """One scan's gaze has a slice that the scan has not, and one file is damaged: two scans keep theirs."""
+def test_gaze_that_cannot_be_used_is_left_out_by_name_and_the_rest_is_written(scans, store, tmp_path, capsys):
+    """A reader who saw another scan, one whose lists differ, a slip and a damaged file: everybody else's is kept."""
     gaze = shutil.copytree(scans[0] / "gaze", tmp_path / "gaze")
-    records = json.loads((gaze / "img0002.json").read_text(encoding="utf-8"))
-    records[0]["Z"][0] = 999
-    (gaze / "img0002.json").write_text(json.dumps(records))
+    total = sum(len(record["T"]) for file in gaze.iterdir() for record in json.loads(file.read_text(encoding="utf-8")))
+    of_2 = json.loads((gaze / "img0002.json").read_text(encoding="utf-8"))
+    of_2[0]["Z"] = [999] * len(of_2[0]["Z"])
+    (gaze / "img0002.json").write_text(json.dumps(of_2))
+    of_3 = json.loads((gaze / "img0003.json").read_text(encoding="utf-8"))
     (gaze / "img0003.json").write_text("[{")
+    of_1 = json.loads((gaze / "img0001.json").read_text(encoding="utf-8"))
+    of_1[0]["T"] = of_1[0]["T"][:-1]
+    of_1[1]["Z"][0] = 999
+    (gaze / "img0001.json").write_text(json.dumps(of_1))
     code, _, err = call(capsys, "gaze", store, "--fixations", gaze, "--strict")
-    assert code == 3 and "img0003.json: damaged JSON" in err
+    assert code == 3 and "img0001.json, record 1: lists of different lengths" in err
     assert not any(case.saliency for case in VolumeStore.open(store).cases)
 
     code, out, err = call(capsys, "gaze", store, "--fixations", gaze, "--first-slice", 1, "--json")
     result = json.loads(out)
-    assert (code, result["written"], result["with_saliency"], result["left_out"]) == (0, 2, 2, 2), err
+    assert (code, result["written"], result["with_saliency"], result["left_out"]) == (0, 3, 3, 3), err
     assert result["first_slice"] == "1 in .json (as given)"
-    assert "left out img0003.json: " in err and "left out img0002: " in err and "999" in err
+    assert "left out img0003.json: " in err and f"left out reader {of_2[0]['subject']} of img0002" in err
+    assert "left out a part of img0001.json: " in err and "lists of different lengths" in err
+    assert result["fixations"]["left_out"] == len(of_2[0]["Z"]) + len(of_1[0]["X"])
+    assert sum(result["fixations"].values()) == total - sum(len(record["T"]) for record in of_3)
     after = VolumeStore.open(store)
-    assert [case.saliency_source for case in after.cases] == ["gaze", "", "", "gaze"] and after.verify() == []
+    assert [case.saliency_source for case in after.cases] == ["gaze", "gaze", "", "gaze"] and after.verify() == []
     (gaze / "img0003.json").unlink()
+    (gaze / "img0001.json").unlink()
     code, _, err = call(capsys, "gaze", store, "--fixations", gaze, "--replace", "--strict")
     assert code == 3 and "slices" in err and "999" in err.splitlines()[-1]
 

@@ -119,13 +119,21 @@ def test_shares_are_of_the_whole_slice(case):
             r"slices 0 to 19, .*counted from 1: 1 to 20.*fit slices counted from 0: give --first-slice 0",
         ),
         ([[5, 5, 3], [5, 5, 20]], 0, r"counted from 0: 0 to 19.*counted from 1: give --first-slice 1"),
-        ([[5, 5, 0], [5, 5, 20]], 1, "they fit no count of its slices"),
+        ([[5, 5, 0], [5, 5, 9], [5, 5, 999]], 1, "counted from 0: give --first-slice 0"),
+        ([[5, 5, 0], [5, 5, 25], [5, 5, 3], [5, 5, 30], [5, 5, 40]], 0, "they fit no count of its slices"),
         ([[5, 5, 85]], 0, "slices 85 to 85, but case a has 20.*another axis"),
     ],
 )
 def test_slices_that_the_scan_does_not_have_are_refused(case, voxels, points, first, said):
     with pytest.raises(DataFault, match=said):
         gaze_map(case, voxels, [gaze(points, first=first)])
+
+
+def test_a_few_slices_that_the_scan_does_not_have_are_slips(case, voxels):
+    """Those fixations are beside the image, as others are, and the rest makes the map that it made alone."""
+    found = gaze_map(case, voxels, [gaze([[30, 20, 10], [31, 20, 999], [30, 22, 9]])])
+    assert (found.used, found.beside) == (2, 1)
+    assert np.array_equal(found.saliency, gaze_map(case, voxels, [gaze([[30, 20, 10], [30, 22, 9]])]).saliency)
 
 
 def test_gaze_of_another_grid_is_refused(case, voxels):

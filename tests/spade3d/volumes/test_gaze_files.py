@@ -62,7 +62,7 @@ def test_a_plain_csv_is_read_by_case_and_reader(tmp_path):
         ("g.csv", f"{','.join(PER_SLICE)}\nabc.jpg,0,0,9\n", "'abc.jpg' ends in no slice number"),
         ("g.json", {"name": "a", "X": [1], "Y": [2]}, "no Z, T .found: X, Y, name.; name, X, Y, Z, T are needed"),
         ("g.json", RECORD | {"T": [1]}, "lists of different lengths .*'T': 1"),
-        ("g.json", RECORD | {"X": ["a", "b"]}, "record 1: X holds what is no number"),
+        ("g.json", RECORD | {"X": ["a", "b"]}, "record 1, fixation 1: X holds what is no number"),
         ("g.json", "[1]", "record 1: a int; an object"),
         ("g.json", "{", "damaged JSON"),
         ("g.txt", "", ".txt is no kind of gaze file"),
@@ -71,6 +71,36 @@ def test_a_plain_csv_is_read_by_case_and_reader(tmp_path):
 def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, said):
     with pytest.raises(DataFault, match=said):
         read_fixations(written(tmp_path, name, content))
+
+
+def test_what_cannot_be_read_is_left_out_and_the_rest_is_kept(tmp_path):
+    """By record, by line and by fixation; each told once, with how many fixations it held."""
+    told = []
+
+    def leave_out(fault, fixations):
+        told.append((str(fault), fixations))
+
+    short = RECORD | {"subject": 3, "X": [1, 2, 3]}
+    slips = RECORD | {"subject": 4, "X": [1, "?", 3, 4, 5], "Y": [1] * 5, "Z": [1] * 5, "T": [1, 1, 1, None, 1]}
+    found = read_fixations(written(tmp_path, "g.json", [short, RECORD, "P2", slips]), leave_out=leave_out)
+    assert [(one.reader, one.points[:, 0].tolist()) for one in found] == [("2", [10, 11.5]), ("4", [1, 3, 5])]
+    assert [fixations for _, fixations in told] == [3, 0, 2]
+    assert "record 1: lists of different lengths" in told[0][0] and "record 3: a str" in told[1][0]
+    assert "record 4, fixation 2: X holds what is no number" in told[2][0] and "(and 1 more like it)" in told[2][0]
+
+    told.clear()
+    lines = [f"a,{n},2,3,0.5" for n in range(9)]
+    lines[4], lines[6] = "a,4,2,?,0.5", "a,6,2,0.5"
+    table = "\n".join(["case,x,y,z,duration_s", *lines])
+    (one,) = read_fixations(written(tmp_path, "g.csv", table), leave_out=leave_out)
+    assert one.points[:, 0].tolist() == [0, 1, 2, 3, 5, 7, 8]
+    assert len(told) == 1 and told[0][1] == 2 and "line 6: slice holds what is no number" in told[0][0]
+    with pytest.raises(DataFault, match="line 6: slice holds"):
+        read_fixations(tmp_path / "g.csv")
+    mostly = "\n".join(["case,x,y,z,duration_s", *["a,1,2,?,1"] * 6, *lines[:4]])
+    with pytest.raises(DataFault, match="line 2: slice holds what is no number"):
+        read_fixations(written(tmp_path, "m.csv", mostly), leave_out=leave_out)
+    assert len(told) == 1
 
 
 def test_a_folder_without_gaze_is_refused(tmp_path):
