@@ -2,8 +2,9 @@
 
 Each pair of overlapping crops is one instance, shown in four views: crops a and b, as the student's and as the
 teacher's transforms drew them. The papers' two random resized crops of a picture are two overlapping crops of a scan
-here; every ordered pair of different views of an instance is a positive, so all three losses are symmetrised. Places
-in the body select nothing, and no part of a view is hidden: `batch.alike` and `batch.hidden` are left alone.
+here (with focus four views of one parent, so that all keep what matters in it); every ordered pair of different views
+of an instance is a positive, so all three losses are symmetrised. Places in the body select nothing, and no part of a
+view is hidden: `batch.alike` and `batch.hidden` are left alone.
 
 * simclr (Chen et al. 2020): NT-Xent; a view against all views of the other instances of the batch, one network.
 * moco (He et al. 2020; the two-layer head of v2, Chen et al. 2020): keys of the teacher; against the queue. Of v3

@@ -54,6 +54,7 @@ class Sampling:
     views: Views = Views()
     selection: Selection = Selection()
     focus: Focus | None = None  # views that spare what matters; None: ordinary views
+    one_parent: bool = False  # with focus: crops a and b are views of one parent, for methods that call them alike
     one_geometry: bool = False  # the teacher's view of a crop is turned and zoomed as the student's is
 
 
@@ -293,8 +294,12 @@ class PairStream:
 
     def draw_pair(self, rng: np.random.Generator, case: int) -> tuple[Box, Box]:
         """Two overlapping boxes of one scan: of the anchor, and of a scan that has no place of the body to share."""
-        focused = self.saliency is not None
-        a = draw_parent(rng, self.saliency, case, self.size_mm) if focused else self.draw_box(rng, case)
+        if self.saliency is None:
+            a = self.draw_box(rng, case)
+        else:
+            a = draw_parent(rng, self.saliency, case, self.size_mm)
+            if self.sampling.one_parent:
+                return a, a
         return a, draw_partner(rng, a, self.bodies.bounds[case], self.sampling.overlap)
 
     def draw_box(self, rng: np.random.Generator, case: int) -> Box:
@@ -388,11 +393,17 @@ def as_images(crops: list[np.ndarray]) -> Tensor:
 
 def realised(views: list[Seen]) -> dict[str, float]:
     """What focus came to in some views: the share of views whose parents hold nothing salient, which are ordinary; of
-    the others zoom as asked and as realised, retention on average and at its lowest."""
+    the others zoom as asked and as realised, the shares that are cut out of and masked, retention on average and at its
+    lowest, and the least that a cutout left."""
     focused = [seen.focused for seen in views if seen.focused is not None]
     kept = [view.retention for view in focused if view.retention is not None]
     said = {"without_saliency": 1 - len(kept) / len(views)}
     if focused:
         said["asked_zoom"] = float(np.mean([view.asked_zoom for view in focused]))
         said["zoom"] = float(np.mean([view.zoom for view in focused]))
+        said["cut_out"] = float(np.mean([view.cutout is not None for view in focused]))
+        said["masked"] = float(np.mean([view.mask for view in focused]))
+    left = [view.cutout_retention for view in focused if view.cutout_retention is not None]
+    if left:
+        said["least_cutout_retention"] = min(left)
     return said | ({"retention": float(np.mean(kept)), "least_retention": min(kept)} if kept else {})

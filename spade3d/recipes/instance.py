@@ -59,6 +59,15 @@ class InstanceSettings(Pretraining):
             raise ValueError("a batch of one instance tells nothing apart; crop.anchors of 2 or more are needed")
         return self
 
+    @rule
+    def nothing_that_is_not_read(self) -> InstanceSettings:
+        """What only Spade reads."""
+        if self.crop.hidden:
+            raise ValueError(f"crop.hidden hides nothing in {self.recipe}, which restores nothing; leave it at 0")
+        if self.crop.frame != "box":
+            raise ValueError(f"places select nothing in {self.recipe}; leave crop.frame at box, which costs nothing")
+        return self
+
 
 def choose_instance(
     settings: InstanceSettings, store: VolumeStore, cases: Sequence[int], device: str, *, method: str
@@ -104,7 +113,7 @@ def build_instance(
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=1)
     task = Instance(network, InstanceTerms(method, **settings.contrast.model_dump()))
-    batches = pair_stream(settings, store, cases, Selection(), out, focus=settings.focus)
+    batches = pair_stream(settings, store, cases, Selection(), out, focus=settings.focus, one_parent=True)
     return Built(task, batches, network, lambda: batches.pictures(0))
 
 

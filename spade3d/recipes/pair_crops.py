@@ -62,8 +62,10 @@ class CropSettings(Settings):
 class FocusSettings(Settings):
     """Views that spare what matters (FocusContrast); the store needs a saliency, which `spade-saliency` writes.
 
-    views  `ordinary` views, or `focused` ones; the others are controls: `random` ones that know no saliency, such ones
-           of focus's own zoom (`matched_zoom`), the saliency of another patient (`shuffled`), a `centre` blob
+    views  `ordinary` views, which no other number here changes, or `focused` ones; the others are controls: `random`
+           ones that know no saliency, such ones of focus's own zoom (`matched_zoom`), the saliency of another patient
+           (`shuffled`), a `centre` blob
+    zoom   of views that are not ordinary, instead of crop.zoom
     """
 
     views: Literal["ordinary", "focused", "random", "matched_zoom", "shuffled", "centre"] = "ordinary"
@@ -91,6 +93,7 @@ def pair_stream(
     out: Path | None = None,
     *,
     focus: FocusSettings | None = None,
+    one_parent: bool = False,
     one_geometry: bool = False,
     frames: Mapping[int, np.ndarray | None] | None = None,
     prior: Callable[[Crop], np.ndarray] | None = None,
@@ -99,6 +102,7 @@ def pair_stream(
 
     out           the run's folder, where the body frames are kept, so that a resumed run has the same
     focus         None for ordinary views
+    one_parent    with focus, both crops of a pair are views of one parent (else of two that overlap)
     one_geometry  both views of a crop are turned and zoomed alike, so that their cells compare
     frames        of the cases; None: those of the settings (`frames_of`)
     prior         what is known beforehand of a crop
@@ -122,6 +126,7 @@ def pair_stream(
         views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
         selection=selection,
         focus=None if focus is None else focus_of(focus, store, cases),
+        one_parent=one_parent,
         one_geometry=one_geometry,
     )
     frames = frames_of(settings, store, cases, out) if frames is None else frames
@@ -146,6 +151,14 @@ def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[
     """
     from spade3d.crops.salient import is_salient
 
+    if settings.views == "ordinary":
+        usual = FocusSettings()
+        unused = [f"focus.{name}" for name, value in settings if value != getattr(usual, name)]
+        if unused:
+            print(
+                f"note: views are ordinary, so {', '.join(unused)} changes nothing; give --focus.views focused",
+                file=sys.stderr,
+            )
     if settings.views in BLIND:
         return
     if all(store.cases[i].saliency is None for i in cases):

@@ -33,6 +33,7 @@ from spade3d.training.page import (
 )
 
 _FOOTER = "One file: nothing is loaded, nothing is sent. Written by spade3d. Not for diagnosis."
+_STEERED = ("focused", "matched_zoom", "shuffled")  # views that read a saliency (recipes/pair_crops.py)
 # The settings a reader asks for first, by the last part of their key; the rest is folded below them.
 _FIRST = {
     "recipe": "Recipe",
@@ -138,7 +139,7 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
         ("Directions in use", number(signs[-1].get("rank"), 1) if signs else "–", "effective rank of the embedding"),
     )
     sections = [
-        Section("What it learned from", tuple(_learned_from(opened.provenance, subjects))),
+        Section("What it learned from", tuple(_learned_from(opened.provenance, subjects, _views(opened.config)))),
         settings(opened),
         Section(
             "Loss",
@@ -269,13 +270,25 @@ def _late(log: Sequence[Mapping]) -> float | None:
     return sum(totals) / len(totals) if totals else None
 
 
-def _learned_from(provenance: Mapping, subjects: Sequence[str]) -> Iterator[Html]:
+def _views(config: Mapping) -> str:
+    """The views that a run was asked for and that read a saliency; empty for others."""
+    views = (config.get("focus") or {}).get("views", "ordinary")
+    return views if views in _STEERED else ""
+
+
+def _learned_from(provenance: Mapping, subjects: Sequence[str], views: str = "") -> Iterator[Html]:
     cases, rejected = provenance["cases"], provenance["rejected"]
     saliency = provenance.get("saliency", {})
     modalities = Counter(str(c["modality"]) for c in cases)
     counts = {"Scans": len(cases), "Subjects": len(subjects), "Left out": len(rejected)}
     counts |= {f"Modality {name}": count for name, count in modalities.most_common()}
     yield facts(counts | {f"Steered by {source}": f"{count} of {len(cases)}" for source, count in saliency.items()})
+    if views and not saliency:
+        yield callout(
+            "warning",
+            f"Views were to be {views}, but the saliency of the scans is empty: all were ordinary, and nothing can be "
+            "said of such views by this run.",
+        )
     if labelled := _steered_by_labels(provenance):
         yield callout(
             "warning",

@@ -228,6 +228,47 @@ def test_an_empty_saliency_falls_back_to_ordinary_views_and_says_so_once(tmp_pat
     assert torch.equal(batches[0].student, batches[1].student) and batches[0].realised == {}
 
 
+@pytest.mark.parametrize("method", ["simclr", "moco", "byol"])
+def test_focus_plugs_into_instance_discrimination(tmp_path, method):
+    """It changes the views: they keep what their parent shows, and all four of an instance have one parent."""
+    write_dataset("heart-mr", tmp_path / "scans", patients=0, unlabelled=3, seed=2, shape=(40, 32, 24))
+    store = open_scans(tmp_path / "scans", tmp_path / "store", SpadeSettings().data)
+    looked = {case.name: np.zeros(case.shape, dtype=np.float32) for case in store.cases}
+    for marks in looked.values():
+        marks[18:22, 14:18, 10:14] = 1.0
+    store, recipe = write_saliency(tmp_path / "store", looked, "gaze"), find_recipe(method)
+    small, batches = {key: value for key, value in SMALL.items() if not key.startswith("contrast")}, {}
+    for views in ("ordinary", "focused"):
+        asked = with_values(recipe.settings(), small | {"focus.views": views, "focus.salient_chance": 1.0})
+        built = recipe.build(recipe.choose(asked, store, (0, 1, 2), "cpu"), store, (0, 1, 2))
+        batches[views] = built.batches
+    assert batches["ordinary"].batch(0).realised == {} and batches["focused"].sampling.one_parent
+    for step in range(3):
+        batch = batches["focused"].batch(step)
+        assert batch.realised["least_retention"] >= 0.8 and batch.realised["from_gaze"] > 0
+        assert not torch.equal(batch.student, batches["ordinary"].batch(step).student)
+        assert built.task.losses(batch, 0.0)[method].isfinite()
+
+
+def test_numbers_of_focus_without_focus_are_said_to_change_nothing(store, capsys):
+    check_saliency(FocusSettings(zoom=(1.0, 3.0)), store, (0, 1, 2))
+    assert "views are ordinary, so focus.zoom changes nothing; give --focus.views focused" in capsys.readouterr().err
+    check_saliency(FocusSettings(), store, (0, 1, 2))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("crop", "said"),
+    [
+        ({"hidden": 0.5}, "crop.hidden hides nothing in simclr"),
+        ({"frame": "affine"}, "places select nothing in simclr"),
+    ],
+)
+def test_instance_discrimination_refuses_what_it_does_not_read(crop, said):
+    with pytest.raises(ValueError, match=said):
+        find_recipe("simclr").settings(crop=crop)
+
+
 def test_focused_views_need_a_saliency(store):
     asked = with_values(SpadeSettings(), SMALL | {"focus.views": "focused"})
     with pytest.raises(DataFault, match="none of the 3 scans has a saliency.*spade-saliency"):

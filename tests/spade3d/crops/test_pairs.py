@@ -444,6 +444,22 @@ def test_a_control_that_reads_no_saliency_names_no_source(salient, frames, contr
     assert {name for name in batch.realised if name.startswith("from_")} == said
 
 
+def test_the_views_of_an_instance_share_one_parent(salient, frames):
+    """A part of the scan that keeps 0.8 of one parent's saliency; so all four views of an instance show some of it."""
+    sampling = replace(SAMPLING, anchors=2, focus=Focus(salient_chance=1.0), one_parent=True)
+    stream = stream_of(salient, frames, sampling)
+    for step in range(3):
+        batch, drawn = stream.batch(step), stream.draw(np.random.default_rng([0, step]))
+        assert batch.realised["least_retention"] >= 0.8
+        for (a, also_a), (b, also_b) in zip(drawn[::2], drawn[1::2], strict=True):
+            four = [seen.focused is None for seen in (a, also_a, b, also_b)]
+            assert len(set(four)) == 1, "all of them have something to keep, or none"
+    apart = stream_of(salient, frames, replace(sampling, one_parent=False))
+    assert apart.draw_pair(np.random.default_rng(0), 0)[0] != apart.draw_pair(np.random.default_rng(0), 0)[1]
+    a, b = stream.draw_pair(np.random.default_rng(0), 0)
+    assert a == b and a == apart.draw_pair(np.random.default_rng(0), 0)[0]
+
+
 def test_focused_views_are_coloured_by_the_loader(salient, frames):
     """They hide voxels once these are coloured."""
     sampling = replace(SAMPLING, focus=Focus())
@@ -461,6 +477,10 @@ def test_focus_changes_the_views_and_nothing_else(salient, frames):
         assert batch.realised["least_retention"] == pytest.approx(min(kept)) and min(kept) >= 0.8
         ordinary += batch.realised["without_saliency"] > 0
         assert batch.realised["asked_zoom"] >= batch.realised["zoom"]
+        left = [view.cutout_retention for view in focused if view.cutout_retention is not None]
+        assert batch.realised["least_cutout_retention"] == pytest.approx(min(left)) and min(left) >= 0.9
+        assert batch.realised["cut_out"] == pytest.approx(np.mean([view.cutout is not None for view in focused]))
+        assert batch.realised["masked"] == pytest.approx(np.mean([view.mask for view in focused]))
         by_source = Counter("attention" if ours.crop.case == 0 else "gaze" for ours, _ in drawn if ours.focused)
         for source in ("attention", "gaze"):  # also the one that steered none in this batch
             assert batch.realised[f"from_{source}"] == pytest.approx(by_source[source] / len(drawn))

@@ -60,6 +60,18 @@ def test_labels_that_steered_the_views_are_said_first(run):
         assert ("Label maps of 3 scans steered views or heads" in html) == bool(labelled)
 
 
+def test_views_that_had_nothing_to_keep_are_said(run):
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    for views, said in ("focused", True), ("centre", False), ("ordinary", False):
+        (run / "config.yaml").write_text(config + f"focus:\n  views: {views}\n")
+        html = pretraining_report(run).read_text(encoding="utf-8")
+        assert (f"Views were to be {views}, but the saliency of the scans is empty: all were ordinary" in html) == said
+    provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(config + "focus:\n  views: focused\n")
+    (run / "provenance.json").write_text(json.dumps(provenance | {"saliency": {"gaze": 1}}))
+    assert "all were ordinary" not in pretraining_report(run).read_text(encoding="utf-8")
+
+
 def test_matched_points_carry_the_same_number_in_both_crops(run):
     a = np.random.default_rng(0).normal(size=(12, 10, 8)).astype(np.float32)
     points = np.random.default_rng(1).uniform(0, 8, (40, 3))
