@@ -328,19 +328,26 @@ def seconds_of(asked: argparse.Namespace, arm: str) -> float:
 
 
 def of_probes(asked: argparse.Namespace, scores: dict[Run, Scores]) -> dict[str, Any]:
-    """Of each arm: every measure over subjects and seeds, and what it gained over the control."""
+    """Of each arm: every measure over subjects and seeds, what it gained over the control, and over random weights."""
     by_seed = {arm: {seed: scores[arm, seed] for seed in asked.seeds} for arm in asked.arms}
     found = {}
     for arm, of in by_seed.items():
         found[arm] = {"measures": summary_of(*of.values())}
-        if arm != asked.control:
-            gained = gains(of, by_seed[asked.control])
-            found[arm]["over_control"] = {name: gained[name] for name in gained if OF_ENCODERS.search(name)}
+        for name, other in references(asked, arm):
+            gained = gains(of, by_seed[other])
+            found[arm][name] = {measure: gained[measure] for measure in gained if OF_ENCODERS.search(measure)}
     return found
 
 
+def references(asked: argparse.Namespace, arm: str) -> list[tuple[str, str]]:
+    """What an arm is compared with, (name in the result, arm): the control, and, once trained, the untrained."""
+    found = [] if arm == asked.control else [("over_control", asked.control)]
+    return found + ([("over_untrained", UNTRAINED)] if arm != UNTRAINED in asked.arms else [])
+
+
 def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
-    """Of each arm: mean Dice by seed, and what it gained over the control, paired by case and seed."""
+    """Of each arm: mean Dice by seed, what it gained over the control, and over the run from scratch, paired by case
+    and seed."""
     runs = {(arm, seed): tuned(asked, (arm, seed)) for arm in asked.arms for seed in asked.seeds}
     summaries = {run: read_summary(folder) for run, folder in runs.items()}
     check_protocols({runs[run]: summary for run, summary in summaries.items()})
@@ -351,8 +358,8 @@ def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
     for arm in asked.arms:
         dice = [summaries[arm, seed]["mean_dice"] for seed in asked.seeds]
         found[arm] = {"labels": asked.labels, "mean_dice": fmean(dice), "by_seed": dice}
-        if arm != asked.control:
-            found[arm]["over_control"] = asdict(paired_comparison(rows[asked.control], rows[arm])[0])
+        for name, other in references(asked, arm):
+            found[arm][name] = asdict(paired_comparison(rows[other], rows[arm])[0])
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import contrast
 import distillation
 import localisation
-from arms import RESULTS, WITHOUT_NETWORK, without_network
+from arms import RESULTS, UNTRAINED, WITHOUT_NETWORK, without_network
 from few_shot import SAID
 from notes import NOTES
 
@@ -116,6 +116,27 @@ def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
     return rows
 
 
+def since_untrained(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
+    """A row for each trained arm: what it has more than random weights, of Dice than the run from scratch. Nothing for
+    results of before this was asked."""
+
+    def rows(of: dict[str, Any]) -> Rows:
+        trained = {arm: found["over_untrained"] for arm, found in of["probes"].items() if "over_untrained" in found}
+        if not trained:
+            return
+        dice, known = of.get("few_shot"), next(iter(trained.values()))
+        shown = {name: said for name, said in headlines.items() if name in known}
+        yield ["arm, less untrained", *shown.values(), *(["Dice, less from scratch"] if dice else [])]
+        for arm, gained in trained.items():
+            cells = [with_interval(gained[name], 1 if name.endswith("_mm") else 3) for name in shown]
+            if dice:
+                each = [ours - theirs for ours, theirs in zip(*(dice[a]["by_seed"] for a in (arm, UNTRAINED)))]
+                cells.append(with_interval(dice[arm]["over_untrained"], by_seed=each))
+            yield [arm, *cells]
+
+    return rows
+
+
 def localised(of: dict[str, Any]) -> Rows:
     """A row for each arm and baseline: what the whole has more."""
     yield ["", "AUROC", *(localisation.HEADLINES[name] for name in LOCALISED)]
@@ -208,8 +229,9 @@ SECTIONS: tuple[Section, ...] = (
     (
         "Spade and its controls",
         "`contrast.py`. Label-free probes on held-out scans; differences are to `instance`, the same contrast without "
-        "any spatial selection. Distances in mm are the better the smaller.",
-        (probed(contrast.STUDY.headlines),),
+        "any spatial selection. Distances in mm are the better the smaller. Where a second table stands, it has what "
+        "each arm gained over random weights, and its Dice over the run from scratch.",
+        (probed(contrast.STUDY.headlines), since_untrained(contrast.STUDY.headlines)),
         (
             "contrast_abdomen_ct",
             "contrast_few_shot_abdomen_ct",
@@ -230,7 +252,7 @@ SECTIONS: tuple[Section, ...] = (
         "DAGMaN's ladder",
         "`distillation.py`. Label-free probes and the entropy of attention heads; differences are to `smit`: random "
         "masks, no semantic attention, a clean teacher.",
-        (probed(distillation.STUDY.headlines),),
+        (probed(distillation.STUDY.headlines), since_untrained(distillation.STUDY.headlines)),
         (
             "distillation_abdomen_ct",
             "distillation_few_shot_abdomen_ct",
