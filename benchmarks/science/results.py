@@ -266,7 +266,7 @@ SECTIONS: tuple[Section, ...] = (
         "are what the first row has more. `location`: heads guided by where an organ lay in one labelled scan. Where "
         "encoders were handed on, the second table tells what of it: gains over the arm without a prior.",
         (guided, transferred),
-        ("priors_abdomen_ct", "priors_hippocampus_mr", "priors_heart_mr"),
+        ("priors_abdomen_ct", "priors_atlas_abdomen_ct", "priors_hippocampus_mr", "priors_heart_mr"),
     ),
     (
         "Finding lesions that only the study was told of",
