@@ -42,7 +42,8 @@ NOTES = {
         "every seed (+0.041; by seeds +0.085, +0.024, +0.013). Positives alone, negatives alone and shuffled "
         "correspondences have half of that at most over the control, and not with every seed: here it takes both, and "
         "the right places. Clusters and decoded places gain as in the table above; retrieval and landmarks are level "
-        "with the control, and place alone is better at both (on hippocampi, below, it took more steps). Ten subjects judge, three seeds lie 0.16 apart, and in "
+        "with the control, and place alone is better at both (on hippocampi, below, it took more steps). Ten subjects "
+        "judge, three seeds lie 0.16 apart, and in "
         "the study of numbers of labels (crops of 192 mm, no global contrast) the same phantoms said otherwise."
     ),
     "contrast_boxes_hippocampus_mr": (

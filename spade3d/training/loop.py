@@ -7,20 +7,23 @@ together: each learns from its part of a batch, all hold the same state, and the
 """
 
 import math
+import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import wraps
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spade3d.claim import held
 from spade3d.faults import DataFault, Fault
 from spade3d.training import ranks
 from spade3d.training.bad_updates import not_finite, unmade
@@ -33,6 +36,7 @@ from spade3d.training.reproducibility import deterministic, rng_state, seed_ever
 from spade3d.training.saves import Best, Saves
 from spade3d.training.schedules import warmup_cosine
 
+T = TypeVar("T")
 SKIPPED = 9  # updates in a row that are not finite and left out, unless a run says otherwise
 SETTLED = 0.1  # share of the run before which a flat embedding is no collapse yet
 
@@ -127,6 +131,23 @@ class _Position:
     losses: dict[str, float] = field(default_factory=dict)
 
 
+def _alone_in_its_folder(train: Callable[..., T]) -> Callable[..., T]:
+    """Two processes that write one run would mix its log and its saves: the second is refused, or waits (claim.py)."""
+
+    @wraps(train)
+    def guarded(*args, out: Path, **how) -> T:
+        with ExitStack() as stack:
+            ranks.once(lambda: stack.enter_context(held(out, _say)))
+            return train(*args, out=out, **how)
+
+    return guarded
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@_alone_in_its_folder
 def train(
     task: Task,
     batches: Batches,
@@ -160,8 +181,8 @@ def train(
 
     Raises, once the run is saved, Preempted after SIGTERM or SIGUSR1 and KeyboardInterrupt after SIGINT (a second
     signal ends the process at once); UsageFault when `out` already holds a run; DataFault when what should be resumed
-    is not whole or of another configuration; Fault when more than `skip_bad_batches` updates in a row are not finite,
-    or memory or disk is full.
+    is not whole or of another configuration, or another process of this machine runs there; Fault when more than
+    `skip_bad_batches` updates in a row are not finite, or memory or disk is full.
     """
     saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
     found = saves.find() if resume else ranks.once(saves.begin)

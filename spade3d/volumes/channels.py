@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from spade3d.claim import claimed
 from spade3d.faults import DataFault
-from spade3d.volumes.claim import claimed
 from spade3d.volumes.sealed import AGAIN, ArrayFile, read_json, write_array, write_json
 from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, VolumeStore, case_key, finished_index
 

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 
+from spade3d.claim import claimed
 from spade3d.cores import usable_cores
 from spade3d.faults import DataFault
 from spade3d.volumes.case_labels import label_table, read_case_labels, stray_share
 from spade3d.volumes.channels import SALIENCY, remove_unused, saliency_lost
-from spade3d.volumes.claim import claimed
 from spade3d.volumes.geometry import canonical_flips
 from spade3d.volumes.layouts import Case, Dataset
 from spade3d.volumes.likeness import likeness

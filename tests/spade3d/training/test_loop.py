@@ -1,7 +1,10 @@
 """The loop on a task small enough to follow by hand."""
 
 import copy
+import json
 import math
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -130,6 +133,20 @@ def test_a_run_is_never_written_over(tmp_path):
     fit(Tiny(), tmp_path)
     with pytest.raises(UsageFault, match="already holds a run"):
         fit(Tiny(), tmp_path)
+
+
+def test_two_processes_do_not_write_one_run(tmp_path):
+    """The second is refused before it reads or writes anything, and the claim is given back at the end."""
+    with pytest.raises(Broken):
+        fit(Tiny(), tmp_path, batches=broken_at(4))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert "claim" not in before
+    (tmp_path / "claim").write_text(json.dumps({"process": os.getppid(), "host": socket.gethostname()}))
+    with pytest.raises(DataFault, match="of this machine is running there"):
+        fit(Tiny(), tmp_path, resume=True)
+    (tmp_path / "claim").unlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert fit(Tiny(), tmp_path, resume=True).step == 8
 
 
 def test_lost_checkpoints_are_no_fresh_start(tmp_path):

@@ -6,8 +6,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spade3d.faults import DataFault
-from spade3d.volumes.claim import CLAIM, claimed
 from spade3d.volumes.layouts import Case, Dataset, read_layout
 from spade3d.volumes.prepare import prepare
 from spade3d.volumes.preprocessing import Preprocessing
@@ -427,25 +424,6 @@ def test_processes_that_are_killed_or_work_at_once(tmp_path):
         timeout=120,
     )
     assert ended.stdout == "all well\n", ended.stderr
-
-
-def test_a_claim_is_waited_for_and_a_dead_one_overruled(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for left_behind in ({"process": dead.pid, "host": os.uname().nodename, "since": 0}, {"process": 1, "host": "far"}):
-        (tmp_path / CLAIM).write_text(json.dumps(left_behind))
-        if left_behind["host"] == "far":  # on another machine, silent for two hours
-            os.utime(tmp_path / CLAIM, (time.time() - 7200,) * 2)
-        with claimed(tmp_path) as renew:
-            renew()
-        assert not (tmp_path / CLAIM).exists()
-    (tmp_path / CLAIM).write_text(json.dumps({"process": 1, "host": "far"}))
-    threading.Timer(0.3, (tmp_path / CLAIM).unlink).start()
-    told = []
-    with claimed(tmp_path, told.append):
-        assert (tmp_path / CLAIM).exists()
-    assert len(told) == 1
-    assert "process 1 on far" in told[0]
 
 
 def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
