@@ -228,9 +228,9 @@ SECTIONS: tuple[Section, ...] = (
     ),
     (
         "DAGMaN's ladder",
-        "`distillation.py`. Label-free probes; the normalised entropy of attention (1 is uniform), and the Jensen-Shannon "
-        "divergence between heads (JSD, 0 where they are alike); differences are to `smit`: random masks, no semantic "
-        "attention, a clean teacher.",
+        "`distillation.py`. Label-free probes; the normalised entropy of attention (1 is uniform), and the "
+        "Jensen-Shannon divergence between heads (JSD, 0 where they are alike); differences are to `smit`: random "
+        "masks, no semantic attention, a clean teacher.",
         (probed(distillation.STUDY.headlines),),
         (
             "distillation_abdomen_ct",
@@ -242,9 +242,10 @@ SECTIONS: tuple[Section, ...] = (
     (
         "Heads that follow a prior",
         "`spatial_priors.py`. Voxel average precision of attention maps on held-out scans, within crops; differences "
-        "are what the first row has more. The best head without a prior is chosen on labelled training scans, which stand "
-        "for a validation set: the judges of the fold are kept for judging only. `location`: heads guided by where an organ lay in one labelled scan. Where "
-        "encoders were handed on, the second table tells what of it: gains over the arm without a prior.",
+        "are what the first row has more. The best head without a prior is chosen on labelled training scans, which "
+        "stand for a validation set: the judges of the fold are kept for judging only. `location`: heads guided by "
+        "where an organ lay in one labelled scan. Where encoders were handed on, the second table tells what of it: "
+        "gains over the arm without a prior.",
         (guided, transferred),
         ("priors_abdomen_ct", "priors_hippocampus_mr", "priors_heart_mr"),
     ),
