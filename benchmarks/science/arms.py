@@ -31,7 +31,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from dagman.attention.diversity import head_diversity
+from dagman.evaluation.attention_heads import head_scores
 from dagman.evaluation.comparison import check_protocols
 from dagman.evaluation.crop_features import Encoder, Probing, Scores, standardised
 from dagman.evaluation.equivariance import twin_agreement
@@ -39,11 +39,8 @@ from dagman.evaluation.probes import gains, held_out, probe, summary_of, untrain
 from dagman.evaluation.retrieval import draw_crops
 from dagman.evaluation.scores import read_rows, read_summary
 from dagman.evaluation.statistics import paired_comparison
-from spade3d.crops.crop import cut
-from spade3d.crops.pairs import as_images
 from spade3d.networks.features import CELLS
 from spade3d.networks.foreign import read_encoder
-from spade3d.networks.swin import SwinTransformer
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.provenance import without_nan, write_json, write_text
 from spade3d.training.checkpoint import newest
@@ -272,7 +269,8 @@ def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Seque
     encoder = untrained_like(checkpoint, seed) if arm == UNTRAINED else read_encoder(checkpoint)
     print(f"probing {arm}, seed {seed}", flush=True)
     found = probe(encoder.to(how.device), store, cases, how)
-    scores = {**found.scores, **of_heads(encoder, store, cases, how)}
+    crops = [draw_crops(store, case, how)[0] for case in cases]
+    scores = {**found.scores, **head_scores(encoder, store, crops, how)}
     if asked.study.decoded:
         decoder = decoded_maps(asked, like, trained=arm != UNTRAINED, device=how.device)
         one_map = replace(how, stages=(CELLS.index(DECODED_CELL),))
@@ -294,16 +292,6 @@ def defined(scores: Mapping[Run, Scores]) -> dict[Run, Scores]:
         if all(math.isnan(value) for one in scores.values() for values in one[measure].values() for value in values)
     }
     return {run: {measure: of for measure, of in one.items() if measure not in nobody} for run, one in scores.items()}
-
-
-def of_heads(encoder: SwinTransformer, store: VolumeStore, cases: Sequence[int], how: Probing) -> Scores:
-    """Entropy, distance and divergence of the heads of each stage, on one crop of each scan."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for case in cases:
-        image = as_images([cut(store, draw_crops(store, case, how)[0])]).to(how.device)
-        for name, value in head_diversity(encoder, image, how.spacing).items():
-            found.setdefault(f"heads.{name}", {}).setdefault(store.cases[case].subject, []).append(value)
-    return found
 
 
 def decoded_maps(asked: argparse.Namespace, run: Run, *, trained: bool, device: str) -> Encoder:

@@ -100,7 +100,7 @@ def probed(headlines: Mapping[str, str]) -> Callable[[dict[str, Any]], Rows]:
             gained = found.get("over_control", {})
             cells = [f"{arm} (control)" if arm == of["control"] else arm]
             for name in shown:
-                digits = 1 if name.endswith("_mm") else 3
+                digits = 1 if name.endswith("_mm") else 4 if name.startswith("heads.") else 3
                 mean = f"{found['measures'][name]['mean']:.{digits}f}"
                 cells.append(f"{mean}, {with_interval(gained[name], digits)}" if name in gained else mean)
             if dice:
@@ -250,7 +250,8 @@ SECTIONS: tuple[Section, ...] = (
     ),
     (
         "DAGMaN's ladder",
-        "`distillation.py`. Label-free probes and the entropy of attention heads; differences are to `smit`: random "
+        "`distillation.py`. Label-free probes; the normalised entropy of attention (1 is uniform), and the "
+        "Jensen-Shannon divergence between heads (JSD, 0 where they are alike); differences are to `smit`: random "
         "masks, no semantic attention, a clean teacher.",
         (probed(distillation.STUDY.headlines), since_untrained(distillation.STUDY.headlines)),
         (
@@ -263,8 +264,10 @@ SECTIONS: tuple[Section, ...] = (
     (
         "Heads that follow a prior",
         "`spatial_priors.py`. Voxel average precision of attention maps on held-out scans, within crops; differences "
-        "are what the first row has more. `location`: heads guided by where an organ lay in one labelled scan. Where "
-        "encoders were handed on, the second table tells what of it: gains over the arm without a prior.",
+        "are what the first row has more. The best head without a prior is chosen on labelled training scans, which "
+        "stand for a validation set: the judges of the fold are kept for judging only. `location`: heads guided by "
+        "where an organ lay in one labelled scan. Where encoders were handed on, the second table tells what of it: "
+        "gains over the arm without a prior.",
         (guided, transferred),
         ("priors_abdomen_ct", "priors_atlas_abdomen_ct", "priors_hippocampus_mr", "priors_heart_mr"),
     ),

@@ -15,11 +15,12 @@ and organ, in crops drawn anywhere in the body: `within` is the mean over crops,
 together. Attention sums to one in every crop, however much of an organ that shows, and a prior does not: pooled, the
 prior alone knows the scale, which no head can. Beside the arms: the prior alone used as the prediction, on the cells of
 the attention and on finer ones, one value everywhere (its precision is the prevalence), and the truth on the cells of
-the attention. The best head of the arms without prior is chosen, for each region, on the labelled training scans.
-Differences are paired by subject and seed. Where the second of `--steps` is not 0, each arm is fine-tuned on `--labels`
-subjects, too, and a linear map on its frozen features is asked which organ is shown: what the prior gave the encoder,
-beside the arm without one. What is finished in WORK is not run again (but for these linear maps), and what was
-interrupted is resumed. Writes benchmarks/results/NAME.json.
+the attention. The best head of the arms without prior is chosen, for each region, on the labelled training scans. These
+stand for a validation set: the fold's judges are kept for judging only. Differences are paired by subject and seed.
+Where the second of `--steps` is not 0, each arm is fine-tuned on `--labels` subjects, too, and a linear map on its
+frozen features is asked which organ is shown: what the prior gave the encoder, beside the arm without one. What is
+finished in WORK is not run again (but for these linear maps), and what was interrupted is resumed. Writes
+benchmarks/results/NAME.json.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Answers: what a frozen encoder says to every question that the scans allow, with labels and without.
 
-Signs of life, the layers that CKA compares and equivariance need no label. Retrieval, landmarks, clusters and the organ
-probes are asked where two subjects have labels; what cannot be asked is said in one line.
+Signs of life, attention heads, the layers that CKA compares and equivariance need no label. Retrieval, landmarks,
+clusters and the organ probes are asked where two subjects have labels; what cannot be asked is said in one line.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dagman.evaluation.attention_heads import HEADS, head_scores, with_meaning
 from dagman.evaluation.clustering import cluster_scores, kmeans_agreement, organ_vectors
 from dagman.evaluation.crop_features import Encoder, NothingToAsk, Probing, Scores, standardised
 from dagman.evaluation.equivariance import twin_agreement
@@ -47,7 +48,7 @@ class Shown:
     cases: tuple[int, ...]
     labelled: tuple[int, ...]  # those of the cases that show organs; none where fewer than two subjects do
     how: Probing
-    crops: tuple[Crop, ...]  # anywhere in the bodies, for layers and signs
+    crops: tuple[Crop, ...]  # anywhere in the bodies, for layers, signs and heads
     places: OrganPlaces | None  # None without `labelled`
     left_out: tuple[str, ...]
 
@@ -90,7 +91,18 @@ def ask(encoder: SwinTransformer, shown: Shown) -> Answers:
             continue
         scores |= by_subject
         joint |= of_all
+    heads, without = with_meaning(head_scores(encoder, shown.store, one_a_scan(shown.crops), shown.how))
+    scores |= heads
+    left_out += without
     return Answers(scores, joint, signs_of(layers), layers, tuple(left_out))
+
+
+def one_a_scan(crops: Sequence[Crop]) -> list[Crop]:
+    """The first crop of each scan: enough for heads, whose attention takes a few passes of the encoder to measure."""
+    first: dict[int, Crop] = {}
+    for crop in crops:
+        first.setdefault(crop.case, crop)
+    return list(first.values())
 
 
 def ask_without(shown: Shown) -> tuple[Scores, Joint]:
@@ -166,4 +178,4 @@ def collapse(signs: Mapping[str, float | int]) -> str | None:
 
 def of_encoder(measure: str) -> bool:
     """Whether a measure is an encoder's own, not a control that is the same for all."""
-    return measure.rsplit(".", 1)[-1].startswith(OF_ENCODER)
+    return measure.startswith(f"{HEADS}.") or measure.rsplit(".", 1)[-1].startswith(OF_ENCODER)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dagman.attention.diversity import STAGES
 from dagman.evaluation.assurances import warnings
+from dagman.evaluation.attention_heads import HEADS, MEASURES
 from dagman.evaluation.heat_map import heat_map
 from dagman.evaluation.layers import stage_name
 from dagman.evaluation.organ_places import PER_ORGAN
@@ -70,6 +72,12 @@ _CKA = (
     "al. 2021): 1 is the same up to a turn and a factor, 0 is unrelated. It says how alike two layers are, not how "
     "good. 1.2 is the second block of stage 1; a stage ends with its merging."
 )
+_HEADS = (
+    "How attention looks in one crop of each scan: it describes an encoder and does not grade it. Entropy: over its "
+    "maximum, so 1 looks at all cells alike and 0 at one cell. Spread: standard deviation of entropy over a stage's "
+    "heads. Distance: from a query to the cells that it looks at, mean weighted by attention. Divergence: "
+    "Jensen-Shannon, mean over pairs of heads of a block; 0 is alike, 1 shares no cell."
+)
 
 
 def probe_report(out: Path, result: Mapping[str, Any]) -> Path:
@@ -85,6 +93,8 @@ def probe_report(out: Path, result: Mapping[str, Any]) -> Path:
         words = "Balanced accuracy of the nearest neighbours where one stage speaks alone."
         sections.append(Section("Which stage knows organs", (stages,), words))
     sections.append(Section("Layers compared", (same_layers(result["cka"]), *maps(result["cka"])), _CKA))
+    if heads := heads_table(result):
+        sections.append(Section("Attention heads", (heads,), _HEADS))
     sections.append(Section("Signs of life", tuple(signs(result)), "Read without labels, at one place of each crop."))
     sections.append(Section("How it was asked", tuple(how_asked(result))))
     title = " and ".join(encoders)
@@ -96,7 +106,7 @@ def verdict(name: str, result: Mapping[str, Any]) -> str:
     found, controls = result["encoders"][name], result["controls"]["measures"]
     measure = next((f"{asked}.features" for asked in _DRAWN if f"{asked}.features" in found["measures"]), None)
     if measure is None:
-        return f"{name}: nothing but layers and signs of life could be asked."
+        return f"{name}: nothing but layers, heads and signs of life could be asked."
     gained, of = found["gains"][measure], measure.removesuffix(".features")
     evidence = f"{_value(found['measures'][measure])}, {_difference(gained)} against its untrained twin"
     reading = {1: "more than", -1: "less than", 0: "no more than can be told from"}[_side(gained)]
@@ -183,12 +193,10 @@ def _base(measure: str) -> tuple[str, str]:
     return measure.removesuffix(f".features{unit}"), unit
 
 
-def _value(one: Mapping[str, Any] | None) -> str:
-    return (
-        "–"
-        if one is None
-        else f"{number(one['mean'], 3)} ({number(one['low'], 3)}\u00a0to\u00a0{number(one['high'], 3)})"
-    )
+def _value(one: Mapping[str, Any] | None, digits: int = 3) -> str:
+    if one is None:
+        return "–"
+    return f"{number(one['mean'], digits)} ({number(one['low'], digits)}\u00a0to\u00a0{number(one['high'], digits)})"
 
 
 def _difference(gain: Mapping[str, Any] | None) -> str:
@@ -257,6 +265,20 @@ def signs(result: Mapping[str, Any]) -> Iterator[Html]:
         "point; random weights read low, too, since all they say has a large part in common. Uniformity: 0 is one "
         "point.",
     )
+
+
+def heads_table(result: Mapping[str, Any]) -> Html | None:
+    """A row for each encoder and stage whose attention says something; None where there is none."""
+    lines = []
+    for name, found in {**result["encoders"], **result["untrained"]}.items():
+        for stage in STAGES:
+            measured = [found["measures"].get(f"{HEADS}.stage{stage}.{measure}") for measure in MEASURES]
+            if any(measured):
+                lines.append((name, stage_name(stage), *(_value(one, 4) for one in measured)))
+    if not lines:
+        return None
+    columns = ["Encoder", "Stage", "Entropy", "Spread of entropy", "Distance, mm", "Divergence"]
+    return table([Column(one) for one in columns], lines, "Mean over subjects, in brackets its 95 % interval.")
 
 
 def how_asked(result: Mapping[str, Any]) -> Iterator[Html]:

@@ -95,7 +95,8 @@ class DistillCrops(CropSettings):
 
 
 class DagmanNetwork(Network):
-    """Windows and heads of the paper, which divide the grids of usual crops; its third stage is four times as deep."""
+    """Windows and heads of the paper, which divide the grids of usual crops. The paper's third stage is four times as
+    deep."""
 
     heads: tuple[Count, Count, Count, Count] = (4, 4, 8, 16)
     window: Annotated[int, Field(ge=2, le=16)] = 4

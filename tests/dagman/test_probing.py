@@ -11,11 +11,16 @@ import torch
 
 import dagman.commands
 import dagman.probing
+from dagman.attention.diversity import head_diversity
 from dagman.evaluation.answers import of_encoder
 from dagman.evaluation.crop_features import Probing
+from dagman.evaluation.retrieval import draw_crops
+from dagman.frozen_encoders import trained
 from dagman.probing import names_of, probed_scans
 from dagman.recipes.probing import ProbeSettings, prepared_like
 from spade3d.configuration import Data
+from spade3d.crops.crop import cut
+from spade3d.crops.pairs import as_images
 from spade3d.networks.foreign import save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.provenance import describe
@@ -84,7 +89,7 @@ def test_held_out_subjects_are_probed_and_every_question_is_asked(result, store)
     assert result["scans"] == [store.cases[i].name for i in judges]
     measures = result["encoders"]["first"]["measures"]
     assert {name.split(".")[0] for name in measures} == {
-        *("knn", "linear", "retrieval", "landmarks", "clusters", "kmeans", "equivariance")
+        *("knn", "linear", "retrieval", "landmarks", "clusters", "kmeans", "equivariance", "heads")
     }
     assert all(set(of) == set(result["subjects"]) for of in result["encoders"]["first"]["by_subject"].values())
     assert (
@@ -139,6 +144,33 @@ def test_table_and_report_hold_the_same_numbers_and_the_warnings(probed, result)
     assert "The checkpoint does not say what it was pretrained on" in page  # of the other
 
 
+def test_heads_are_measured_in_the_crops_of_the_other_probes_and_shown_by_encoder_and_stage(probed, result, store):
+    """The phantoms' crops of 16 voxels leave one token in stage 4, and stage 1 of these encoders has one head."""
+    how = Probing((16, 16, 16), tuple(result["probing"]["spacing"]), crops=4)
+    network = trained(probed.parent / "other.safetensors")
+    for case in split_cases(store.cases, 2, 0).validation:
+        image = as_images([cut(store, draw_crops(store, case, how)[0])])
+        for name, value in head_diversity(network, image, how.spacing, (1, 2, 3)).items():
+            if name != "stage1.divergence":
+                of = result["encoders"]["other"]["by_subject"][f"heads.{name}"][store.cases[case].subject]
+                assert value in [pytest.approx(one) for one in of], name
+    for found in (*result["encoders"].values(), *result["untrained"].values()):
+        heads = {name for name in found["measures"] if name.startswith("heads.")}
+        measures = ("entropy", "entropy_spread", "distance_mm", "divergence")
+        assert heads == {f"heads.stage{n}.{one}" for n in (1, 2, 3) for one in measures} - {"heads.stage1.divergence"}
+    assert "heads.stage2.entropy" in result["encoders"]["other"]["gains"]
+    said = [note for note in result["notes"] if "heads" in note]
+    assert said == [
+        "divergence of heads in stage 1 left out: it has one head",
+        "heads of stage 4 left out: in crops of this size its tokens see themselves alone",
+    ]
+    page = (probed / "report.html").read_text(encoding="utf-8")
+    table = page[page.index('id="attention-heads"') : page.index('id="signs-of-life"')]
+    assert table.count("<tr>") == 1 + 3 * 3 and all(note in page for note in said)
+    entropy = result["encoders"]["other"]["measures"]["heads.stage2.entropy"]["mean"]
+    assert f"{entropy:.4f} (" in table
+
+
 def test_strict_refuses_scans_of_the_pretraining_and_leaves_nothing(store, tmp_path, capsys):
     everybody = describe(store, range(len(store)), split_cases(store.cases, 2, 0))
     file = encoder(tmp_path / "run" / "encoder.safetensors", provenance=everybody)
@@ -164,7 +196,7 @@ def test_without_labels_layers_and_signs_are_left_and_one_line_says_so(tmp_path,
     assert "organ probes, retrieval, landmarks and clusters left out: 0 of the probed subjects show" in err
     result = json.loads((tmp_path / "out" / "probes.json").read_text(encoding="utf-8"))
     assert result["probing"]["shape"] == [16, 16, 16] and len(result["cka"]) == 2
-    assert {name.split(".")[0] for name in result["encoders"]["run"]["measures"]} == {"equivariance"}
+    assert {name.split(".")[0] for name in result["encoders"]["run"]["measures"]} == {"equivariance", "heads"}
     assert len(result["encoders"]["run"]["signs"]) == 5
 
 
