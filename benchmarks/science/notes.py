@@ -88,7 +88,7 @@ NOTES = {
         "and both are level with `smit` or nearly so, and two do not help more than one. The noisy teacher keeps the "
         "entropy of stage 2 where it was before training, 0.001 above that of `smit`. Retrieval is told from untrained "
         "in no arm. The student of visible tokens is not told from the dense student of the paper, `dagman`: Dice "
-        "+0.002, by seeds -0.023, +0.027, +0.003 (no interval was taken). Of one organ there are no clusters, and no "
+        "+0.002 (-0.014 to +0.019), by seeds -0.023, +0.027, +0.003. Of one organ there are no clusters, and no "
         "landmarks where its ends are cut off."
     ),
     "distillation_hippocampus_mr": (
