@@ -102,3 +102,18 @@ def test_a_localisation_is_told_by_finding_beside_the_middle_of_the_organ(monkey
     assert studies.localised_by_finding in tables
     twins = [name for name in importlib.import_module("contrast").STUDY.headlines if "equivariance" in name]
     assert len(twins) == 6 and sum("flipped" in name for name in twins) == sum("scaled" in name for name in twins) == 2
+
+
+def test_frames_are_compared_over_the_pairs_that_all_of_them_place(monkeypatch):
+    """A frame that refuses what is hard is not ahead by it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "science")
+    studies = importlib.import_module("results")
+    easy, hard = {"pairs": 3, "median_mm": 2.0, "p90_mm": 3.0}, {"pairs": 1200, "median_mm": 9.0, "p90_mm": 30.0}
+    rows = [{"frame": "all", "placed": 1.0, "common": easy} | hard]
+    rows += [{"frame": "few", "placed": 0.5, "common": easy} | easy]
+    none = [row | {"common": {"pairs": 0}} for row in rows]
+    of = {"sets": {"hearts": rows, "limbs": none}}
+    assert [row[1:] for row in studies.frames(of)][1:] == [["9.0, 30.0"] * 2, ["2.0, 3.0 (50% placed)"] * 2]
+    head, *lines = studies.frames_on_common_pairs(of)
+    assert head[1:] == ["hearts (3 pairs)", "limbs (0 pairs)"]
+    assert lines == [["all", "2.0, 3.0", "-"], ["few", "2.0, 3.0", "-"]]

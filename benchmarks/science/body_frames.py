@@ -8,6 +8,9 @@ organ counts once for each organ that lies wholly within both fields of view. `s
 `centred`: the fields of view put upon each other. Phantoms come as drawn, in scanner coordinates that agree to some
 centimetres, and `cut`: 50 to 90 % of the length and 70 to 100 % of the width, and the table anywhere.
 
+A frame that cannot place a scan leaves its pairs out, perhaps the hard ones. `common` are the pairs that every frame
+places: there, all are judged by the same scans.
+
 The settings of the frames were chosen on other phantoms (seeds 1000 to 1019) and on the first 40 hippocampi, which are
 placed here but not judged. There is only one pair of torsos, so those settings have seen it.
 """
@@ -131,16 +134,22 @@ def judged(name: str, store: VolumeStore, frames: tuple[str, ...], seed: int) ->
         }
         for method in frames
     }
-    table = Table("frame", "placed", "pairs", "median mm", "90th mm", "s a scan", title=name, title_justify="left")
-    rows = []
+    found, seconds = {}, {}
     for way, place in ways.items():
         begun = time.process_time()
-        to_frame = place()
-        seconds = (time.process_time() - begun) / len(store)
+        found[way] = place()
+        seconds[way] = (time.process_time() - begun) / len(store)
+    by_all = {i: organs[i] for i in organs if all(to_frame[i] is not None for to_frame in found.values())}
+    heads = ("frame", "placed", "pairs", "median", "90th", "common", "median", "90th", "s a scan")
+    table = Table(*heads, title=name, title_justify="left")
+    table.columns[0].no_wrap = True
+    rows = []
+    for way, to_frame in found.items():
         placed = float(np.mean([to_frame[i] is not None for i in cases]))
-        row = {"frame": way, "placed": round(placed, 3), "cpu_s_a_scan": round(seconds, 3)}
+        row = {"frame": way, "placed": round(placed, 3), "cpu_s_a_scan": round(seconds[way], 3)}
         row["not_placed"] = [store.cases[i].name for i in cases if to_frame[i] is None]
         row |= spread(distances(store, organs, to_frame, lambda a, b: True))
+        row["common"] = spread(distances(store, by_all, to_frame, lambda a, b: True))
         if name == "hippocampus":
             sides = {i: side_of(store.cases[i].name) for i in cases}
             for what, same in (("one side", True), ("across sides", False)):
@@ -150,8 +159,7 @@ def judged(name: str, store: VolumeStore, frames: tuple[str, ...], seed: int) ->
                     )
                 )
         rows.append(row)
-        shown = (f"{row[key]:.1f}" if row["pairs"] else "-" for key in ("median_mm", "p90_mm"))
-        table.add_row(way, f"{placed:.0%}", str(row["pairs"]), *shown, f"{seconds:.2f}")
+        table.add_row(way, f"{placed:.0%}", *shown(row), *shown(row["common"]), f"{seconds[way]:.2f}")
     Console().print(table)
     return rows
 
@@ -194,6 +202,11 @@ def spread(mm: np.ndarray) -> dict[str, float | int]:
         return {"pairs": 0}
     median, p90 = np.percentile(mm, (50, 90)).round(2).tolist()
     return {"pairs": len(mm), "median_mm": median, "p90_mm": p90}
+
+
+def shown(of: dict[str, float | int]) -> list[str]:
+    """How many pairs, their median and 90th percentile, in words for the table."""
+    return [str(of["pairs"]), *(f"{of[key]:.1f}" if of["pairs"] else "-" for key in ("median_mm", "p90_mm"))]
 
 
 if __name__ == "__main__":

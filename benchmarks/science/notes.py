@@ -220,6 +220,11 @@ NOTES = {
     ),
     "body_frames": (
         "A frame that cannot place a scan leaves its pairs out, which flatters it where it leaves out the hard "
-        "ones. The torso is one CT and one MR, the hippocampi are cut around the labels."
+        "ones: only the second table compares frames. There `affine` leads on abdomens; on hearts the medians of "
+        "`learned` are 2.1 and 0.7 mm smaller, and where hearts are not cut `affine` is no better than the scanner's "
+        "own coordinates; on hippocampi, cut around the labels, `centred` and `box` are ahead of both. One seed, no "
+        "intervals: all pairs of a set of phantoms share 20 scans. The torso is one CT and one MR, two organs, seen "
+        "while settings were chosen. "
+        "`learned` refused no scan, not even two of a limb among trunks."
     ),
 }

@@ -199,16 +199,27 @@ def localised_by_finding(of: dict[str, Any]) -> Rows:
 
 
 def frames(of: dict[str, Any]) -> Rows:
-    """A row for each frame: median and 90th percentile of the distances in every set."""
+    """A row for each frame: median and 90th percentile of the distances in every set, over what the frame places."""
     names = [one["frame"] for one in next(iter(of["sets"].values()))]
-    yield ["frame", *of["sets"]]
+    yield ["frame, over the pairs it places", *of["sets"]]
     for n, name in enumerate(names):
-        yield [name, *(distances(one[n]) for one in of["sets"].values())]
+        rows = [one[n] for one in of["sets"].values()]
+        share = ["" if row["placed"] == 1 else f" ({row['placed']:.0%} placed)" for row in rows]
+        yield [name, *(distances(row) + said for row, said in zip(rows, share, strict=True))]
+
+
+def frames_on_common_pairs(of: dict[str, Any]) -> Rows:
+    """The same over the pairs that every frame places: what a frame refuses does not flatter it."""
+    names = [one["frame"] for one in next(iter(of["sets"].values()))]
+    pairs = [rows[0]["common"]["pairs"] for rows in of["sets"].values()]
+    heads = (f"{name} ({count:,} pairs)" for name, count in zip(of["sets"], pairs, strict=True))
+    yield ["frame, over the pairs that every frame places", *heads]
+    for n, name in enumerate(names):
+        yield [name, *(distances(rows[n]["common"]) for rows in of["sets"].values())]
 
 
 def distances(of: Mapping[str, Any]) -> str:
-    said = f"{of['median_mm']:.1f}, {of['p90_mm']:.1f}"
-    return said if of["placed"] == 1 else f"{said} ({of['placed']:.0%} placed)"
+    return f"{of['median_mm']:.1f}, {of['p90_mm']:.1f}" if of["pairs"] else "-"
 
 
 # Title, what was done, tables of each result, names of the results.
@@ -281,7 +292,7 @@ SECTIONS: tuple[Section, ...] = (
         "Where the frames of two scans meet",
         "`body_frames.py`. Distance in mm between the centroids of the same organ in two scans, median and 90th "
         "percentile, after both were put into a frame.",
-        (frames,),
+        (frames, frames_on_common_pairs),
         ("body_frames",),
     ),
 )

@@ -123,9 +123,12 @@ def test_what_is_hidden_is_hidden_from_both_tasks(task, batches):
 
 
 def test_without_places_and_with_restoration(batches):
-    task = made(replace(SPADE, local_weight=0.0, restoration_weight=1.0, restoration_cell=4))
-    losses = task.losses(batches.batch(0), 0.5)
+    task = made(replace(SPADE, local_weight=0.0, restoration_weight=2.0, restoration_cell=4))
+    batch, restored = batches.batch(0), []
+    task.restorer.head.register_forward_hook(lambda _, given, voxels: restored.append(voxels))
+    losses = task.losses(batch, 0.5)
     assert list(losses) == ["global", "restoration", "AMIP", "AMPD", "AITD", "GITD"]
+    torch.testing.assert_close(losses["restoration"], 2 * ((restored[0] - batch.clean) ** 2).mean())
     task.after_step(0.5)
     assert len(task.contrast.local_memory) == 0 < len(task.contrast.global_memory)
 

@@ -14,7 +14,7 @@ from spade3d.contrast.objectives import info_nce
 from spade3d.contrast.spade import Spade, SpadeTerms, contrast
 from spade3d.crops.pairs import PairStream, Sampling
 from spade3d.crops.selection import Places, apart
-from spade3d.networks.features import Features
+from spade3d.networks.features import CELLS, Features
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.volumes.preprocessing import Normalisation
 
@@ -121,11 +121,31 @@ def test_calibration_spreads_what_both_branches_say(task, batches):
             assert (ours @ ours.T).mean() < (without @ without.T).mean() - 0.1
 
 
-def test_restoration_is_the_square_of_what_is_missing(task, batches):
+def slowly_restored(task, features, cell):
+    """The voxels (b, 1, i, j, k): the decoder's own output, or one linear map of each decoded cell to its voxels."""
+    if cell == 1:
+        return task.student.network.logits(features)
+    decoded, linear = features.decoded[CELLS.index(cell)], task.restorer.head.linear
+    crops, _, *grid = decoded.shape
+    restored = torch.zeros(crops, 1, *(cell * side for side in grid))
+    for b, *at in np.ndindex(crops, *grid):
+        i, j, k = (slice(cell * place, cell * (place + 1)) for place in at)
+        restored[b, 0, i, j, k] = (linear.weight @ decoded[b, :, *at] + linear.bias).view(cell, cell, cell)
+    return restored
+
+
+@pytest.mark.parametrize("cell", [1, 4])
+def test_restoration_is_the_square_of_what_is_missing(batches, cell):
     batch = batches.batch(0)
-    restored = task.student.network.logits(task.student.network(batch.student))
+    torch.manual_seed(0)
+    task = Spade(TinyNetwork(), replace(TERMS, restoration_cell=cell)).train()
+    restored = slowly_restored(task, task.student.network(batch.student), cell)
     missing = ((restored - batch.clean) ** 2).mean()
-    torch.testing.assert_close(task.losses(batch, 0.0)["restoration"], missing)
+    loss = task.losses(batch, 0.0)["restoration"]
+    torch.testing.assert_close(loss, missing)
+    loss.backward()  # what restores is learned together with what it restores from
+    learned = task.student.network.out if cell == 1 else task.restorer.head
+    assert all(part.grad.any() for module in (learned, task.student.network.full) for part in module.parameters())
 
 
 def test_the_teacher_takes_no_gradient_and_never_trains(task, batches):
@@ -240,6 +260,41 @@ def test_contrast_selects_by_place(task, batches):
     torch.testing.assert_close(found, expected)
     task.terms = task.contrast.terms = replace(TERMS, spatial_negatives=False)
     assert task.contrast.repelled(batch.boxes, batch.key_boxes, memory, 0.5).all()
+
+
+def slow_contrast(queries, keys, places, of_keys, attracts, far_mm):
+    """InfoNCE, one query after the other: a key more than far_mm away repels, unless it attracts."""
+    middles, of_keys = (mm if mm.shape[1] == 3 else (mm[:, :3] + mm[:, 3:]) / 2 for mm in (places, of_keys))
+    terms = []
+    for q, query in enumerate(queries):
+        near = [math.exp(query @ key / TERMS.temperature) for key in keys]
+        attracting = np.flatnonzero(attracts[q])
+        far = [k for k in range(len(keys)) if math.dist(middles[q], of_keys[k]) > far_mm and k not in attracting]
+        against = sum(near[k] for k in far)
+        if len(attracting) and far:
+            terms.append(np.mean([-math.log(near[k] / (near[k] + against)) for k in attracting]))
+    return np.mean(terms)
+
+
+def test_each_scope_repels_from_its_own_distance_on(task, batches):
+    """Both distances leave some keys out, and each loss is another one with the distance of the other scope."""
+    task.terms = task.contrast.terms = replace(TERMS, far_mm=9.0, far_local_mm=4.0)
+    batch, memories = batches.batch(0), (task.contrast.global_memory, task.contrast.local_memory)
+    for step in range(1, 5):  # memories of many places
+        task.losses(batches.batch(step), 0.0)
+        task.after_step(0.0)
+    losses = task.losses(batch, 0.0)
+    with torch.no_grad():
+        _, *ours = task.student(batch.student, batch.query_crop, batch.query_voxel)
+        _, *its = task.teacher(batch.teacher, batch.key_crop, batch.key_voxel)
+    places, keyed = (batch.boxes, batch.places), (batch.key_boxes, batch.places)
+    attracts = (batch.alike.numpy(), np.eye(len(ours[1]), dtype=bool))
+    for n, (name, far, other) in enumerate((("global", 9.0, 4.0), ("local", 4.0, 9.0))):
+        keys = torch.cat([its[n], memories[n].vectors])
+        of_keys = np.concatenate([keyed[n].mm, memories[n].places.mm])
+        by_distance = [slow_contrast(ours[n], keys, places[n].mm, of_keys, attracts[n], mm) for mm in (far, other)]
+        assert losses[name].item() == pytest.approx(by_distance[0], rel=1e-4)
+        assert abs(by_distance[1] - by_distance[0]) > 0.05
 
 
 def test_logits_keep_their_precision_under_autocast(task, batches):

@@ -168,11 +168,11 @@ SCANS = [
 SCALES = [(1, 1, 1), (1.1, 1.05, 0.95), (0.92, 1.0, 1.05), (1, 1, 1)]
 
 
-def stored(in_memory, scans):
+def stored(in_memory, scans, modalities=None):
     images, affines = zip(*scans, strict=True)
     store = in_memory(images, affines=list(affines), normalisation=Normalisation(0.0, 1e-3, 0.0, 1.0))
-    for case in store.cases:
-        case.modality = "MR"
+    for case, modality in zip(store.cases, modalities or ["MR"] * len(scans), strict=True):
+        case.modality = modality
     return store
 
 
@@ -191,6 +191,49 @@ def test_parts_of_stretched_and_recoloured_bodies_are_placed_and_noise_is_not(in
     again = place_scans(store, range(5), "affine", seed=1)
     assert all((frames[i].to_frame == again[i].to_frame).all() for i in range(4))
     assert place_scans(store, [], "affine") == {}
+
+
+INSIDE = [  # of the body without its outline, (lowest, highest corner), scale: only organs tell where they lie
+    ((-105, -70, -200), (105, 70, 200), (1.0, 1.0, 1.0)),
+    ((-105, -70, -100), (105, 70, 200), (1.08, 1.0, 0.95)),
+    ((-105, -70, -200), (105, 70, 110), (0.94, 1.05, 1.0)),
+]
+INSIDE_CT = [
+    ((-105, -70, -200), (105, 70, 200), (1.0, 1.0, 1.0)),
+    ((-105, -70, -110), (105, 70, 210), (1.05, 0.95, 1.0)),
+    ((-105, -70, -210), (105, 70, 100), (1.0, 1.0, 1.05)),
+]
+
+
+def test_ct_meets_mr_though_the_first_scan_of_the_set_shows_next_to_nothing(in_memory, monkeypatch):
+    """A set that starts from its first scan loses the others, and CT in a mean of MR is grey all over."""
+    monkeypatch.setattr("spade3d.volumes.coarse_scan.CELLS", 32)
+    scans = [scanned((40, -20, 60), (110, 50, 120))]
+    scans += [scanned(low, high, scale=scale) for low, high, scale in INSIDE]
+    scans += [scanned(low, high, scale=scale, invert=True) for low, high, scale in INSIDE_CT]
+    frames = place_scans(stored(in_memory, scans, ["MR"] * 4 + ["CT"] * 3), range(7), "affine", seed=1)
+    assert all(frames[i] is not None for i in range(1, 7))
+    landmarks = np.array([[-60, 10, 60], [50, 30, -50], [10, 40, -20.0]])
+    scales = [scale for *_, scale in INSIDE + INSIDE_CT]
+    placed = np.array([frames[i].place(landmarks * scale) for i, scale in enumerate(scales, 1)])
+    assert np.linalg.norm(placed - np.median(placed, axis=0), axis=-1).mean(axis=1).max() < 6
+
+
+def texture(rng, shape):
+    """Brightness 0..1 of smooth noise, which has no two places alike."""
+    values = ndimage.gaussian_filter(rng.normal(size=shape), 2.5, mode="wrap")
+    return np.clip(0.5 + values / values.std() / 5, 0, 1)
+
+
+def test_several_starts_find_a_place_that_the_best_start_misses():
+    """The part itself lies between the starts; what merely resembles it lies on one, and looks better from there."""
+    rng = np.random.default_rng(0)
+    whole, part, other = (texture(rng, shape) for shape in ((80, 32, 32), (24, 24, 24), (24, 24, 24)))
+    whole[46:70, 6:30, 2:26] = part
+    whole[8:32, 4:28, 4:28] = 0.5 + (0.8 * (part - 0.5) + 0.2 * (other - 0.5)) / np.hypot(0.8, 0.2)
+    found = fit(*(CoarseScan(values.astype(np.float32), np.eye(4)) for values in (part, whole)))
+    assert found.way == pytest.approx([18, 2, -2], abs=0.5)  # cells between the centres; of the other: -20, 0, 0
+    assert np.abs(found.log_scale).max() < 0.02
 
 
 def test_of_many_scans_some_make_the_mean_and_each_is_read_once(in_memory, monkeypatch):

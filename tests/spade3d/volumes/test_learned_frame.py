@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from spade3d.volumes import learned_frame
 from spade3d.volumes.learned_frame import learned_frames, relative_position_loss, robust_line
 from spade3d.volumes.preprocessing import Normalisation
 
@@ -36,8 +37,11 @@ def test_the_vote_ignores_a_minority_and_never_stretches_much():
     assert robust_line(x, np.zeros_like(x), 1e6)[0] == pytest.approx([1] * 3, abs=1e-3)  # the prior
 
 
-def bodies(in_memory, count):
-    """Scans of one smooth body, of 40 x 36 x 40 voxels each, from another start in the body and on another table."""
+def bodies(in_memory, count, noise=0):
+    """Scans of one smooth body, of 40 x 36 x 40 voxels each, from another start in the body and on another table.
+
+    Behind them come scans of `noise`, which show nothing.
+    """
     rng = np.random.default_rng(0)
     index, waves, phases = np.indices((56, 44, 56)), rng.normal(0, 0.12, (12, 3)), rng.uniform(0, 6, 12)
     body = sum(np.sin(np.tensordot(wave, index, 1) + phase) for wave, phase in zip(waves, phases, strict=True))
@@ -51,20 +55,41 @@ def bodies(in_memory, count):
         affine[:3, 3] = table
         affines.append(affine)
         offsets.append(table - 4.0 * start)
+    images += [rng.normal(500, 200, (40, 36, 40)) for _ in range(noise)]
+    affines += [affines[0]] * noise
     store = in_memory(images, affines=affines, normalisation=Normalisation(0.0, 1e-3, 0.0, 1.0))
     for case in store.cases:
         case.modality = "MR"
     return store, np.array(offsets)
 
 
-def test_scans_are_placed_by_what_they_show(in_memory):
-    store, offsets = bodies(in_memory, 4)
+def test_scans_are_placed_by_what_they_show_and_noise_is_not(in_memory):
+    store, offsets = bodies(in_memory, 4, noise=1)
     reports = []
-    frames = learned_frames(store, range(4), seed=3, progress=lambda *report: reports.append(report), steps=60)
+    frames = learned_frames(store, range(5), seed=3, progress=lambda *report: reports.append(report), steps=60)
     assert reports[-1][:2] == (60, 60)
     place = np.array([frames[i].place(offsets[i] + 100.0) for i in range(4)])  # one place of the body
     assert np.linalg.norm(place - np.median(place, axis=0), axis=1).mean() < 20
     assert np.linalg.norm(offsets - np.median(offsets, axis=0), axis=1).mean() > 200
+    assert frames[4] is None, "crops of noise agree on no place"
+
+
+@pytest.mark.parametrize("modalities, looks", [(("MR", "MR"), {"as it is"}), (("CT", "MR"), {"as it is", "inverted"})])
+def test_brightness_is_inverted_where_the_set_has_several_modalities(in_memory, monkeypatch, modalities, looks):
+    seen, coloured = set(), learned_frame._coloured
+
+    def watched(crops, *asked):
+        shown = coloured(crops, *asked)
+        brighter = np.corrcoef(crops.ravel(), shown.ravel())[0, 1] > 0
+        seen.add("as it is" if brighter else "inverted")
+        return shown
+
+    monkeypatch.setattr(learned_frame, "_coloured", watched)
+    store, _ = bodies(in_memory, 2)
+    for case, modality in zip(store.cases, modalities, strict=True):
+        case.modality = modality
+    learned_frames(store, range(2), seed=0, progress=lambda *report: None, steps=3)
+    assert seen == looks
 
 
 def test_the_same_seed_gives_the_same_frames(in_memory, monkeypatch):
