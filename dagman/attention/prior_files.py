@@ -12,10 +12,13 @@ from dagman.attention.spatial_prior import in_steps
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes.body_box import field_of_view
 from spade3d.volumes.body_frame import stretch
-from spade3d.volumes.geometry import same_grid
-from spade3d.volumes.volume import read_grid, read_volume
+from spade3d.volumes.geometry import apply_affine, same_grid
+from spade3d.volumes.volume import Grid, read_grid, read_volume
 
 ROUNDING = 1e-3  # beyond 0..1: of whoever made the file
+LEAST_COVERED = 0.5  # of the body in a scan: a file with less is taken for one of another place
+WELL_COVERED = 0.9
+PLACES = 16  # along each axis of a scan: where it is asked what a file covers
 
 
 def check_files(store, files: Mapping, frames: Mapping | None) -> list[str]:
@@ -40,13 +43,34 @@ def check_files(store, files: Mapping, frames: Mapping | None) -> list[str]:
         if sorted(of_scan) != sorted(regions):
             raise UsageFault(f"{name}: priors for {sorted(of_scan)}; those of other scans are for {sorted(regions)}")
         grid = _check_together(list(of_scan.values()))
-        theirs, ours = field_of_view(grid.shape, grid.affine), field_of_view(cases[name].shape, cases[name].affine)
-        if np.any(np.minimum(theirs[1], ours[1]) <= np.maximum(theirs[0], ours[0])):
+        share = covered(cases[name], grid)
+        if share < LEAST_COVERED:
+            theirs, ours = field_of_view(grid.shape, grid.affine), field_of_view(cases[name].shape, cases[name].affine)
             raise DataFault(
                 f"{of_scan[regions[0]]}: lies from {_mm(theirs[0])} to {_mm(theirs[1])}, the scan {name} from "
-                f"{_mm(ours[0])} to {_mm(ours[1])}; a prior must lie in the patient space of its scan"
+                f"{_mm(ours[0])} to {_mm(ours[1])}, so that {100 * share:.0f} % of the scan's body box is covered; a "
+                f"prior must lie in the patient space of its scan and cover {100 * LEAST_COVERED:.0f} %: resample it "
+                "onto the scan's grid"
             )
     return regions
+
+
+def partly_covered(store, files: Mapping[str, Mapping[str, Path]]) -> dict[str, float]:
+    """Of files of single scans, the share of the body that is covered of each scan where it is below WELL_COVERED."""
+    cases = {case.name: case for case in store.cases}
+    shares = {name: covered(cases[name], read_grid(next(iter(of.values())))) for name, of in files.items()}
+    return {name: share for name, share in shares.items() if share < WELL_COVERED}
+
+
+def covered(case, grid: Grid) -> float:
+    """The share of what a scan shows of its body box, where crops are drawn, that lies within a grid."""
+    places = (np.indices((PLACES,) * 3).reshape(3, -1).T + 0.5) / PLACES * case.shape - 0.5
+    points = apply_affine(case.affine, places)
+    low, high = case.body_box_mm
+    inside = ((points >= low) & (points <= high)).all(axis=1)
+    points = points[inside] if inside.any() else points  # a box thinner than the places are apart
+    there = apply_affine(np.linalg.inv(grid.affine), points)
+    return float(((there >= -0.5) & (there <= np.array(grid.shape) - 0.5)).all(axis=1).mean())
 
 
 def volume_of_files(
@@ -70,7 +94,7 @@ def _means(voxels: np.ndarray, block: np.ndarray) -> np.ndarray:
     return filled.reshape(i // a, a, j // b, b, k // c, c).mean(axis=(1, 3, 5))
 
 
-def _check_together(paths: Sequence[Path]):
+def _check_together(paths: Sequence[Path]) -> Grid:
     """The one grid of some files."""
     grids = [read_grid(Path(path)) for path in paths]
     for path, grid in zip(paths, grids, strict=True):

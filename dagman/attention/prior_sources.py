@@ -216,8 +216,9 @@ def from_files(
     files   region -> file in the body frame (`frames` is needed), or
             case name -> (region -> file) in the patient space of that scan; of other scans nothing is known
 
-    The files of one place lie on one grid. DataFault for one that does not, that lies elsewhere than its scan, or that
-    holds other values; UsageFault for scans with different regions, or a scan that the store does not hold.
+    The files of one place lie on one grid. DataFault for one that does not, that covers less than half of the body in
+    its scan, or that holds other values; UsageFault for scans with different regions, or a scan that the store does not
+    hold.
     """
     regions = check_files(store, files, frames)
     if frames is not None:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from dagman.attention.spatial_prior import Priors
     from dagman.distillation.guided import Guidance
     from spade3d.crops.crop import Crop
+    from spade3d.crops.pairs import PairStream
     from spade3d.volumes.store import VolumeStore
 
 OF_LABELS = ("atlas", "one_label", "labels")
+FIRST = 2  # batches in which some head should be guided
 Frames = Mapping[int, np.ndarray | None]
 
 
@@ -58,10 +60,14 @@ class PriorSettings(Settings):
     wrong: Literal["no", "permuted", "shifted"] = "no"
 
     @rule
-    def regions_have_a_source(self) -> PriorSettings:
-        """Names alone say nowhere where to look."""
+    def what_needs_a_source_has_one(self) -> PriorSettings:
+        """Names alone say nowhere where to look, and without a prior none is wrong."""
         if self.source == "none" and self.regions:
             raise ValueError("regions are named but source is none; say where their priors come from")
+        if self.source == "none" and self.wrong != "no":
+            raise ValueError(
+                f"wrong {self.wrong} is a control with a prior, and source is none; give a source, or leave wrong out"
+            )
         if (self.source == "files") != (self.folder is not None):
             raise ValueError("folder is where the files of source files are; give both, or neither")
         return self
@@ -95,7 +101,9 @@ def build_priors(
     elif settings.source == "mean_image":
         priors = prior_sources.mean_image(store, cases, frames)
     elif settings.source == "files":
-        priors = prior_sources.from_files(store, prior_files_in(settings.folder, store, cases, settings.regions))
+        files = prior_files_in(settings.folder, store, cases, settings.regions)
+        priors = prior_sources.from_files(store, files)
+        note_partly_covered(store, files)
     else:
         labelled = labels_taken(settings, store, cases, frames)
         if not labelled:
@@ -149,6 +157,37 @@ def prior_files_in(
             f"{folder}: no priors of these scans there; FOLDER/<case>/<region>.nii.gz is needed, such as {example}"
         )
     return found
+
+
+def note_partly_covered(store: VolumeStore, files: Mapping[str, Mapping[str, Path]]) -> None:
+    """Say on standard error which scans reach beyond their priors, outside of which no region is."""
+    from dagman.attention.prior_files import partly_covered
+
+    if shares := partly_covered(store, files):
+        some = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(shares.items())[:3])
+        print(
+            f"note: prior files cover less than 90 % of the body in {len(shares)} of {len(files)} scans "
+            f"({some}{', ...' if len(shares) > 3 else ''}); beyond them no head is guided",
+            file=sys.stderr,
+        )
+
+
+def note_inactive(guidance: Guidance | None, batches: PairStream) -> None:
+    """Say on standard error where no region takes enough of any crop of the FIRST batches to guide its head."""
+    from spade3d.training import ranks
+
+    if guidance is None or not ranks.first():
+        return
+    most = 0.0
+    for step in range(FIRST):
+        most = max(most, float(batches.batch(step).priors.mean(dim=(2, 3, 4)).max()))
+        if most >= guidance.least:
+            return
+    print(
+        f"note: no head is guided in the first {FIRST} batches: a region takes {most:.2g} of a crop at most, and "
+        f"prior.least asks for {guidance.least:g}; give a lower --prior.least, or see where the priors lie",
+        file=sys.stderr,
+    )
 
 
 def build_guidance(

@@ -18,13 +18,14 @@ from dagman.recipes.distillation import (
     chosen_distillation,
     cost_of,
     guided,
+    note_choice,
     pictures_of,
     said_of_distillation,
     save_attention,
     terms_of,
 )
 from dagman.recipes.distillation_settings import DagmanNetwork, DistillSettings
-from dagman.recipes.priors import PriorSettings
+from dagman.recipes.priors import PriorSettings, note_inactive
 from spade3d.configuration import Optim, Pretraining, rule, with_values
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, pair_stream
@@ -94,6 +95,7 @@ def choose_spade_dagman(
     pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
     check_terms(distill, crop, width, pairs, alone=False)
     check_guidance(settings, distill, crop, store, cases)
+    note_choice(settings, distill, crop, device)
     finely = settings.contrast.restoration_weight and restoration_cell(settings.contrast, device) == 1
     finest = 1 - ENCODER_SHARE if finely else DECODING
     voxels = 2 * pairs * math.prod(crop)
@@ -135,6 +137,7 @@ def build_spade_dagman(
     looks = LooksAtHeads(LOOKS, settings.data.spacing)
     task = SpadeDagman(network, spade, terms_of(settings.distill), guidance, looks)
     batches = pair_stream(settings, store, cases, selection, out, one_geometry=True, frames=frames, prior=prior)
+    note_inactive(guidance, batches)
     calibrate(task, batches, torch.device(settings.device))
     pictures, finish = partial(pictures_of, task, network, batches), partial(save_attention, task)
     return Built(task, batches, network, pictures, finish, labels)

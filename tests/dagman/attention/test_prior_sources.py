@@ -2,21 +2,25 @@
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dagman.attention.intensity_bands import Band, clusters
 from dagman.attention.intensity_likelihood import BINS, bins_of, likelihoods
+from dagman.attention.prior_files import covered
 from dagman.attention.prior_sources import atlas, bands, from_files, mean_image, one_label, own_labels
 from dagman.attention.scan_blocks import body_of, largest, scan_blocks
 from dagman.attention.spatial_prior import wrong_atlas
+from dagman.recipes.priors import PriorSettings, build_priors
 from spade3d.crops.crop import Box, Crop, box_to_mm, cut_labels, scan_bounds
 from spade3d.faults import DataFault, UsageFault
+from spade3d.volumes.body_box import field_of_view
 from spade3d.volumes.body_frame import place_scans
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.preprocessing import Normalisation
-from spade3d.volumes.volume import write_volume
+from spade3d.volumes.volume import Grid, write_volume
 
 SHOWN = Normalisation(-175.0, 1 / 425, 0.0, 1.0)
 NAMES = {6: "liver", 2: "right kidney", 3: "left kidney"}
@@ -399,6 +403,41 @@ def flipped(size):
     return matrix
 
 
+def moved(affine, voxels):
+    """The affine of a grid that begins some voxels further."""
+    there = affine.copy()
+    there[:3, 3] += affine[:3, :3] @ voxels
+    return there
+
+
+def test_what_a_file_covers_is_counted_within_the_body_of_an_oblique_scan():
+    c, s = np.cos(np.pi / 4), np.sin(np.pi / 4)
+    affine = np.array([[2 * c, -2 * s, 0, 5], [2 * s, 2 * c, 0, -7], [0, 0, 3.0, 1], [0, 0, 0, 1]])
+    shape = (32, 32, 16)
+    case = SimpleNamespace(shape=shape, affine=affine, body_box_mm=field_of_view(shape, affine))
+    assert covered(case, Grid(shape, affine)) == 1
+    assert covered(case, Grid((16, 32, 16), affine)) == covered(case, Grid(shape, moved(affine, (0, 0, 8)))) == 0.5
+    assert covered(case, Grid(shape, moved(affine, (32, 0, 0)))) == 0
+    straight = np.diag([2.0, 2, 3, 1])
+    low, high = field_of_view((16, 32, 16), straight)
+    half = SimpleNamespace(shape=shape, affine=straight, body_box_mm=(low, high))  # air beyond it
+    assert covered(half, Grid((16, 32, 16), straight)) == 1
+    thin = SimpleNamespace(shape=shape, affine=straight, body_box_mm=(low, (high[0], high[1], low[2] + 0.1)))
+    assert covered(thin, Grid(shape, straight)) == 1
+
+
+def test_scans_that_reach_beyond_their_files_are_named(boxes, tmp_path, capsys):
+    for n in (0, 1):
+        (tmp_path / f"scan {n}").mkdir()
+    for n, low in ((0, 0), (1, 5)):
+        affine = moved(boxes.cases[n].affine, (low, 0, 0))
+        write_volume(tmp_path / f"scan {n}" / "liver.nii.gz", np.ones((24, 20, 12), dtype=np.uint8), affine)
+    settings = PriorSettings(source="files", folder=str(tmp_path))
+    assert build_priors(settings, boxes, [0, 1], {}).regions == ("liver",)
+    said = "note: prior files cover less than 90 % of the body in 1 of 2 scans (scan 1 81 %); beyond them no head is"
+    assert said in capsys.readouterr().err
+
+
 def test_files_that_do_not_fit_are_refused(boxes, tmp_path):
     here, elsewhere = tmp_path / "here.nii.gz", tmp_path / "elsewhere.nii.gz"
     write_volume(here, np.full((24, 20, 12), 3.0, dtype=np.float32), boxes.cases[0].affine)
@@ -407,6 +446,15 @@ def test_files_that_do_not_fit_are_refused(boxes, tmp_path):
         from_files(boxes, {"scan 0": {"liver": here, "spleen": elsewhere}})
     with pytest.raises(DataFault, match="elsewhere.nii.gz: lies from .998.*the scan scan 0 from .-2"):
         from_files(boxes, {"scan 0": {"liver": elsewhere}})
+    corner, shifted = tmp_path / "corner.nii.gz", tmp_path / "shifted.nii.gz"
+    write_volume(corner, np.ones((10, 10, 10), dtype=np.uint8), boxes.cases[0].affine)
+    write_volume(shifted, np.ones((24, 20, 12), dtype=np.uint8), moved(boxes.cases[0].affine, (14, 0, 0)))
+    for path, share in ((corner, 18), (shifted, 44)):
+        needed = (
+            f"{path.name}: lies from .* so that {share} % of the scan's body box is covered; .* cover 50 %: resample"
+        )
+        with pytest.raises(DataFault, match=needed):
+            from_files(boxes, {"scan 0": {"liver": path}})
     with pytest.raises(DataFault, match="here.nii.gz: values from 3 to 3"):
         from_files(boxes, {"scan 0": {"liver": here}}).of_crop(whole(boxes, 0, (8, 8, 8)), 2)
     with pytest.raises(UsageFault, match="scan 7: priors for a scan that the store does not hold"):

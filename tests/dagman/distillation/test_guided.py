@@ -105,6 +105,20 @@ def test_a_stages_own_attention_is_caught_with_its_gradient(attachment, stage, g
     assert nothing.map is None and not block._forward_pre_hooks  # the hook is gone
 
 
+@pytest.mark.parametrize(
+    ("attachment", "stage", "regions", "grid"), [("native", 4, ("bright", "dark"), 2), ("windowed", 3, ("bright",), 3)]
+)
+def test_a_task_guides_a_stages_own_attention(batches, attachment, stage, regions, grid):
+    task = made(Guidance(GuidedHeads(2 * len(regions), regions), attachment, stage=stage))
+    batch = batches.batch(0)
+    priors = torch.rand(len(batch.student), len(regions), grid, grid, grid)
+    losses = task.losses(replace(batch, priors=priors), 0.5)
+    assert losses["prior"] > 0 and task.notes["prior.active"] == 1
+    attention = task.student.encoder.get_submodule(f"layers{stage}.0.blocks")[-1].attn.qkv.weight
+    (gradient,) = torch.autograd.grad(losses["prior"], [attention])
+    assert gradient.any()
+
+
 def test_guided_heads_learn_to_look_where_their_region_is(batches):
     how = Guidance(HEADS, stage=2, weight=1.0, warmup=0.0)
     task = made(how)

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from dagman.attention.guidance import GuidedHeads
 from dagman.distillation.co_distillation import DistillationTerms
+from dagman.distillation.guided import Guidance
+from dagman.distillation.head_looks import LooksAtHeads
 from dagman.distillation.masking import expand
 from dagman.distillation.spade_dagman import SpadeDagman
 from spade3d.contrast.spade import SpadeTerms
@@ -31,11 +34,11 @@ def batches(in_memory):
     return PairStream(store, range(3), dict.fromkeys(range(3), np.eye(4)), sampling)
 
 
-def made(spade=SPADE, distill=DISTILL, seed=0):
+def made(spade=SPADE, distill=DISTILL, seed=0, **more):
     torch.manual_seed(seed)
     # Windows of 3 tokens see past a cell of 2, so that what is hidden still differs by what is shown beside it.
     network = SwinUNETR(feature_size=12, depths=(1, 1, 1, 1), heads=(2, 2, 2, 2), window=3)
-    return SpadeDagman(network, spade, distill).train()
+    return SpadeDagman(network, spade, distill, **more).train()
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,40 @@ def test_what_is_hidden_is_hidden_from_both_tasks(task, batches):
     again = task.losses(replace(batch, student=scribbled), 0.5)
     for name, loss in losses.items():
         torch.testing.assert_close(again[name], loss, msg=name)
+
+
+def test_the_mask_follows_the_look_that_is_asked_for(batches):
+    task, batch, seen = made(distill=replace(DISTILL, attention_from="noisy")), batches.batch(0), []
+    task.student.spade.network.swinViT.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    torch.manual_seed(3)
+    task.losses(batch, 0.5)
+    torch.manual_seed(3)
+    noise = task.distillation.noise(batch.teacher)
+    with torch.no_grad():
+        of_looks = [
+            task.mask(task.teacher(batch.teacher, dropped).stages, len(batch.student)) for dropped in (noise, None)
+        ]
+    noisy, clean = (expand(masked.hidden, (12, 12, 12)) for masked in of_looks)
+    assert torch.equal(seen[0], noisy) and not torch.equal(noisy, clean)
+
+
+@pytest.mark.parametrize(("attachment", "stage", "grid"), [("native", 4, 2), ("windowed", 2, 6)])
+def test_a_stages_own_attention_is_guided(batches, attachment, stage, grid):
+    task = made(guidance=Guidance(GuidedHeads(2, ("bright",)), attachment, stage=stage))
+    batch = batches.batch(0)
+    losses = task.losses(replace(batch, priors=torch.rand(len(batch.student), 1, grid, grid, grid)), 0.5)
+    assert losses["prior"] > 0 and task.notes["prior.active"] == 1
+    attention = task.student.spade.network.swinViT.get_submodule(f"layers{stage}.0.blocks")[-1].attn.qkv.weight
+    (gradient,) = torch.autograd.grad(losses["prior"], [attention])
+    assert gradient.any()
+
+
+def test_the_diversity_of_heads_is_noted_when_it_is_due(batches):
+    task = made(diversity=LooksAtHeads(2, (1.0, 1.0, 1.0)))
+    task.losses(batches.batch(0), 0.1)
+    assert not task.notes
+    task.losses(batches.batch(0), 0.5)
+    assert task.notes["stage1.entropy"] > 0 and task.notes["stage3.entropy"] > 0
 
 
 def test_without_places_and_with_restoration(batches):

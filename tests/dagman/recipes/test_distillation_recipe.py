@@ -2,7 +2,10 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ from dagman.recipes.distillation import (
     VARIANTS,
     check_terms,
     chosen_distillation,
+    cost_of,
     dagman,
     paper,
     small,
@@ -27,7 +31,9 @@ from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.recipes.recipe import find_recipe
 from spade3d.scans import open_scans
+from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
+from spade3d.volumes.volume import write_volume
 
 SMALL = {
     "crop.frame": "box",
@@ -167,6 +173,23 @@ def test_sizes_do_not_follow_the_device(store):
     ("given", "message"),
     [
         ({"crop.shape": (16, 16, 16), "distill.stage": 3}, "has one token at stage 3, of which nothing can be masked"),
+        (
+            {"crop.shape": (16, 16, 16), "distill.stage": 3, "distill.variant": "dino"},
+            "one token at stage 3, of which .CLS. cannot choose any to look at; give a --crop.shape above 16 voxels",
+        ),
+        ({"distill.stage": 4, "distill.variant": "dino"}, "32 x 32 x 32 voxels has one token at stage 4"),
+        (
+            {
+                "crop.shape": (16, 16, 16),
+                "distill.stage": 3,
+                "distill.variant": "noisy",
+                "distill.masking": "none",
+                "distill.dropped": "cell",
+            },
+            "--distill.patch_dropout 0.7 of the cells of stage 3 in a crop, 1, drops none, and the noisy teacher would "
+            "be clean; give",
+        ),
+        ({"distill.patch_dropout": 1e-4}, "of the tokens in a crop, 4096, drops none"),
         ({"distill.ratio": 0.01, "distill.hint": 0.0}, "hides 0 of 64 cells on the grid 4 x 4 x 4: nothing"),
         ({"distill.ratio": 1.0, "distill.hint": 0.0}, "hides 64 of 64 cells"),
         ({"distill.hint": 0.8}, "hints of 0.8 of the cells do not fit into a mask ratio of 0.7"),
@@ -240,11 +263,168 @@ def test_heads_of_a_stage_are_guided_where_a_window_holds_the_crop_or_window_by_
         (SpadeDagmanSettings, {"contrast": {"selection": "shuffled"}, "crop": {"anchors": 1}}, "2 or more are needed"),
         (SpadeDagmanSettings, {"contrast": {"selection": "restoration"}}, "give contrast.restoration_weight"),
         (DagmanSettings, {"prior": {"regions": ["liver"]}}, "say where their priors come from"),
+        (
+            DagmanSettings,
+            {"prior": {"wrong": "permuted"}},
+            "wrong permuted is a control with a prior, .* leave wrong out",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tree, given, message):
     with pytest.raises(UsageFault, match=message):
         resolve(tree, [], given, environment={})
+
+
+def notes_of(capsys, about):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith(f"note: {about}")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "stages"), [((32, 32, 32), "stage 4"), ((16, 16, 16), "stages 3 and 4"), ((40, 32, 32), None)]
+)
+@pytest.mark.parametrize("recipe", [dagman, spade_dagman])
+def test_later_stages_of_one_token_are_said(store, capsys, recipe, shape, stages):
+    given = SMALL | {"crop.shape": shape, "distill.stage": 1}
+    recipe.choose(with_values(recipe.settings(), given), store, CASES, "cpu")
+    said = notes_of(capsys, "a crop of")
+    assert len(said) == (stages is not None)
+    assert stages is None or f"is one token at {stages}, where" in said[0] and "above 32 voxels" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "idle"),
+    [
+        (
+            {"prior.weight": 1.0, "prior.kind": "dice", "prior.attachment": "native"},
+            "prior.attachment, prior.kind, prior.weight (prior.source is none)",
+        ),
+        (
+            {
+                "prior.source": "bands",
+                "prior.likelihood": "location",
+                "prior.sigma_mm": 5.0,
+                "prior.labelled": 2,
+                "prior.stage": 3,
+            },
+            "prior.likelihood, prior.sigma_mm (only prior.source atlas and one_label read it); prior.labelled (only "
+            "prior.source atlas takes several labelled scans); prior.stage (prior.attachment semantic reads the stage "
+            "of distill.stage)",
+        ),
+        (
+            {"prior.source": "one_label", "prior.likelihood": "location", "prior.labelled": 2},
+            "prior.labelled (only prior.source atlas takes several labelled scans)",
+        ),
+        (
+            {"distill.variant": "dino", "distill.ratio": 0.5, "distill.hint": 0.2, "distill.mask_token": True},
+            "distill.ratio, distill.hint, distill.mask_token (distill.masking is none)",
+        ),
+        ({"distill.variant": "dino", "distill.drop_hidden": True}, "distill.drop_hidden (distill.masking is none)"),
+        (
+            {
+                "distill.variant": "smit",
+                "distill.attention_from": "noisy",
+                "distill.dropped": "cell",
+                "distill.semantic_blocks": 1,
+                "distill.semantic_heads": 4,
+            },
+            "distill.attention_from (no mask follows attention); distill.dropped (distill.patch_dropout is 0); "
+            "distill.semantic_blocks, distill.semantic_heads (there is no semantic attention)",
+        ),
+        (
+            {"distill.variant": "semantic", "distill.attention_from": "noisy"},
+            "distill.attention_from (the teacher has one look, a clean one)",
+        ),
+    ],
+)
+def test_given_values_that_change_nothing_are_said_in_one_line(store, capsys, given, idle):
+    regions = ("left ventricle",) if "one_label" in given.values() else None
+    given = SMALL | {"distill.semantic_heads": 8, "prior.regions": regions} | given
+    for recipe in (dagman,) if given.get("distill.drop_hidden") else (dagman, spade_dagman):  # which refuses it
+        chosen = recipe.choose(with_values(recipe.settings(), given), store, CASES, "cpu")
+        recipe.choose(chosen, store, CASES, "cpu")
+        assert notes_of(capsys, "given,") == 2 * [f"note: given, but without effect in this run: {idle}"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"distill.mask_token": True, "distill.attention_from": "noisy", "distill.dropped": "cell"},
+        {
+            "prior.source": "atlas",
+            "prior.likelihood": "location",
+            "prior.sigma_mm": 5.0,
+            "prior.labelled": 2,
+            "prior.regions": ("left ventricle",),
+            "prior.attachment": "windowed",
+            "prior.stage": 3,
+        },
+    ],
+)
+def test_values_that_are_read_are_not_said(store, capsys, given):
+    dagman.choose(with_values(DagmanSettings(), SMALL | given), store, CASES, "cpu")
+    assert not notes_of(capsys, "given,")
+
+
+@pytest.mark.parametrize("variant", ["smit", "dino"])
+def test_arms_of_a_study_may_be_given_what_they_do_not_read(store, capsys, variant):
+    given = {"prior.weight": 1.0, "prior.likelihood": "location", "distill.variant": variant}
+    dagman.choose(with_values(DagmanSettings(), SMALL | given), store, CASES, "cpu")
+    (said,) = notes_of(capsys, "given,")
+    assert "prior.likelihood, prior.weight (prior.source is none)" in said
+
+
+@pytest.mark.parametrize("recipe", [dagman, spade_dagman])
+def test_a_prior_that_guides_no_head_of_the_first_batches_is_said(store, capsys, recipe):
+    for least in (1.0, 0.002):
+        given = SMALL | {"prior.source": "bands", "prior.regions": ("bright",), "prior.least": least}
+        recipe.build(recipe.choose(with_values(recipe.settings(), given), store, CASES, "cpu"), store, CASES, None)
+        said = notes_of(capsys, "no head is guided")
+        assert len(said) == (least == 1)
+        assert least < 1 or re.search(
+            r"takes 0\.\d+ of a crop at most, and prior.least asks for 1; give a lower", said[0]
+        )
+
+
+def test_files_of_another_place_are_refused_before_the_run(store, tmp_path):
+    case = store.cases[0]
+    far = case.affine.copy()
+    far[0, 3] += 1e3
+    (tmp_path / case.name).mkdir()
+    write_volume(tmp_path / case.name / "heart.nii.gz", np.ones((8, 8, 8), dtype=np.uint8), far)
+    given = SMALL | {"prior.source": "files", "prior.folder": str(tmp_path)}
+    with pytest.raises(DataFault, match="heart.nii.gz: lies from .* so that 0 % of the scan's body box is covered"):
+        dagman.choose(with_values(DagmanSettings(), given), store, CASES, "cpu")
+
+
+def test_a_student_of_what_is_visible_is_given_more_steps(store):
+    """1.65 CPU s a step of the tiny recipe instead of 2.26; where nothing is hidden, nothing is spared."""
+    dense, visible, whole = (
+        chosen_distillation(DistillSettings(**said), (48,) * 3, "cpu")
+        for said in ({}, {"drop_hidden": True}, {"variant": "dino"})
+    )
+    assert cost_of(10**6, visible) / cost_of(10**6, dense) == pytest.approx(1.65 / 2.26, abs=0.005)
+    assert cost_of(10**6, whole.model_copy(update={"drop_hidden": True})) == cost_of(10**6, whole)
+    large = {"crop.shape": (48, 48, 40), "distill.drop_hidden": True}
+    steps = [
+        tiny.choose(with_values(DagmanSettings(), given), store, CASES, "cpu").steps
+        for given in (large | {"distill.drop_hidden": False}, large)
+    ]
+    assert steps[0] / steps[1] == pytest.approx(0.73, abs=0.02)
+
+
+def test_spade_with_guidance_is_the_command_of_the_documents(store, tmp_path):
+    page = (Path(__file__).resolve().parents[3] / "docs" / "concepts.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"with any of the three attachments:\s+`([^`]+)`", page)
+    small = "--crop.shape 32 32 32 --network.feature-size 12 --crop.frame box --contrast.local-memory 16 --device cpu"
+    words = [*command.split(), *small.split(), "--steps", "1", "--distill.head-width", "16"]
+    with pytest.raises(SystemExit) as end:
+        pretrain([str(store.path), "--out", str(tmp_path / "run"), *words])
+    assert end.value.code == 0
+    (row,) = read_log(tmp_path / "run" / "log.jsonl")
+    assert row["losses"].keys() == {"local", "restoration", "prior"}  # crops of a heart lie too near to be kept apart
+    assert row["losses"]["prior"] > 0 and row["notes"]["prior.active"] > 0
+    assert json.loads((tmp_path / "run" / GUIDED).read_text(encoding="utf-8"))["attachment"] == "native"
 
 
 def test_a_run_leaves_its_semantic_attention_beside_the_encoder(store, tmp_path):
