@@ -16,7 +16,7 @@ import distillation
 import localisation
 from arms import RESULTS, UNTRAINED, WITHOUT_NETWORK, without_network
 from few_shot import SAID
-from notes import NOTES
+from notes import NOTES, SHORT
 
 PAGE = RESULTS.parents[1] / "docs" / "results.md"
 
@@ -280,7 +280,13 @@ SECTIONS: tuple[Section, ...] = (
         "where an organ lay in one labelled scan. Where encoders were handed on, the second table tells what of it: "
         "gains over the arm without a prior.",
         (guided, transferred),
-        ("priors_abdomen_ct", "priors_atlas_abdomen_ct", "priors_hippocampus_mr", "priors_heart_mr"),
+        (
+            "priors_abdomen_ct",
+            "priors_atlas_abdomen_ct",
+            "priors_hippocampus_mr",
+            "priors_location_hippocampus_mr",
+            "priors_heart_mr",
+        ),
     ),
     (
         "Finding lesions that only the study was told of",
@@ -300,7 +306,7 @@ SECTIONS: tuple[Section, ...] = (
 
 def page(results: Path = RESULTS) -> str:
     """The text of docs/results.md."""
-    text = [HEAD]
+    text = [HEAD, "## In short", "", *(f"* {one}" for one in SHORT), ""]
     for title, said, tables, names in SECTIONS:
         text += [f"## {title}", "", said, ""]
         for name in names:
