@@ -37,15 +37,23 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --config setup.cfg
 
-# Every script of benchmarks/speed, one after another, then docs/speed.md. `make bench SPEED_ROUNDS=9` takes more rounds.
+# Every script of benchmarks/speed, then docs/speed.md. Each takes one core, so two run side by side, the longest first;
+# the last counts how long a step waits and has the machine to itself. For tables to keep, on a machine with nothing
+# else to do: make bench BENCH_JOBS=1 SPEED_ROUNDS=7 (more than an hour).
+BENCH_JOBS ?= 2
 SPEED_ROUNDS ?= 3
-SCRIPTS := correspondences selection store views encoder masked_student sliding_window metrics body_frame pretraining_step
+TOGETHER := encoder metrics sliding_window masked_student body_frame store views correspondences selection
+ALONE := pretraining_step
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]"
-	set -e; for script in $(SCRIPTS); do \
-		echo "== $$script"; OMP_NUM_THREADS=1 SPEED_ROUNDS=$(SPEED_ROUNDS) $(BIN)/python benchmarks/speed/$$script.py; done
+	$(MAKE) --jobs=$(BENCH_JOBS) --output-sync=target $(TOGETHER:%=bench-%)
+	$(MAKE) bench-$(ALONE)
 	$(BIN)/python benchmarks/tables.py
+
+bench-%:
+	@echo "== $*"
+	@OMP_NUM_THREADS=1 SPEED_ROUNDS=$(SPEED_ROUNDS) $(BIN)/python benchmarks/speed/$*.py
 
 $(VENV)/ready: constraints.txt setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -335,7 +335,7 @@ def references(asked: argparse.Namespace, arm: str) -> list[tuple[str, str]]:
 
 def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
     """Of each arm: mean Dice by seed, what it gained over the control, and over the run from scratch, paired by case
-    and seed."""
+    and seed; of several structures, the same of each."""
     runs = {(arm, seed): tuned(asked, (arm, seed)) for arm in asked.arms for seed in asked.seeds}
     summaries = {run: read_summary(folder) for run, folder in runs.items()}
     check_protocols({runs[run]: summary for run, summary in summaries.items()})
@@ -347,7 +347,13 @@ def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
         dice = [summaries[arm, seed]["mean_dice"] for seed in asked.seeds]
         found[arm] = {"labels": asked.labels, "mean_dice": fmean(dice), "by_seed": dice}
         for name, other in references(asked, arm):
-            found[arm][name] = asdict(paired_comparison(rows[other], rows[arm])[0])
+            found[arm][name], *classes = map(asdict, paired_comparison(rows[other], rows[arm]))
+            if len(classes) > 1:
+                found[arm][f"{name}_by_class"] = {one["name"]: one for one in classes}
+                for seed in asked.seeds:
+                    both = ([row for row in rows[run] if row["seed"] == seed] for run in (other, arm))
+                    for one, in_seed in zip(classes, paired_comparison(*both)[1:], strict=True):
+                        one.setdefault("by_seed", []).append(in_seed.difference)
     return found
 
 

@@ -163,6 +163,19 @@ def guided(of: dict[str, Any]) -> Rows:
         ]
 
 
+def by_structure(of: dict[str, Any]) -> Rows:
+    """A row for each arm: the Dice of each structure. Nothing of one structure, nor of results before it was kept."""
+    compared = {arm: found.get("over_control_by_class") for arm, found in (of.get("few_shot") or {}).items()}
+    compared = {arm: found for arm, found in compared.items() if found}
+    if not compared:
+        return
+    first = next(iter(compared.values()))
+    yield ["Dice", *first]
+    yield [f"{of['control']} (control)", *(f"{one['mean_a']:.3f}" for one in first.values())]
+    for arm, found in compared.items():
+        yield [arm, *(f"{one['mean_b']:.3f}, {with_interval(one)}" for one in found.values())]
+
+
 def transferred(of: dict[str, Any]) -> Rows:
     """A row for each arm: what its encoder knows, and learns, beside the one without a prior. Nothing where no
     fine-tuning was asked for."""
@@ -251,13 +264,21 @@ SECTIONS: tuple[Section, ...] = (
             "contrast_overlaps_hippocampus_mr",
             "contrast_long_hippocampus_mr",
             "contrast_heart_mr",
+            "contrast_long_heart_mr",
         ),
     ),
     (
         "Views that spare what matters",
         "`contrast.py`, the arms of FocusContrast on Spade; differences are to `focused`, whose views keep the gaze.",
-        (probed(contrast.STUDY.headlines),),
-        ("contrast_focus_abdomen_ct", "contrast_focus_no_mask_abdomen_ct", "focus_few_shot_abdomen_ct"),
+        (probed(contrast.STUDY.headlines), by_structure),
+        (
+            "contrast_focus_abdomen_ct",
+            "contrast_focus_no_mask_abdomen_ct",
+            "focus_few_shot_abdomen_ct",
+            "focus_lesions_abdomen_ct",
+            "focus_hippocampus_mr",
+            "focus_heart_mr",
+        ),
     ),
     (
         "DAGMaN's ladder",
@@ -269,6 +290,7 @@ SECTIONS: tuple[Section, ...] = (
             "distillation_abdomen_ct",
             "distillation_few_shot_abdomen_ct",
             "distillation_hippocampus_mr",
+            "distillation_long_hippocampus_mr",
             "distillation_heart_mr",
         ),
     ),
@@ -286,6 +308,7 @@ SECTIONS: tuple[Section, ...] = (
             "priors_hippocampus_mr",
             "priors_location_hippocampus_mr",
             "priors_heart_mr",
+            "priors_long_heart_mr",
         ),
     ),
     (

@@ -39,6 +39,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 ROUNDS = 9
 MOST_ROUNDS = int(os.environ.get("SPEED_ROUNDS", 1000))
 SLOW_S = 1.0  # what takes so long at first is called only once before the rounds
+LONG_S = 4.0  # what takes so long is warm from the check before: its first call is its first round
 LEAST_S = 0.005  # what is faster is repeated within its turn, until the clock's grain no longer shows
 
 torch.set_num_threads(1)
@@ -69,29 +70,33 @@ def most_held_mib() -> int:
 
 def timed(contenders: Mapping[str, Callable[[int], Any]], rounds: int = ROUNDS) -> dict[str, Timing]:
     """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds."""
-    names = list(contenders)
-    repeats = {name: _repeats(contenders[name]) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(min(rounds, MOST_ROUNDS)):
+    names, rounds = list(contenders), min(rounds, MOST_ROUNDS)
+    first = {name: _called(contenders[name]) for name in names}
+    repeats = {name: _repeats(contenders[name], first[name]) for name in names}
+    seconds = {name: [first[name]] if first[name] > LONG_S else [] for name in names}
+    for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            begun = time.process_time()
-            for _ in range(repeats[name]):
-                contenders[name](number)
-            seconds[name].append((time.process_time() - begun) / repeats[name])
+            if len(seconds[name]) < rounds:
+                seconds[name].append(_called(contenders[name], number, repeats[name]))
     return {name: _timing(of) for name, of in seconds.items()}
 
 
-def _repeats(contender: Callable[[int], Any]) -> int:
-    """How often to call within a turn; the calls also warm caches and compile what is compiled."""
+def _called(contender: Callable[[int], Any], number: int = 0, repeats: int = 1) -> float:
+    """CPU seconds of a call."""
     begun = time.process_time()
-    contender(0)
-    if time.process_time() - begun > SLOW_S:
+    for _ in range(repeats):
+        contender(number)
+    return (time.process_time() - begun) / repeats
+
+
+def _repeats(contender: Callable[[int], Any], first: float) -> int:
+    """How often to call within a turn; the first call warmed caches and compiled what is compiled."""
+    if first > SLOW_S:
         return 1
     begun = time.process_time()
     for count in itertools.count(1):
         contender(0)
-        spent = time.process_time() - begun
-        if spent >= LEAST_S:
+        if time.process_time() - begun >= LEAST_S:
             return count
 
 

@@ -8,7 +8,8 @@ Everybody gives the same int16 voxels from files that the system has in its cach
 opened for every crop, as nobody can keep 10,000 files open; `the store opened anew`: index and checksum too, as for
 the first crop of all; `open`: what a run reads most. nibabel reads a .nii.gz as its `dataobj` slices it, and whole,
 whichever is faster; MONAI's LoadImage reads it whole. Memory-mapped .npy costs the whole raw size on disk: the limit
-of what reading can reach, not another way to keep 10,000 scans. Cost against size: crops of four sides, and a scan
+of what reading can reach, not another way to keep 10,000 scans. What no file can be much smaller than is estimated, too
+(`least_share`). Cost against size: crops of four sides, and a scan
 of 512 x 512 x 400 voxels (phantoms side by side), since a .nii.gz is read as far as a crop reaches.
 """
 
@@ -139,7 +140,31 @@ def measured(kept: Kept, side: int, of: dict, slow: bool) -> list[dict]:
 
 def of_size(kept: Kept) -> dict[str, float]:
     found = kept.bytes()
-    return found | {"share_of_raw": round(found["ours"] / found["raw int16"], 3)}
+    least = [least_share(kept.store.image(i)) for i in range(len(kept.store))]
+    return found | {
+        "share_of_raw": round(found["ours"] / found["raw int16"], 3),
+        "least_share_of_raw": round(float(np.mean(least)), 3),
+    }
+
+
+def least_share(voxels: np.ndarray) -> float:
+    """The share of the raw size that the surprise in the voxels takes, as well as compressors of medical images guess.
+
+    Each voxel is guessed from the 13 neighbours that a decoder knows by then, linearly, with the weights that fit this
+    scan best; the entropy of what is left is taken in 64 classes of how unrestful these neighbours are. Noise cannot be
+    guessed: of white noise of 20 HU alone this is 0.4.
+    """
+    steps = [d for d in np.ndindex(3, 3, 3) if d < (1, 1, 1)]
+    known = np.stack([voxels[tuple(slice(a, n - 2 + a) for a, n in zip(d, voxels.shape))].ravel() for d in steps])
+    true, some = voxels[1:-1, 1:-1, 1:-1].ravel().astype(np.float64), slice(None, None, 1 + known.shape[1] // 200_000)
+    weights = np.linalg.lstsq(known[:, some].T.astype(np.float64), true[some], rcond=None)[0]
+    left = np.rint(true - weights @ known).astype(np.int64)
+    unrest = np.abs(np.diff(known.astype(np.int32), axis=0)).sum(axis=0)
+    bits = 0.0
+    for voxels_of_class in np.array_split(left[np.argsort(unrest, kind="stable")], 64):
+        share = np.unique(voxels_of_class, return_counts=True)[1] / len(voxels_of_class)
+        bits -= len(voxels_of_class) * float(share @ np.log2(share))
+    return bits / len(left) / 16
 
 
 def phantoms(folder: Path) -> list[Path]:

@@ -46,11 +46,17 @@ def label_names(kind: str) -> dict[int, str]:
 
 
 def with_lesions(
-    anatomy: Anatomy, tissues: np.ndarray, labels: np.ndarray, affine: np.ndarray, rng: np.random.Generator
+    anatomy: Anatomy,
+    tissues: np.ndarray,
+    labels: np.ndarray,
+    affine: np.ndarray,
+    rng: np.random.Generator,
+    radius_mm: tuple[float, float] | None = None,
 ) -> tuple[Anatomy, np.ndarray, np.ndarray]:
     """The same patient with one to four lesions: its looks, tissues and labels (i, j, k), drawn from `rng` alone.
 
-    Each is an ellipsoid about a voxel of its host, kept within it, 30 to 60 HU darker or brighter (MR: 30 to 50 %).
+    Each is an ellipsoid about a voxel of its host, kept within it, 30 to 60 HU darker or brighter (MR: 30 to 50 %), of
+    radii between the two of `radius_mm` (those of RADIUS_MM, left out).
     """
     table = label_names(anatomy.kind)
     value, host_values = max(table), [v for v, name in table.items() if name in HOSTS[anatomy.kind]]
@@ -64,7 +70,7 @@ def with_lesions(
         core = np.argwhere(ndimage.binary_erosion(host))
         core = core if len(core) else np.argwhere(host)
         centre = core[rng.integers(len(core))]
-        radii = rng.uniform(*RADIUS_MM[anatomy.kind], 3)
+        radii = rng.uniform(*(radius_mm or RADIUS_MM[anatomy.kind]), 3)
         offset = (np.indices(labels.shape, sparse=True)[axis] - centre[axis] for axis in range(3))
         distance = sum((o * mm / r) ** 2 for o, mm, r in zip(offset, spacing_of(affine), radii, strict=True))
         lump = host & (distance <= 1)

@@ -68,12 +68,14 @@ def phantom(
     shape: tuple[int, int, int] = SHAPE,
     spacing: Sequence[float] | None = None,
     lesions: bool = False,
+    radius_mm: tuple[float, float] | None = None,
     findings: Planting | None = None,
 ) -> Phantom:
     """Draw one patient and scan it. The same seed gives the same voxels.
 
     `kind`: one of KINDS; `spacing`: nominal, in mm; each scan has its own, some percent off, and its own field of view.
     `lesions`: the same patient and the same noise with lesions in some organs (`lesions.py`), and readers' fixations.
+    `radius_mm`: of lesions, from and to; left out, those of `lesions.py`.
     `findings`: the same patient and noise, healed of lesions of its own, with what is drawn of `findings.py`.
     """
     rng = np.random.default_rng(seed)
@@ -92,7 +94,7 @@ def phantom(
         return Phantom(scan(anatomy, tissues, rng), labels, affine)
     of_lesions = np.random.default_rng([seed, 1])  # its own chance, so that the patient stays who it is
     body = tissues != sorted(anatomy.look).index("air")
-    anatomy, tissues, labels = with_lesions(anatomy, tissues, labels, affine, of_lesions)
+    anatomy, tissues, labels = with_lesions(anatomy, tissues, labels, affine, of_lesions, radius_mm)
     readings = read_by(labels, body, max(label_names(kind)), affine, of_lesions)
     return Phantom(scan(anatomy, tissues, rng), labels, affine, tuple(readings))
 
@@ -193,6 +195,7 @@ def write_dataset(
     shape: tuple[int, int, int] = SHAPE,
     spacing: Sequence[float] | None = None,
     lesions: bool = False,
+    radius_mm: tuple[float, float] | None = None,
     findings: Planting | None = None,
     layout: str | None = None,
     say: Callable[[str], None] | None = None,
@@ -220,7 +223,7 @@ def write_dataset(
     for number in range(patients + unlabelled):
         # A seed sequence, so that patients of neighbouring seeds have nothing in common.
         own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        one = phantom(kind, own, shape=shape, spacing=spacing, lesions=lesions, findings=findings)
+        one = phantom(kind, own, shape=shape, spacing=spacing, lesions=lesions, radius_mm=radius_mm, findings=findings)
         image, labels = _places(kind, out, number, patients, laid_out)
         write_volume(image, one.voxels, one.affine)
         if labels is not None:
@@ -276,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lesions", action="store_true", help="lesions in organs, and gaze of readers in OUT/gaze")
     parser.add_argument("--findings", action="store_true", help="findings: OUT/findings.csv, boxes.csv, and OUT.truth")
     parser.add_argument("--share", type=float, default=Planting.share, help="of the studies that have a finding")
-    parser.add_argument("--radius", type=float, nargs=2, default=Planting.radius_mm, help="mm; of findings, from, to")
+    parser.add_argument("--radius", type=float, nargs=2, help="mm; of findings or lesions, from, to")
     parser.add_argument("--contrast", type=float, nargs=2, default=Planting.contrast_hu, help="HU; from, to")
     parser.add_argument("--size", type=int, nargs=3, default=SHAPE, metavar=("I", "J", "K"), help="voxels")
     parser.add_argument("--spacing", type=float, nargs=3, metavar=("X", "Y", "Z"), help="mm; of each scan nearly this")
@@ -289,8 +292,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--lesions and --findings at once: a lesion would be a finding that no label knows; give one")
     if given.lesions and given.layout:
         parser.error("--lesions and --layout at once: no published data set has these lesions in its table; give one")
+    if given.radius and not (given.findings or given.lesions):
+        parser.error("--radius without --lesions or --findings: nothing has it; give one")
+    if given.radius and not 0 < given.radius[0] <= given.radius[1]:
+        parser.error("--radius must be above 0, the higher not below the lower")
+    radius = tuple(given.radius) if given.radius else None
     try:
-        drawn = Planting(given.share, given.share, tuple(given.radius), tuple(given.contrast))
+        drawn = Planting(given.share, given.share, radius or Planting.radius_mm, tuple(given.contrast))
         planting = drawn if given.findings else None
         write_dataset(
             given.kind,
@@ -301,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shape=tuple(given.size),
             spacing=given.spacing,
             lesions=given.lesions,
+            radius_mm=radius,
             findings=planting,
             layout=given.layout,
             say=lambda line: print(line, file=sys.stderr, flush=True),
