@@ -119,6 +119,16 @@ NOTES = {
         "chosen for the run from scratch, on another fold, of which some judge here. Affine frames leave 3 of 40 "
         "scans unplaced."
     ),
+    "contrast_long_heart_mr": (
+        "The same with 1,500 steps, against the control and random weights. Five times the steps take Spade's decoder "
+        "from 0.45 and 0.51 of the turned and scaled places to 0.60 and 0.66 (control 0.33 and 0.38, every seed), and "
+        "its encoder from +0.085 and +0.065 over random weights to +0.133 and +0.109, a hundredth ahead of the "
+        "control at turned ones with every seed. What they do not change is retrieval (-0.034) and Dice (0.489, "
+        "control 0.491, scratch 0.501; signs by seeds differ). What stands in the way is the frame: by place alone "
+        "the right neighbour is found in 0.383, by chance in 0.323, at best in 0.963. So Spade is asked to make alike "
+        "what only seems to lie at one place. The learned frame, tried on fold 1 with one seed and 300 steps, turned "
+        "-0.039 against the control into +0.030; both intervals hold 0."
+    ),
     "distillation_heart_mr": (
         "The same hearts in crops of 192 x 192 x 64 mm. Spade with DAGMaN on one encoder has more Dice than `smit` in "
         "every seed (+0.041), for twice the seconds, and about as much as the run from scratch (0.529 and 0.520; by "
@@ -176,7 +186,10 @@ NOTES = {
         "times the likelihood of its brightness. Guided heads find the two parts of a hippocampus in 0.51, far above "
         "the best head without a prior (0.14), random weights (0.14) and heads that followed the other part's prior "
         "(0.25), with every seed: the region that a head is told is what it learns. But the prior itself has 0.76, "
-        "and they fall short of it by 0.25: they have not learned it yet, let alone passed it."
+        "and they fall short of it by 0.25: they have not learned it yet, let alone passed it. Handed on: a linear map "
+        "on frozen features tells the parts better than without a prior (+0.047 average precision, every seed), and "
+        "as well with the priors changed over, which tell the same two places under each other's name. Dice with four "
+        "labelled subjects is level, scratch included (0.727 to 0.731)."
     ),
     "priors_atlas_abdomen_ct": (
         "Five-organ phantoms at 8 mm, cells of 32 mm, 300 steps, three seeds: a prior of place and brightness from "
