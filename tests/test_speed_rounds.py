@@ -1,4 +1,4 @@
-"""The clock of the speed benchmarks: a script may be tried with one round."""
+"""The clock of the speed benchmarks: a script may be tried with one round, and what takes long is called no oftener."""
 
 import os
 import subprocess
@@ -11,15 +11,30 @@ from rounds import timed
 for rounds in timed({"one": lambda number: sum(range(1000)), "other": lambda number: None}).values():
     print(rounds.rounds, rounds.spread, rounds.median > 0)
 """
+COUNTED = """
+import rounds
+calls = []
+rounds.SLOW_S, rounds.LONG_S = 0.0, float({long})
+print(rounds.timed({{"one": lambda number: calls.append(sum(range(100_000)))}}, rounds=4)["one"].rounds, len(calls))
+"""
 
 
 def test_one_round_is_a_timing_without_spread():
+    assert said_by(TRIED, SPEED_ROUNDS="1") == ["1 0.0 True"] * 2
+
+
+def test_what_takes_long_is_called_once_a_round_and_the_rest_once_more():
+    assert said_by(COUNTED.format(long="0")) == ["4 4"]
+    assert said_by(COUNTED.format(long="1e9")) == ["4 5"]
+
+
+def said_by(program: str, **settings: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", TRIED],
-        env={**os.environ, "SPEED_ROUNDS": "1", "PYTHONPATH": str(SPEED)},
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(SPEED), **settings},
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines() == ["1 0.0 True"] * 2
+    return done.stdout.splitlines()

@@ -52,3 +52,14 @@ def test_a_data_set_with_lesions_is_read_back_with_its_table_and_its_gaze(tmp_pa
         assert record["name"] == labelled.image.name and len(record["X"]) == len(record["T"]) == record["length"]
         assert min(record["Z"]) >= 1 and max(record["Z"]) <= 30  # slices counted from 1
     assert np.array_equal(image.affine, labels.affine)
+
+
+def test_lesions_are_as_large_as_asked_for(tmp_path, capsys):
+    usual, larger = (phantom("abdomen-ct", 11, lesions=True, radius_mm=r, **SIZE) for r in (None, (20.0, 24.0)))
+    assert (larger.labels == 14).sum() > 3 * (usual.labels == 14).sum() > 0
+    own = phantom("abdomen-ct", 11, lesions=True, radius_mm=(5.0, 10.0), **SIZE)
+    assert np.array_equal(own.labels, usual.labels)
+    for wrong in (["--radius", "9", "5", "--lesions"], ["--radius", "5", "9"]):
+        with pytest.raises(SystemExit):
+            main(["--kind", "abdomen-ct", "--patients", "1", "--out", str(tmp_path / "x"), *wrong])
+        assert "--radius" in capsys.readouterr().err
