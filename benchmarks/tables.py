@@ -271,6 +271,29 @@ PATHS: tuple[Callable[[dict], Iterator[Line]], ...] = (
 )
 
 
+def on_gpus(results: Path) -> list[str]:
+    """A table for each GPU that gpu.py has run on."""
+    files = sorted(results.glob("gpu_*.json"))
+    text = ["## On a GPU", ""] if files else ["Not measured: a GPU (`gpu.py` is there for it).", ""]
+    for file in files:
+        of = json.loads(file.read_text(encoding="utf-8"))
+        text += [
+            f"{of['device']}, {of['precision']}, products of {of['products_tflop_per_s']:g} TFLOP/s; crops of "
+            f"{of['size']['side']}^3, width {of['size']['width']}, for the Swin-UNETRs. Goal: {of['goal']}.",
+            "",
+            "| what | crops | ms | crops/s | GiB | share of products | waited for loaders |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for one in (*of["swin_unetr"], *of["recipes"]):
+            waited = f"{one['loop']['waited']:.1%}" if "loop" in one else ""
+            text.append(
+                f"| {one['who']} | {one['crops']} | {one['ms']:g} | {one['crops_per_s']:g} | {one['peak_gib']} | "
+                f"{one['share_of_products']:.1%} | {waited} |"
+            )
+        text.append("")
+    return text
+
+
 def page(results: Path = RESULTS) -> str:
     """The text of docs/speed.md. A path that was not measured is named."""
     head = ("path", "the work", "ours", "held against", "rounds", "ratio, or measure", "goal", "met")
@@ -294,7 +317,7 @@ def page(results: Path = RESULTS) -> str:
     if missed:
         notes = [f"- {path}: {NOTES.get(path, 'no reason is known yet.')}" for path in dict.fromkeys(missed)]
         text += ["## What was not met", "", *notes, ""]
-    text += ["Not measured: a GPU (`gpu.py` is there for it).", ""]
+    text += on_gpus(results)
     if absent:
         text += [f"Not measured yet: {', '.join(absent)}.", ""]
     text += [

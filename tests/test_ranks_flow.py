@@ -18,7 +18,8 @@ from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
 
 SCRIPT = Path(__file__).parent / "spade3d" / "training" / "two_ranks.py"
-RECIPES = ("spade", "simclr", "moco", "dagman", "spade-dagman")
+SLOW = SCRIPT.with_name("slow_save.py")
+RECIPES = ("spade", "simclr", "moco", "byol", "dagman", "dagman-visible", "spade-dagman")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PRETRAIN = "from spade3d.commands import pretrain; pretrain()"
@@ -105,6 +106,14 @@ def test_a_run_of_two_ranks_that_was_stopped_goes_on_as_one(scans, tmp_path):
     assert len(losses(tmp_path / "shared")) == 8
     for name, tensor in ours.items():
         torch.testing.assert_close(its[name], tensor, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_a_run_whose_ranks_are_all_told_to_stop_is_saved_before_one_of_them_leaves(tmp_path):
+    """A launcher ends the other processes once one has left: the first one may not be writing then."""
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(SLOW.parent), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([*TORCHRUN, str(SLOW), str(tmp_path / "run")], env=environment, capture_output=True, timeout=120)
+    assert (tmp_path / "run" / "preempted").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*4.pt")] == ["step-0000004.pt"]
 
 
 def finetuning(scans: Path, out: Path, *more: object) -> list[str]:

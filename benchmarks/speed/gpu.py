@@ -6,7 +6,9 @@
 First a Swin-UNETR, encoder and decoder, ours beside MONAI's with the same weights: forward, backward and AdamW of the
 same crops under the same autocast, in interleaved rounds (goal: twice the crops a second); ours also with its encoder
 compiled (--compile), and with weights and features channels last. Then whole steps of the recipes as `spade-pretrain
---device cuda` sizes them, of batches that lie on the device: what a loader has to feed.
+--device cuda` sizes and runs them, deterministic operations, clipping and the test that an update is finite included,
+of batches that lie on the device: what a loader has to feed. And short runs of the loop itself: the share of a step
+that it `waited` for its loaders.
 
 Wall time with the device waited for before and after; peak memory is what torch allocated in one step. Work is counted
 in products (two operations each) by torch's own counter, our attention by the formula below, and held against a product
@@ -26,7 +28,7 @@ from pathlib import Path
 
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
-from pretraining_step import stored
+from pretraining_step import loop, stored
 from rounds import MOST_ROUNDS, machine, written
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
@@ -34,9 +36,10 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from spade3d.configuration import with_values
 from spade3d.networks.swin import compile_encoders
 from spade3d.networks.swin_unetr import SwinUNETR
-from spade3d.recipes.recipe import find_recipe
+from spade3d.recipes.recipe import Built, find_recipe
 from spade3d.training.loop import Optimiser
 from spade3d.training.precision import autocast_for
+from spade3d.training.reproducibility import deterministic
 
 RECIPES = ("dagman-small", "dagman-paper", "spade-dagman")
 WIDTH, WINDOW, DEPTHS, HEADS, CLASSES = 48, 7, (2, 2, 2, 2), (3, 6, 12, 24), 14
@@ -84,13 +87,17 @@ def training(network: nn.Module, images: Tensor, autocast: Autocast) -> Callable
     return step
 
 
-def pretraining(
-    name: str, store, device: torch.device, autocast: Autocast, sized: dict
-) -> tuple[Callable[[], None], int]:
-    """A step of a recipe as it would be on this device, and its crops."""
+def built(name: str, store, device: torch.device, sized: dict) -> tuple[Built, Optimiser]:
+    """What spade-pretrain would train on this device."""
     recipe, cases = find_recipe(name), range(len(store))
     settings = recipe.choose(with_values(recipe.settings(), {"steps": 1000, **sized}), store, cases, device.type)
-    built, optimiser = recipe.build(settings, store, cases, None), Optimiser(**settings.optim.model_dump())
+    return recipe.build(settings, store, cases, None), Optimiser(**settings.optim.model_dump())
+
+
+def pretraining(
+    built: Built, optimiser: Optimiser, device: torch.device, autocast: Autocast
+) -> tuple[Callable[[], None], int]:
+    """A step of a recipe as the loop makes it on this device, and its crops."""
     task = built.task.to(device).train()
     adamw = torch.optim.AdamW(task.parameter_groups(optimiser.weight_decay), lr=optimiser.lr, fused=True)
     batch = next(iter(built.batches.stream(0, 1))).to(device)
@@ -99,6 +106,9 @@ def pretraining(
         with autocast():
             loss = sum(task(batch, 0.5).values())
         loss.backward()
+        norm = nn.utils.clip_grad_norm_(task.parameters(), optimiser.clip_norm or math.inf)
+        if not math.isfinite(float(norm)):
+            raise SystemExit("a gradient is not finite: there is nothing to time")
         adamw.step()
         task.after_step(0.5)
         adamw.zero_grad(set_to_none=True)
@@ -223,10 +233,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = stored(Path(folder))
         for name in RECIPES:
-            step, crops = pretraining(name, store, device, autocast, sized)
-            (took,) = timed({name: step}, device).values()
-            recipes.append(row(name, crops, took, operations(step), peak_gib(step, device, 0), fastest))
+            with deterministic(device):
+                step, crops = pretraining(*built(name, store, device, sized), device, autocast)
+                (took,) = timed({name: step}, device).values()
+                recipes.append(row(name, crops, took, operations(step), peak_gib(step, device, 0), fastest))
             del step
+            recipes[-1]["loop"] = loop(*built(name, store, device, sized), None, device)
+            print(recipes[-1]["loop"])
     if device.type != "cuda":
         return
     name = torch.cuda.get_device_name(device)

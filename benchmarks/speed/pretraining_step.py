@@ -1,4 +1,5 @@
-"""The whole step of pretraining, `dagman` and `spade-dagman`, from the store to the optimiser: who waits for whom?
+"""The whole step of pretraining, `dagman` (also with a student of visible tokens) and `spade-dagman`, from the store to
+the optimiser: who waits for whom?
 
     python benchmarks/speed/pretraining_step.py
 
@@ -30,7 +31,11 @@ from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import write_volume
 
-RECIPES = ("dagman", "spade-dagman")
+RECIPES = {
+    "dagman": ("dagman", {}),
+    "dagman, visible tokens": ("dagman", {"distill.drop_hidden": True}),
+    "spade-dagman": ("spade-dagman", {}),
+}
 SHAPE, SPACING_MM, PATIENTS = (128, 128, 96), (3.0, 3.0, 3.0), 3
 SIDE, SMALLER, WIDTH = 48, (32,), 24
 ROUNDS, STEPS, FIRST = 7, 8, 3  # the first steps of a run compile kernels and start loaders: they are not counted
@@ -47,8 +52,9 @@ def stored(folder: Path) -> VolumeStore:
 
 def built(name: str, store: VolumeStore, side: int = SIDE) -> tuple[Built, Optimiser]:
     """What spade-pretrain would train, with crops of this size."""
-    recipe, cases = find_recipe(name), range(len(store))
-    sized = {"crop.shape": (side,) * 3, "network.feature_size": WIDTH, "steps": 1000}
+    recipe, own = RECIPES[name]
+    recipe, cases = find_recipe(recipe), range(len(store))
+    sized = {"crop.shape": (side,) * 3, "network.feature_size": WIDTH, "steps": 1000, **own}
     settings = recipe.choose(with_values(recipe.settings(), sized), store, cases, "cpu")
     return recipe.build(settings, store, cases, None), Optimiser(**settings.optim.model_dump())
 
@@ -72,12 +78,11 @@ class Step:
         self.adamw.zero_grad(set_to_none=True)
 
 
-def loop(name: str, store: VolumeStore, loaders: int) -> dict[str, float]:
+def loop(run: Built, optimiser: Optimiser, loaders: int | None, device: torch.device = CPU) -> dict[str, float]:
     """A short run, as its log tells it."""
-    run, optimiser = built(name, store)
     with tempfile.TemporaryDirectory() as out:
-        batches, steps = prefetched(run.batches, loaders, CPU), min(STEPS, MOST_ROUNDS + FIRST)
-        train(run.task, batches, steps=steps, out=Path(out), optimiser=optimiser, device=CPU, save_every=steps)
+        batches, steps = prefetched(run.batches, loaders, device), min(STEPS, MOST_ROUNDS + FIRST)
+        train(run.task, batches, steps=steps, out=Path(out), optimiser=optimiser, device=device, save_every=steps)
         rows = read_log(Path(out) / "log.jsonl")
     rows = [row for row in rows if row.get("step", 0) > FIRST and "seconds" in row]
     return {
@@ -104,7 +109,7 @@ def measured(name: str, store: VolumeStore, of: dict, side: int = SIDE) -> dict:
         "share_of_data": round(data / (data + compute), 4),
         "crops_per_cpu_s": round(crops / (data + compute), 3),
         "batches_per_s_and_core": round(1 / data, 2),
-        "loops": [loop(name, store, loaders) for loaders in (0, 1)] if side == SIDE else [],
+        "loops": [loop(*built(name, store), loaders) for loaders in (0, 1)] if side == SIDE else [],
     }
     print({key: value for key, value in found.items() if key != "rows"})
     return found

@@ -4,6 +4,7 @@ Between layers the tokens are a grid with channels last, (b, i, j, k, c). A grid
 pad odd sizes by zeros at the far end, so that stage s has ceil(size / 2**(s + 1)) cells of 2**(s + 1) voxels.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -212,6 +213,7 @@ def compile_encoders(module: nn.Module) -> None:
     its shapes follow the mask. Meant for GPUs: on a CPU it takes minutes and gains nothing (docs/log.md).
     """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    print("note: encoders are compiled as they are first used; the first steps take minutes", file=sys.stderr)
     for one in module.modules():
         if isinstance(one, SwinTransformer):
             one.compile(fullgraph=True, dynamic=False)

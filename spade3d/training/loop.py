@@ -247,6 +247,7 @@ def train(
                 raise Fault(not_finite(at.losses, at.step, at.skipped, saves, row["scans"]))
             if number := ranks.largest(interruption.received or 0):
                 save()
+                ranks.barrier()  # a launcher ends all processes once one has left, the first one amid its save
                 interruption.stop(number, step, steps, marker)
             look()
             unsaved |= step % save_every == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,21 @@ MOST = 8  # processes that feed a GPU, unless a run says otherwise
 def prefetched(batches: Batches, loaders: int | None, device: torch.device) -> Batches:
     """The same batches, made by `loaders` processes; 0 makes them in the training process when they are asked for.
 
-    None: 0 on a CPU, which has its cores busy with training; for a GPU its share of the machine's cores but one.
+    None: 0 on a CPU, which has its cores busy with training; for a GPU this process's share of the machine's cores but
+    one, MOST at most.
     """
     if loaders is None:
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
-        loaders = 0 if device.type == "cpu" else max(1, min(MOST, usable_cores() // beside - 1))
+        loaders = 0 if device.type == "cpu" else max(1, min(MOST, own_cores(os.environ) - 1))
     return Prefetched(batches, loaders, pinned=device.type == "cuda") if loaders else batches
+
+
+def own_cores(environment: Mapping[str, str]) -> int:
+    """The cores of this one process: what `srun` gave each task, or an even share with the others of this machine."""
+    if "LOCAL_WORLD_SIZE" in environment:  # of torchrun, whose processes see all that the launcher may use
+        return usable_cores() // int(environment["LOCAL_WORLD_SIZE"])
+    if "SLURM_PROCID" in environment and "SLURM_CPUS_PER_TASK" in environment:
+        return min(int(environment["SLURM_CPUS_PER_TASK"]), usable_cores())
+    return usable_cores() // ranks.world()
 
 
 @dataclass(frozen=True)

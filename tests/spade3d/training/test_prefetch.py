@@ -7,7 +7,8 @@ import torch
 from tiny_task import PointStream
 
 from spade3d.faults import DataFault
-from spade3d.training.prefetch import Prefetched, prefetched
+from spade3d.training import prefetch
+from spade3d.training.prefetch import Prefetched, own_cores, prefetched
 
 DAMAGED = 4
 
@@ -38,3 +39,18 @@ def test_a_cpu_makes_its_own_batches_unless_it_is_told_otherwise():
     assert prefetched(batches, None, torch.device("cpu")) is batches
     assert prefetched(batches, 3, torch.device("cpu")) == Prefetched(batches, 3, pinned=False)
     assert prefetched(batches, None, torch.device("cuda")).pinned
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "own"),
+    [
+        ({}, 12, 12),
+        ({"LOCAL_WORLD_SIZE": "8"}, 96, 12),  # torchrun: all processes see the machine
+        ({"SLURM_PROCID": "63", "SLURM_CPUS_PER_TASK": "12"}, 12, 12),  # srun: each sees what is its own
+        ({"SLURM_PROCID": "63", "SLURM_CPUS_PER_TASK": "12"}, 96, 12),  # or all, where tasks are not bound
+        ({"SLURM_CPUS_PER_TASK": "12"}, 4, 4),  # a batch script without srun
+    ],
+)
+def test_a_process_feeds_its_gpu_with_its_own_cores(monkeypatch, environment, cores, own):
+    monkeypatch.setattr(prefetch, "usable_cores", lambda: cores)
+    assert own_cores(environment) == own

@@ -29,6 +29,10 @@ OF_RECIPE = {
         "prior": {"source": "bands"},
         "network": SMALL["network"] | {"drop_path": 0.5},
     },
+    "dagman-visible": {
+        "distill": {"stage": 1, "drop_hidden": True},
+        "optim": {"accumulate": 2},
+    },
     "spade-dagman": {
         "distill": {"stage": 1},
         "contrast": {"global_memory": 16, "local_memory": 64, "global_weight": 1.0, "local_weight": 1.0},
@@ -40,7 +44,7 @@ def main(data: str, out: str, *recipes: str) -> None:
     torch.set_num_threads(1)
     with ranks.joined("cpu"):
         for name in recipes:
-            recipe, folder = find_recipe(name), Path(out) / name
+            recipe, folder = find_recipe(name.removesuffix("-visible")), Path(out) / name
             flags = SMALL | OF_RECIPE.get(name, {}) | {"data": {"path": data}}
             settings = resolve(recipe.settings, [], flags, environment={})
             recipe.check(settings)
