@@ -131,7 +131,7 @@ NOTES = {
         "-0.039 against the control into +0.030; both intervals hold 0."
     ),
     "distillation_long_hippocampus_mr": (
-        "Were 300 steps too few for DAGMaN's order to show? The two ends of the ladder with 1,500. They move apart, the "
+        "Were 300 steps too few for DAGMaN's order to show? Its two ends with 1,500 steps move apart, the "
         "other way: `smit` leads in clusters (3.10 against 2.24, at 300 steps 2.02 and 1.99), landmarks (1.6 mm), "
         "retrieval and Dice (+0.012), each with every seed; its Dice is level with scratch (seeds -0.008, +0.034, "
         "-0.013). So steps are not the reason. What fits: the noisy teacher sees three of ten patches of 24 voxels' "
