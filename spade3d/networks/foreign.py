@@ -73,6 +73,7 @@ def describe_encoder(path: Path) -> dict[str, Any]:
 
     From shapes come feature_size, in_channels, depths, heads, window (a cube) and use_v2. What shapes cannot tell is
     assumed as MONAI has it: `merging` "v1", and clipped windows read as MONAI reads them (`monai_compatible`).
+    `format` is there where the file states one.
     """
     path = Path(path)
     tensors, entries = _safetensors(path) if path.suffix == ".safetensors" else (_pickled(path), {})
@@ -87,7 +88,8 @@ def describe_encoder(path: Path) -> dict[str, Any]:
         some = ", ".join(sorted(tensors)[:3])
         raise DataFault(f"{path}: no Swin encoder among its {len(tensors)} tensors ({some}, ...); give a Swin-UNETR's")
     side = (round(firsts[0].shape[0] ** (1 / 3)) + 1) // 2
-    return {
+    stated = {"format": entries["format"]} if "format" in entries else {}
+    return stated | {
         "in_channels": embedding.shape[1],
         "feature_size": embedding.shape[0],
         "depths": [sum(table.format(stage, n) in found for n in range(64)) for stage in (1, 2, 3, 4)],
