@@ -68,10 +68,9 @@ class Judge:
                 rows += here
                 for n, row in enumerate(here):
                     if maps is not None and (row["label"] == 1 or row["probability"] >= SHOWN):
-                        file = f"{row['case']}_{row['finding']}.nii.gz".replace("/", "_")
-                        grid = stored.source_grid
+                        file, grid = map_name(stored.name, row["finding"]), stored.source_grid
                         write_volume(maps / file, found.on_grid(n, grid), grid.affine)
-            progress(len(self.cases), len(self.cases), stored.name)
+            progress(len(self.cases), len(self.cases), self.store.cases[self.cases[-1]].name if self.cases else "")
         return rows
 
     def heat_maps(self, annotations: Sequence[Annotation]) -> Iterator[HeatMap]:
@@ -105,6 +104,20 @@ class Judge:
         above = heat.values >= row["threshold"] * highest if highest > 0 else np.zeros_like(truth)
         caption = f"{row['finding']}, {why}, IoU {row['iou']:.2f}"
         return CasePicture(stored.name, grey, truth.astype(int), above.astype(int), stored.spacing, caption)
+
+
+def map_name(case: str, finding: str) -> str:
+    """The file of the map of a finding."""
+    return f"{case}_{finding}.nii.gz".replace("/", "_")
+
+
+def map_names(cases: Sequence[str], findings: Sequence[str], otherwise: str) -> list[str]:
+    """The files of the maps of all findings of some cases; DataFault where two would be one (finding c of a_b, and b_c
+    of a), with what to do."""
+    names = Counter(map_name(case, finding) for case in cases for finding in findings)
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        raise DataFault(f"two maps would both be called {twice}; {otherwise}")
+    return list(names)
 
 
 def look(judge: Judge) -> dict[str, float]:

@@ -13,8 +13,9 @@ import torch
 
 from dagman.attention_prediction import MODEL
 from dagman.downstream.study_model import StudyFound, StudyModel, load_study_model
-from dagman.prediction import ENDING, check_table, each_scan, file_stem
+from dagman.prediction import check_table, each_scan
 from dagman.recipes.predicting import Segmenting
+from dagman.study_judging import map_name, map_names
 from spade3d import console
 from spade3d.commands import find_device
 from spade3d.faults import DataFault, Fault, UsageFault
@@ -111,8 +112,9 @@ def check_asked(how: Segmenting, attention: bool) -> None:
     """UsageFault for options that do nothing here."""
     if how != Segmenting():
         raise UsageFault(
-            "--batch, --flips, --largest-component, --format and --precision are for label maps, and this model tells "
-            "findings of whole studies; leave them out, or give a run of dagman-finetune --task segmentation"
+            "--batch, --flips, --largest-component, --except, --format and --precision are for label maps, and this "
+            "model tells findings of whole studies; leave them out, or give a run of dagman-finetune --task "
+            "segmentation"
         )
     if attention:
         raise UsageFault(
@@ -133,14 +135,10 @@ def write_study(model: StudyModel, case: Case, asked: Asked, out: Path) -> Told:
     folder, found, grid = console.results_folder(out), asked.found, asked.grid
     if found.maps is not None:
         for n, finding in enumerate(model.findings):
-            write_volume(folder / map_name(case, finding), found.on_grid(n, grid), grid.affine)
+            write_volume(folder / map_name(case.name, finding), found.on_grid(n, grid), grid.affine)
     told = dict(zip(model.findings, found.probabilities.tolist(), strict=True))
     add_rows(folder / PREDICTIONS, case, told)
     return Told(case.name, round(time.perf_counter() - asked.begun, 2), told)
-
-
-def map_name(case: Case, finding: str) -> str:
-    return f"{file_stem(case)}_{finding}".replace("/", "_") + ENDING
 
 
 def check_names(cases: Sequence[Case], model: StudyModel, out: Path) -> None:
@@ -150,12 +148,9 @@ def check_names(cases: Sequence[Case], model: StudyModel, out: Path) -> None:
         raise DataFault(f"two scans would both be called {twice[0]}; predict them into different --out folders")
     if not model.has_maps:
         return
-    maps = Counter(map_name(case, finding) for case in cases for finding in model.findings)
-    for name, count in maps.items():
-        if (out / name).exists():
-            raise DataFault(f"{out / name}: exists already, and would be written over; give another --out")
-        if count > 1:
-            raise DataFault(f"two maps would both be called {name}; predict their scans into different --out folders")
+    names = map_names([case.name for case in cases], model.findings, "predict their scans into different --out folders")
+    if there := next((name for name in names if (out / name).exists()), None):
+        raise DataFault(f"{out / there}: exists already, and would be written over; give another --out")
 
 
 def check_rows(cases: Sequence[Case], table: Path) -> None:

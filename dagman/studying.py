@@ -28,7 +28,7 @@ from dagman.evaluation.study_summary import CONTROL, summarise_studies
 from dagman.recipes.clarity_settings import check_clarity, finding_prior, note_of_teacher, taught_by_cnn
 from dagman.recipes.studies import StudySettings, choose, head_settings, windows_of
 from dagman.study_baselines import judge_baselines
-from dagman.study_judging import Judge, annotation_notes, annotations_of, look
+from dagman.study_judging import Judge, annotation_notes, annotations_of, look, map_names
 from spade3d import console
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
@@ -90,6 +90,8 @@ def begun(settings: StudySettings, out: Path, place: str, *, strict: bool) -> Wo
         settings, store, findings, split, draw_labelled(findings.studies, split.train, settings.labels, settings.seed)
     )
     if settings.task == "localisation":
+        judges = [findings.studies[i].name for i in split.validation]
+        map_names(judges, findings.names, "name one of the findings otherwise in the CSV, or one of the scans")
         for note in annotation_notes(work.annotations(), findings, split.validation):
             print(f"note: {note}", file=sys.stderr)
     if settings.head == "clarity":

@@ -9,10 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CoercionError, CycloptsError, MissingArgumentError, Parameter
 from cyclopts import ValidationError as BadValue
 from pydantic import ValidationError
 
@@ -72,7 +74,32 @@ def _bad_option(error: CycloptsError, tree: type[Settings] | None) -> str:
     cause = error.__cause__
     if isinstance(error, BadValue) and isinstance(cause, ValidationError) and tree is not None:
         return "; ".join(explain(tree, problem, {}) for problem in cause.errors()).replace("configuration: ", "--")
-    return f"{' '.join(str(error).split())} (--help lists the options)"
+    said = " ".join(str(error).split())
+    needed = _in_words(error.argument.hint) if isinstance(error, CoercionError | MissingArgumentError) else ""
+    if "number" in needed:  # a wrong choice among words is told well
+        told = [token for token in error.argument.tokens if token.keyword]
+        option = getattr(error, "keyword", None) or (told[0].keyword if told else error.argument.name)
+        given = [token.value for token in told]
+        if option in (line := error.root_input_tokens or []):  # what is no value of the type is not among its tokens
+            given = list(takewhile(lambda token: not token.startswith("--"), line[line.index(option) + 1 :]))
+        said = f"{option}: {' '.join(given) or 'nothing'} given; it takes {needed}"
+    return f"{said} (--help lists the options)"
+
+
+def _in_words(hint: Any) -> str:
+    """The numbers, or the words in their place, that an option takes; nothing of an option that takes others."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return _in_words(parts[0])
+    if kind is Literal:
+        return " or ".join(map(str, parts))
+    if kind in (Union, UnionType):
+        told = [_in_words(part) for part in parts if part is not NoneType]
+        return ", or ".join(told) if all(told) else ""
+    if kind is tuple and Ellipsis not in parts and len({_in_words(part) for part in parts}) == 1:
+        one = _in_words(parts[0]).removeprefix("a ")
+        return f"{len(parts)} {one}s" if one else ""
+    return {int: "a whole number", float: "a number"}.get(hint, "")
 
 
 def existing(path: Path, what: str) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,21 @@ from spade3d.networks.foreign import describe_encoder, read_encoder
 from spade3d.networks.saliency_net import load_saliency_model
 from spade3d.saliency_predictor import shown
 from spade3d.volumes.body_box import boxed
-from spade3d.volumes.channels import OF_LABELS, TAUGHT_BY_LABELS, write_saliency
+from spade3d.volumes.channels import (
+    ATTENTION,
+    ATTENTION_OF_LABELS,
+    ATTENTION_UNKNOWN,
+    OF_LABELS,
+    TAUGHT_BY_LABELS,
+    write_saliency,
+)
 from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map, located
 from spade3d.volumes.gaze_files import Fixations, gaze_files, match_case, read_fixations
 from spade3d.volumes.label_saliency import label_map, label_values
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import Grid
 
+FINETUNED = ("dagman-segmentation-", "dagman-study-")  # how the formats of fine-tuned models begin: labels taught them
 Look = Callable[[np.ndarray, float, torch.device], np.ndarray]  # as `attention_map`, of one encoder
 
 
@@ -154,17 +163,37 @@ def from_labels(path: Path, names: Sequence[str], dilate_mm: float, blur_mm: flo
 
 
 def from_attention(path: Path, checkpoint: Path, device: str, *, replace_others: bool) -> dict:
-    """Write where a trained encoder looks: by its own [CLS] where it has one."""
-    store = VolumeStore.open(path)
-    if prepared := describe_encoder(checkpoint).get("preprocessing"):  # other toolkits' checkpoints do not say
+    """Write where a trained encoder looks: by its own [CLS] where it has one. The source says whether labels taught
+    it."""
+    store, described = VolumeStore.open(path), describe_encoder(checkpoint)
+    if prepared := described.get("preprocessing"):  # other toolkits' checkpoints do not say
         _check_preparation(store, checkpoint, prepared)
+    source = attention_source(described)
+    if source in TEACHING:
+        _say(f"{checkpoint}: {TEACHING[source]}; the saliency is named {source}")
     (look, said), place = where_it_looks(checkpoint), torch.device(device)
 
     def compute(i: int) -> np.ndarray:
         return np.where(_in_body_box(store, i), look(*shown(store, i), place), 0)
 
-    result = _write(store, _open_cases(store, range(len(store)), replace_others), compute, "attention")
+    result = _write(store, _open_cases(store, range(len(store)), replace_others), compute, source)
     return result | {"shows": said}
+
+
+TEACHING = {
+    ATTENTION_OF_LABELS: "labels taught this encoder or steered its pretraining, so that whoever learns from where it "
+    "looks has used them",
+    ATTENTION_UNKNOWN: "the file does not say whether labels taught this encoder, or what steered it, so that nobody "
+    "can tell whether whoever learns from where it looks has used some",
+}
+
+
+def attention_source(described: Mapping[str, Any]) -> str:
+    """The source of an encoder's attention, by what its file says of its teaching (`describe_encoder`)."""
+    steered = described.get("provenance", {}).get("saliency")  # source -> scans; absent where nobody wrote it down
+    if described.get("format", "").startswith(FINETUNED) or set(OF_LABELS) & set(steered or ()):
+        return ATTENTION_OF_LABELS
+    return ATTENTION_UNKNOWN if steered is None or ATTENTION_UNKNOWN in steered else ATTENTION
 
 
 def where_it_looks(checkpoint: Path) -> tuple[Look, str]:

@@ -109,8 +109,8 @@ def main(tokens: list[str] | None = None) -> None:
     def attention(
         store: Path, /, *, init: Path, device: Device = "auto", replace: bool = False, json: bool = False
     ) -> None:
-        """Saliency from the attention of a trained encoder; not gaze, and named so. Of a run with a [CLS] it is that of
-        the [CLS].
+        """Saliency from the attention of a trained encoder; not gaze, and named so, and whether labels taught the
+        encoder. Of a run with a [CLS] it is that of the [CLS].
 
         Parameters
         ----------

@@ -81,8 +81,8 @@ def _kind(store, cases: Sequence[int]) -> str:
     kinds = _kinds(store, cases)
     if len(kinds) != 1:
         raise UsageFault(
-            f"{len(cases)} scans of {' and '.join(kinds) or 'no modality'}; bands of HU and of percentiles do not "
-            "mix: give scans of one modality"
+            f"{len(cases)} scans of {' and '.join(kinds) or 'no modality'}; brightness in HU and in percentiles does "
+            "not mix: give scans of one modality"
         )
     return kinds[0]
 
@@ -112,8 +112,10 @@ def mean_image(
 ) -> Priors:
     """The mean image of scans without labels in the body frame, its body split into bands of its own brightness.
 
-    DataFault where none of the scans has a frame. Brightness is a share of what the network is shown of each scan.
+    DataFault where none of the scans has a frame, UsageFault for cases of CT and of others together. Brightness is a
+    share of what the network is shown of each scan.
     """
+    _kind(store, cases)
     if by not in ("kmeans", "quantiles"):
         raise UsageFault(f"bands of the mean image by {by!r}: there is no such split; choose kmeans or quantiles")
     if regions < 1:

@@ -159,10 +159,16 @@ def read_predictions(path: Path) -> list[dict[str, str | float]]:
 
 def _tables(rows: Sequence[Row]) -> dict[str | None, _Table]:
     """The table of each run of a side."""
+    _check_rows(rows)
     of: dict[str | None, list[Row]] = defaultdict(list)
     for row in rows:
         of[row.get("pair")].append(row)
     return {pair: _Table.of(some) for pair, some in of.items()}
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise DataFault("0 predictions of studies; one row for each study and finding is needed: let a study judge")
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +182,7 @@ class _Table:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> _Table:
+        _check_rows(rows)
         studies = tuple(sorted({(row["subject"], row["case"]) for row in rows}))
         findings = tuple(dict.fromkeys(row["finding"] for row in rows))
         labels, scores = (np.full((len(studies), len(findings)), np.nan) for _ in range(2))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial.distance import pdist, squareform
 from scipy.stats import t as student_t
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
@@ -60,7 +61,7 @@ def cluster_scores(features: np.ndarray, organs: np.ndarray, subjects: np.ndarra
             f"{len(np.unique(subjects))} subjects with {len(np.unique(organs))} organs shown whole: no organ of one "
             "can be compared with the same and with another of a second; give more labelled scans, with two organs"
         )
-    distance = np.linalg.norm(features[:, None] - features[None, :], axis=-1) / features.shape[1] ** 0.5
+    distance = squareform(pdist(features)) / features.shape[1] ** 0.5
     intra, inter = (((distance * rule).sum(axis=1) / np.maximum(rule.sum(axis=1), 1)) for rule in (same, different))
     intra, inter = (by_subject(values[asked], organs[asked], subjects[asked]) for values in (intra, inter))
     return {

@@ -18,7 +18,8 @@ many scans of the pretraining could be.
 
 Views that a pretraining took from label maps (focused ones, of a saliency of labels), and heads that it guided to
 priors made of them, have used these labels: `steered` counts the scans of which this is so and whose labels the run
-itself does not learn from. A judge whose own labels did this is found like any other.
+itself does not learn from. A judge whose own labels did this is found like any other. It counts scans, too, whose views
+followed the attention of an encoder of which nobody knows whether labels taught it, under the name of that source.
 """
 
 import sys
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from spade3d.faults import DataFault
-from spade3d.volumes.channels import OF_LABELS, TAUGHT_BY_LABELS
+from spade3d.volumes.channels import ATTENTION_UNKNOWN, OF_LABELS, OF_NETWORKS
 from spade3d.volumes.likeness import ALIKE, LIKE, unlikenesses
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import StoredCase, VolumeStore
@@ -68,8 +69,8 @@ def find_leakage(
     Returns, besides the lists of subjects `validation_in_training`, `validation_in_pretraining` (found) and
     `suspected_in_pretraining`: `pretraining` ("none", "checked" or "unknown"), `evidence` by subject, and
     `compared_by_voxels`: how many scans of the pretraining have a likeness, of how many; `steered`: scans of the
-    pretraining by how labels which this run does not learn from steered it; `steered_by_validation`: who of those found
-    had labels that did.
+    pretraining by how labels which this run does not learn from steered it, or may have; `steered_by_validation`: who
+    of those found had labels that did.
     """
     judges = [store.cases[i] for i in split.validation]
     others = [store.cases[i] for i in split.train]
@@ -136,8 +137,13 @@ def say_leakage(leakage: Mapping[str, Any]) -> None:
 
 
 def steered_said(steered: Mapping[str, int]) -> str:
-    """What labels that this run does not learn from did in the pretraining."""
+    """What labels that this run does not learn from did in the pretraining, or may have done."""
     told = ", ".join(f"{source}: {count} scans" for source, count in steered.items())
+    if set(steered) == {ATTENTION_UNKNOWN}:
+        return (
+            f"an encoder of which nobody knows whether labels taught it steered the views of the pretraining ({told}), "
+            "so the result may be one of more labels than it says; look at what its authors say, or pretrain with gaze"
+        )
     return (
         f"labels that this run does not learn from steered the pretraining, its views or its heads ({told}), so the "
         "result is one of more labels than it says; pretrain with gaze and without a prior made of labels, or let only "
@@ -188,10 +194,11 @@ def _evidence(
 
 def _steered(seen: Sequence[Mapping[str, Any]], taught: Sequence[StoredCase]) -> dict[str, int]:
     """Scans whose labels steered views or heads, by how, less those whose own label maps did it and teach this run,
-    too. Of a predictor nobody knows whose labels taught it."""
+    too. Of a network nobody knows whose labels taught it, or even whether some did."""
     known = {case.fingerprint for case in taught}
-    steered = [case for case in seen if case.get("saliency") in OF_LABELS]
-    beyond = [c for c in steered if c["saliency"] == TAUGHT_BY_LABELS or c["fingerprint"] not in known]
+    steered = [case for case in seen if case.get("saliency") in (*OF_LABELS, ATTENTION_UNKNOWN)]
+    by_networks = (*OF_NETWORKS, ATTENTION_UNKNOWN)
+    beyond = [c for c in steered if c["saliency"] in by_networks or c["fingerprint"] not in known]
     return dict(sorted(Counter(case["saliency"] for case in beyond).items()))
 
 

@@ -73,6 +73,7 @@ def describe_encoder(path: Path) -> dict[str, Any]:
 
     From shapes come feature_size, in_channels, depths, heads, window (a cube) and use_v2. What shapes cannot tell is
     assumed as MONAI has it: `merging` "v1", and clipped windows read as MONAI reads them (`monai_compatible`).
+    `format` is there where the file states one.
     """
     path = Path(path)
     tensors, entries = _safetensors(path) if path.suffix == ".safetensors" else (_pickled(path), {})
@@ -87,7 +88,8 @@ def describe_encoder(path: Path) -> dict[str, Any]:
         some = ", ".join(sorted(tensors)[:3])
         raise DataFault(f"{path}: no Swin encoder among its {len(tensors)} tensors ({some}, ...); give a Swin-UNETR's")
     side = (round(firsts[0].shape[0] ** (1 / 3)) + 1) // 2
-    return {
+    stated = {"format": entries["format"]} if "format" in entries else {}
+    return stated | {
         "in_channels": embedding.shape[1],
         "feature_size": embedding.shape[0],
         "depths": [sum(table.format(stage, n) in found for n in range(64)) for stage in (1, 2, 3, 4)],
@@ -164,15 +166,18 @@ def _pickled(path: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # Not torch's own words: they advise to read the file in the way that runs what is in it.
+        other = re.search(r"nsupported (?:global: )?GLOBAL ([\w.]*\w)", str(error))
+        found = f"holds more than tensors ({other[1]})" if other else "holds more than tensors, or is damaged,"
         raise DataFault(
-            f"{path}: holds more than tensors, or is damaged, and was not opened ({reason[:200]}); "
-            "save its state dict alone, best as safetensors"
+            f"{path}: {found} and was not opened; tensors and plain values alone are read, since anything else in a "
+            "torch file may run code: save its state dict alone, best as safetensors, where the file is trusted, or "
+            "copy or download it again"
         ) from error
     except Exception as error:  # torch runs the file as a small program: other bytes fail in any way there is
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataFault(
-            f"{path}: not a whole torch file ({reason[:200]}); give a checkpoint, or copy or download it again"
+            f"{path}: not a whole torch file that holds tensors ({type(error).__name__}); a state dict, saved by "
+            "torch.save or as safetensors, is needed: give such a checkpoint, or copy or download it again"
         ) from error
     while isinstance(held, Mapping) and (
         nest := next((key for key in NESTS if isinstance(held.get(key), Mapping)), None)

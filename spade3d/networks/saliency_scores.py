@@ -25,7 +25,7 @@ def kl(predicted: np.ndarray, true: np.ndarray) -> float:
     if p.sum() <= 0 or q.sum() <= 0:
         return float("nan")
     p, q = np.maximum(p / p.sum(), EPSILON), q / q.sum()
-    some = q > 0
+    some = q > 0  # elsewhere 0 log 0 is 0
     return float((q[some] * np.log(q[some] / p[some])).sum())
 
 

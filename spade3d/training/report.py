@@ -129,7 +129,8 @@ def pretraining_report(run: Path, pictures: Mapping[str, np.ndarray] | None = No
     subjects = sorted({str(c["subject"]) for c in cases})
     steps = opened.log[-1]["step"] if opened.log else 0
     kind, reading = life(opened.log)
-    how = "with help from labels," if _steered_by_labels(opened.provenance) else "without labels"
+    perhaps = "perhaps with help from labels," if _steered_by_unknown(opened.provenance) else "without labels"
+    how = "with help from labels," if _steered_by_labels(opened.provenance) else perhaps
     verdict = f"Learned {how} from {counted(len(cases), 'scan')} of {counted(len(subjects), 'subject')}"
     signs = [row["signs"] for row in opened.log if row.get("signs")]
     top = figures(
@@ -295,6 +296,12 @@ def _learned_from(provenance: Mapping, subjects: Sequence[str], views: str = "")
             f"Label maps of {counted(labelled, 'scan')} steered views or heads: this encoder has used labels, and no "
             "few-shot claim may rest on it.",
         )
+    if unknown := _steered_by_unknown(provenance):
+        yield callout(
+            "warning",
+            f"The attention of an encoder steered views of {counted(unknown, 'scan')}, and its file does not say "
+            "whether labels taught it: this encoder may have used labels, and no few-shot claim may rest on it.",
+        )
     if rejected:
         yield callout("warning", f"{counted(len(rejected), 'scan was', 'scans were')} left out of the learning:")
         yield table([Column("Scan"), Column("Reason")], [(r["name"], r["reason"]) for r in rejected])
@@ -304,8 +311,13 @@ def _learned_from(provenance: Mapping, subjects: Sequence[str], views: str = "")
 
 
 def _steered_by_labels(provenance: Mapping) -> int:
-    """In how many scans labels, as saliency or as a prior, or a predictor that they taught, said where to look."""
+    """In how many scans labels, as saliency or as a prior, or a network that they taught, said where to look."""
     return sum(count for source, count in provenance.get("saliency", {}).items() if "labels" in source)
+
+
+def _steered_by_unknown(provenance: Mapping) -> int:
+    """In how many scans a network said where to look of which nobody knows whether labels taught it."""
+    return sum(count for source, count in provenance.get("saliency", {}).items() if "unknown" in source)
 
 
 def _look_charts(log: Sequence[Mapping]) -> Iterator[Html]:

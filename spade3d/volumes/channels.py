@@ -18,9 +18,12 @@ from spade3d.volumes.sealed import AGAIN, ArrayFile, read_json, write_array, wri
 from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, VolumeStore, case_key, finished_index
 
 LABELS, TAUGHT_BY_LABELS = "labels", "predicted (taught by labels)"
-SOURCES = ("gaze", "predicted", TAUGHT_BY_LABELS, LABELS, "attention")
+ATTENTION, ATTENTION_OF_LABELS = "attention", "attention (taught by labels)"
+ATTENTION_UNKNOWN = "attention (of unknown teaching)"  # whoever learns from this may have used labels
+SOURCES = ("gaze", "predicted", TAUGHT_BY_LABELS, LABELS, ATTENTION, ATTENTION_OF_LABELS, ATTENTION_UNKNOWN)
 LABELS_AS_PRIOR = "labels, as a prior"  # of regions that heads are guided to
-OF_LABELS = (LABELS, TAUGHT_BY_LABELS, LABELS_AS_PRIOR)  # whoever learns from these has used labels
+OF_NETWORKS = (TAUGHT_BY_LABELS, ATTENTION_OF_LABELS)  # which do not say whose labels taught them
+OF_LABELS = (LABELS, LABELS_AS_PRIOR, *OF_NETWORKS)  # whoever learns from these has used labels
 SALIENCY = "saliency-*.b2nd"
 TOLERANCE = 1e-4  # beyond [0, 1]: rounding of whoever made the map, not another scale
 

@@ -19,12 +19,14 @@ from dagman.attention.semantic_file import save_semantic
 from dagman.attention_prediction import AttentionModel, attention_of_run, saliency_of_run
 from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel
+from dagman.downstream.study_model import FORMAT as STUDIES
 from spade3d.configuration import Network
 from spade3d.crops.crop import rotation
 from spade3d.faults import DataFault
-from spade3d.networks.foreign import save_encoder
+from spade3d.networks.foreign import describe_encoder, save_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.recipes.recipe import build_network
+from spade3d.saliency import attention_source
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import Volume, read_volume, write_volume
@@ -178,6 +180,11 @@ def test_the_class_token_gives_saliency_to_a_store(capsys, tmp_path, run, scan):
     expected = np.clip(above / np.percentile(above[above > 0], 99.5), 0, 1)
     written = found.saliency(0) / 255
     assert written.max() == 1 and np.abs(written - expected)[written > 0].max() <= 1 / 255  # the body's box, no more
+
+
+def test_the_attention_of_a_fine_tuned_model_is_named_as_taught_by_labels(finetuned):
+    for described in describe_encoder(finetuned / "model.safetensors"), {"format": STUDIES}:
+        assert attention_source(described) == "attention (taught by labels)"
 
 
 def test_a_scan_of_one_cell_has_no_saliency(run):

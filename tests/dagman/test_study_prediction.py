@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 import dagman.commands
 from dagman.downstream.study_model import StudyModel, build_head
 from dagman.downstream.token_grids import Windows, channels_of
+from dagman.study_judging import Judge, map_names
 from spade3d.configuration import Network
+from spade3d.faults import DataFault
 from spade3d.recipes.recipe import build_network
 from spade3d.volumes.itk_writing import write_itk
 from spade3d.volumes.preprocessing import Preprocessing
@@ -113,7 +116,7 @@ def test_a_bad_scan_is_named_and_left_out(models, scans, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
-        (["--flips", "all"], 2, "--largest-component, --format and --precision are for label maps"),
+        (["--flips", "all"], 2, "--largest-component, --except, --format and --precision are for label maps"),
         (["--batch", "2"], 2, "this model tells findings of whole studies; leave them out"),
         (["--largest-component", "--except", "lump"], 2, "are for label maps"),
         (["--format", "same"], 2, "are for label maps"),
@@ -136,6 +139,16 @@ def test_what_cannot_be_is_refused_before_anything_is_written(more, code, messag
     ended = call(models["attention"][0], scans / "one.nii.gz", *(places.get(token, token) for token in more), *out)
     assert ended == code and message in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_map_takes_the_place_of_another():
+    assert map_names(["a/1", "b"], ["c"], "rename") == ["a_1_c.nii.gz", "b_c.nii.gz"]
+    with pytest.raises(DataFault, match="two maps would both be called a_b_c.nii.gz; rename one"):
+        map_names(["a", "a_b"], ["c", "b_c"], "rename one")
+
+
+def test_where_nobody_judges_nothing_is_predicted():
+    assert Judge.predictions(SimpleNamespace(cases=(), store=None)) == []
 
 
 def test_maps_of_one_name_are_refused(models, scans, tmp_path, capsys):

@@ -349,6 +349,7 @@ def test_an_encoder_brings_its_window_and_its_past(place, tmp_path):
         ("--findings CSV --labels 99", 2, "--labels 99: only"),
         ("--findings CSV --fold 8 --folds 9", 2, "fold 8 of 8 asked for"),
         ("--findings ALONE", 3, "findings of 1 subjects (img0001) among 8 scans; at least 2 are needed"),
+        ("--findings TWINS --task localisation", 3, "maps would both be called img0003_lump_x.nii.gz; name one of the"),
         ("--findings CSV --task localisation --boxes CSV", 3, "the columns are subject,lump,cyst,never; the columns"),
         ("--findings CSV --task localisation --boxes AWAY", 3, "no box is of a study that judges and of a finding"),
         ("--findings CSV --task localisation --boxes ODD", 3, "boxes of bump, which is no finding; there are lump,"),
@@ -358,6 +359,8 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(tokens, code, 
     places = {"CSV": place / "findings.csv", "NONE": place / "none.csv"}
     places |= {"ALONE": tmp_path / "alone.csv", "AWAY": tmp_path / "away.csv"}
     places["ALONE"].write_text("subject,lump\nimg0001,1\n")
+    places["TWINS"] = tmp_path / "twins.csv"
+    places["TWINS"].write_text("subject,lump/x,lump_x\n" + "".join(f"img{n:04},{n % 2},1\n" for n in range(1, 9)))
     places["ODD"] = tmp_path / "odd.csv"
     for name, finding in (("AWAY", "lump"), ("ODD", "bump")):
         places[name].write_text(f"subject,finding,x0,y0,z0,x1,y1,z1\nnobody,{finding},0,0,0,1,1,1\n")

@@ -4,8 +4,10 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from cyclopts import Parameter
 
 from spade3d import console
 from spade3d.configuration import Common
@@ -75,11 +77,41 @@ def test_a_wrong_option_is_two_and_one_line(capsys, tokens):
     assert out == "" and err.startswith("spade-test: ") and err.count("\n") == 1 and "--help" in err
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ("--spacing 4 4", "--spacing: 4 4 given; it takes 3 numbers, or native"),
+        ("--spacing 4 4 x --steps 2", "--spacing: 4 4 x given; it takes 3 numbers, or native"),
+        ("--spacing=4", "--spacing: 4 given; it takes 3 numbers, or native"),
+        ("--spacing nativ", "--spacing: nativ given; it takes 3 numbers, or native"),
+        ("--spacing", "--spacing: nothing given; it takes 3 numbers, or native"),
+        ("--window 5", "--window: 5 given; it takes 2 numbers"),
+        ("--window -5 b", "--window: -5 b given; it takes 2 numbers"),
+        ("--crop 5 5", "--crop: 5 5 given; it takes 3 whole numbers"),
+        ("--steps many", "--steps: many given; it takes a whole number"),
+        ("--mode", "--mode"),
+    ],
+)
+def test_what_an_option_takes_is_said_in_words_and_not_in_types(capsys, tokens, said):
+    app = console.command_line("spade-test", "A command.")
+
+    @app.default
+    def _(
+        *,
+        spacing: tuple[float, float, float] | Literal["native"] | None = None,
+        window: tuple[float, float] = (0.0, 1.0),
+        crop: tuple[Annotated[int, Parameter(help="i")], int, int] | None = None,
+        steps: int | None = None,
+        mode: str = "all",
+    ) -> None:
+        """Do it."""
+
+    assert console.run(app, tokens.split()) == 2
+    err = capsys.readouterr().err
+    assert said in err and not any(word in err for word in ("tuple", "float", "Literal", "None", "int "))
+
+
 def test_an_option_that_the_settings_refuse_is_named(capsys):
-    from typing import Annotated
-
-    from cyclopts import Parameter
-
     app = console.command_line("spade-test", "A command.")
 
     @app.default

@@ -11,10 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from spade3d.crops.saliency_crops import SaliencyStream
+from spade3d.saliency import attention_source
 from spade3d.saliency_commands import main
 from spade3d.saliency_predictor import PredictorSettings, gazed_split, train_predictor
 from spade3d.training import loop
 from spade3d.training.prefetch import Prefetched
+from spade3d.volumes.channels import OF_LABELS, SOURCES
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.phantoms import write_dataset
 from spade3d.volumes.prepare import prepare
@@ -144,7 +146,8 @@ def test_an_encoder_says_where_it_looks(store, tmp_path, capsys):
     from spade3d.networks.foreign import save_encoder
     from spade3d.networks.swin_unetr import SwinUNETR
 
-    save_encoder(tmp_path / "encoder.safetensors", SwinUNETR(feature_size=12, window=3))
+    of_itself = {"provenance": {"saliency": {}}}
+    save_encoder(tmp_path / "encoder.safetensors", SwinUNETR(feature_size=12, window=3), of_itself)
     code, out, _ = call(capsys, "attention", store, "--init", tmp_path / "encoder.safetensors", "--device", "cpu")
     assert code == 0 and "source: attention" in out and "shows: attention that cells receive in stage 3" in out
     after = VolumeStore.open(store)
@@ -154,6 +157,49 @@ def test_an_encoder_says_where_it_looks(store, tmp_path, capsys):
     save_encoder(tmp_path / "finer.safetensors", SwinUNETR(feature_size=12, window=3), said)
     code, _, err = call(capsys, "attention", store, "--init", tmp_path / "finer.safetensors", "--replace")
     assert code == 3 and "spacing [10.0, 10.0, 10.0] here, [2.0, 2.0, 2.0] there" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "source"),
+    [
+        ({"provenance": {"saliency": {"gaze": 2}}}, "attention"),
+        ({"provenance": {"saliency": {"attention": 2}}}, "attention"),
+        ({"provenance": {"saliency": {"gaze": 1, "labels, as a prior": 2}}}, "attention (taught by labels)"),
+        ({"provenance": {"saliency": {"labels": 2}}}, "attention (taught by labels)"),
+        ({"provenance": {"saliency": {"predicted (taught by labels)": 2}}}, "attention (taught by labels)"),
+        ({"provenance": {"saliency": {"attention (taught by labels)": 2}}}, "attention (taught by labels)"),
+        ({"provenance": {"saliency": {"attention (of unknown teaching)": 2}}}, "attention (of unknown teaching)"),
+        ({"provenance": {"cases": []}}, "attention (of unknown teaching)"),
+        ({}, "attention (of unknown teaching)"),
+        ({"format": "pt", "depths": [2, 2, 2, 2]}, "attention (of unknown teaching)"),
+        ({"format": "dagman-segmentation-1"}, "attention (taught by labels)"),
+        ({"format": "dagman-study-2"}, "attention (taught by labels)"),
+    ],
+)
+def test_attention_is_named_by_what_taught_the_encoder(said, source):
+    assert attention_source(said) == source and source in SOURCES
+
+
+def test_labels_that_taught_an_encoder_are_said_of_what_its_attention_gives(store, tmp_path, capsys):
+    """Through the command into the store; and a predictor that learns from it has learned from labels, too."""
+    import torch
+
+    from spade3d.networks.foreign import save_encoder
+    from spade3d.networks.swin_unetr import SwinUNETR
+
+    network = SwinUNETR(feature_size=12, window=3)
+    save_encoder(tmp_path / "guided.safetensors", network, {"provenance": {"saliency": {"labels, as a prior": 4}}})
+    torch.save({f"swinViT.{name}": value for name, value in network.swinViT.state_dict().items()}, tmp_path / "a.pt")
+    for name, source, why in [
+        ("guided.safetensors", "attention (taught by labels)", "labels taught this encoder or steered its pretraining"),
+        ("a.pt", "attention (of unknown teaching)", "the file does not say whether labels taught this encoder"),
+    ]:
+        tokens = ("attention", store, "--init", tmp_path / name, "--device", "cpu", "--replace", "--json")
+        code, out, err = call(capsys, *tokens)
+        assert code == 0 and json.loads(out)["source"] == source and f"{name}: {why}" in err
+        after = VolumeStore.open(store)
+        assert {case.saliency_source for case in after.cases} == {source} and after.verify() == []
+        assert (source in OF_LABELS) == (name == "guided.safetensors")
 
 
 def test_what_cannot_be_done_is_said_in_one_line(scans, store, tmp_path, capsys):

@@ -296,6 +296,14 @@ def test_the_mean_image_is_parted_by_its_brightness(boxes):
         mean_image(boxes, [0], frames_of(boxes), regions=0)
 
 
+def test_the_mean_of_ct_and_mr_is_refused_as_their_bands_are(in_memory):
+    mixed = named(in_memory([box_scan()] * 2, normalisation=SHOWN))
+    mixed.cases[1].modality = "MR"
+    with pytest.raises(UsageFault, match="2 scans of CT and MR.*one modality"):
+        mean_image(mixed, [0, 1], frames_of(mixed))
+    assert mean_image(mixed, [1], frames_of(mixed), resolution_mm=4.0).regions
+
+
 @pytest.fixture(scope="module")
 def abdomens(in_memory):
     """Four phantoms of 8 mm."""

@@ -74,6 +74,12 @@ def test_the_mean_is_over_findings_that_are_defined():
     assert "only 4 subjects" in found[None, "auroc"].note
 
 
+def test_nothing_to_score_is_said():
+    for ask in (score_findings, lambda none: compare_findings(none, none)):
+        with pytest.raises(DataFault, match="0 predictions of studies; one row for each study and finding is needed"):
+            ask([])
+
+
 def test_the_interval_draws_patients_not_scans():
     """Each patient has five scans that say the same: as uncertain as one scan of each, not as five times as many."""
     rng = np.random.default_rng(1)

@@ -206,8 +206,23 @@ def test_labels_that_steered_views_and_do_not_teach_are_counted(store, capsys):
     assert steered(store, {0: "labels", 1: ""}, taught=(0, 1))["steered"] == {}
     by_predictor = steered(store, {0: "predicted (taught by labels)", 1: "predicted"}, taught=(0, 1))
     assert by_predictor["steered"] == {"predicted (taught by labels)": 1}, "nobody knows whose labels"
+    by_attention = steered(store, {0: "attention (taught by labels)", 1: "attention"}, taught=(0, 1))
+    assert by_attention["steered"] == {"attention (taught by labels)": 1}
     as_prior = {0: "labels, as a prior", 1: "labels, as a prior"}
     assert steered(store, as_prior, taught=(0,))["steered"] == {"labels, as a prior": 1}
+
+
+def test_attention_of_unknown_teaching_is_said_and_refuses_nothing(store, capsys):
+    unknown = "attention (of unknown teaching)"
+    said = steered(store, {0: unknown, 1: "gaze"}, taught=(0, 1), strict=True)
+    assert said["steered"] == {unknown: 1}
+    say_leakage(said)
+    warned = capsys.readouterr().err
+    assert warned.startswith("warning: an encoder of which nobody knows whether labels taught it steered the views of ")
+    assert f"({unknown}: 1 scans), so the result may be one of more labels than it says" in warned
+    say_leakage(steered(store, {0: unknown, 1: "labels"}, taught=(0,)))
+    told = f"({unknown}: 1 scans, labels: 1 scans)"
+    assert f"steered the pretraining, its views or its heads {told}" in capsys.readouterr().err
 
 
 def test_a_judge_whose_labels_steered_views_is_refused_with_strict(store):

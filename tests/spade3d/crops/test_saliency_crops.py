@@ -1,5 +1,7 @@
 """Crops for the saliency predictor: image and saliency of the same places, more often where something is salient."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -59,12 +61,27 @@ def test_crops_gather_around_what_is_salient(store):
     assert hits[0] < 0.7 < hits[1]
 
 
+def test_spots_of_a_large_scan_take_little_memory_beside_its_map(in_memory):
+    large = in_memory([np.zeros((64, 128, 96))])
+    values = np.random.default_rng(0).integers(0, 256, (64, 128, 96), dtype=np.uint8)
+    large.saliency = lambda i, box=None: values
+    tracemalloc.start()
+    spots = SaliencyStream(large, [0], sampling()).spots[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(spots) and peak < values.nbytes  # the map as float64 would be eight times that
+
+
 def test_spots_are_drawn_in_proportion_to_saliency(store):
     spots = (SaliencyStream(store, [0], sampling()).spots[0] / [1.0, 1.0, 2.0]).astype(int)
     drawn = np.zeros(SHAPE)
     np.add.at(drawn, tuple(spots.T), 1 / len(spots))
     share = store.saliency(0) / store.saliency(0).sum(dtype=float)
     assert (drawn[share == 0] == 0).all() and np.abs(drawn - share).max() < 0.01
+    weights = store.saliency(0).ravel().astype(np.float64)  # a slow twin, of the whole map at once
+    rest = np.random.default_rng([0, 0]).random(len(spots)) * weights.sum()
+    at_once = np.searchsorted(weights.cumsum(), rest, side="right")
+    assert np.array_equal(spots, np.stack(np.unravel_index(at_once, SHAPE), axis=1))
     assert len(SaliencyStream(store, [1], sampling()).spots[1]) == 0
     with pytest.raises(ValueError, match="no cases"):
         SaliencyStream(store, [], sampling())

@@ -1,6 +1,7 @@
 """Checkpoints: ours in a circle, other people's under their names, and every refusal in words."""
 
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -107,9 +108,26 @@ class Bomb:
 
 def test_a_file_that_would_run_code_is_not_opened(tmp_path, source):
     torch.save({"state_dict": source.swinViT.state_dict(), "args": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pt")
-    with pytest.raises(DataFault, match="holds more than tensors"):
+    with pytest.raises(DataFault, match=r"bomb.pt: holds more than tensors \(\w+.mkdir\) and was not opened"):
         load_encoder(small(1), tmp_path / "bomb.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_nobody_is_advised_to_read_a_file_in_the_way_that_runs_it(tmp_path, monkeypatch):
+    """torch's own words about a file that it cannot read name that way, and are as long as a page."""
+    torch.save({"args": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pt")
+    (tmp_path / "notes.pt").write_bytes(b"steps: 3\noptim:\n  lr: fast\n")
+    (tmp_path / "dots.pt").write_bytes(b".....")
+    (tmp_path / "script.pt").touch()
+    for file in ("bomb.pt", "notes.pt", "dots.pt", "script.pt"):
+        if file == "script.pt":  # as it answers to TorchScript
+            said = RuntimeError("Cannot use ``weights_only=True`` with TorchScript archives passed to ``torch.load``.")
+            monkeypatch.setattr(torch, "load", Mock(side_effect=said))
+        with pytest.raises(DataFault) as refused:
+            load_encoder(small(1), tmp_path / file)
+        said = str(refused.value)
+        assert said.startswith(f"{tmp_path / file}: ") and "state dict" in said, said
+        assert not any(word in said.lower() for word in ("weights_only", "weights only", "torch.load", "pytorch")), said
 
 
 def test_unusable_files_are_named(tmp_path, source):
