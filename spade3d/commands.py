@@ -128,12 +128,18 @@ def pretrain(tokens: list[str] | None = None) -> None:
 
 
 def recipe_name(tokens: list[str]) -> str:
-    """The recipe that the flags or the configuration files ask for; it decides which options there are."""
+    """The recipe that the flags, the configuration files or the run to be resumed ask for; it decides which options
+    there are."""
     given = option_values(tokens, "--recipe")
-    if given:
-        return given[-1]
-    named = [read_yaml(Path(path)).get("recipe") for path in option_values(tokens, "--config")]
-    return next((str(name) for name in reversed(named) if name is not None), "spade")
+    return given[-1] if given else configured(tokens, "recipe") or "spade"
+
+
+def configured(tokens: list[str], key: str) -> str | None:
+    """What the configuration files say of a key, the last first, else the run to be resumed; None where none does."""
+    files = [Path(path) for path in option_values(tokens, "--config")]
+    begun = [Path(out) / CONFIG for out in option_values(tokens, "--out") if "--resume" in tokens]
+    named = [read_yaml(path).get(key) for path in [*(path for path in begun if path.is_file()), *files]]
+    return next((str(name) for name in reversed(named) if name is not None), None)
 
 
 def option_values(tokens: list[str], option: str) -> list[str]:
