@@ -12,8 +12,8 @@ from dagman.recipes.predicting import Segmenting
 from dagman.recipes.probing import ProbeSettings
 from dagman.recipes.studies import StudySettings
 from spade3d import console
-from spade3d.commands import CONFIG, begun_settings, option_values
-from spade3d.configuration import FLAGS, read_yaml, resolve
+from spade3d.commands import begun_settings, configured, option_values
+from spade3d.configuration import FLAGS, resolve
 from spade3d.faults import DataFault, UsageFault
 
 OF_STUDIES = ("auroc", "ap", "iou", "t_iou_0.1", "t_iou_0.3", "t_iou_0.5", "pointing", "pointing_near", "voxel_ap")
@@ -95,12 +95,7 @@ def asked_task(tokens: list[str]) -> str:
     """The task that the flags, the configuration files or the run to be resumed ask for; it decides which options there
     are."""
     given = option_values(tokens, "--task")
-    if given:
-        return given[-1]
-    files = [Path(path) for path in option_values(tokens, "--config")]
-    begun = [Path(out) / CONFIG for out in option_values(tokens, "--out") if "--resume" in tokens]
-    named = [read_yaml(path).get("task") for path in [*(path for path in begun if path.is_file()), *files]]
-    return next((str(task) for task in reversed(named) if task is not None), "segmentation")
+    return given[-1] if given else configured(tokens, "task") or "segmentation"
 
 
 def register_studies(app: App) -> None:

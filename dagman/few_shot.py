@@ -18,16 +18,18 @@ from pathlib import Path
 from dagman.evaluation.comparison import compare_runs
 from dagman.evaluation.pairs import mean_gain
 from dagman.evaluation.scores import read_rows, read_summary
-from dagman.finetuning import opened, run_finetuning, taught_by
+from dagman.finetuning import check_run, opened, reopened, run_finetuning, taught_by
 from dagman.recipes.finetuning import PRETRAINED, SCRATCH, FinetuneCommand
 from spade3d import console
+from spade3d.began_with import BEGAN_WITH, keep_beginning
 from spade3d.commands import CONFIG, STORE, find_device
 from spade3d.configuration import to_yaml, with_values
 from spade3d.faults import Preempted
 from spade3d.provenance import write_text
 from spade3d.training import ranks
 from spade3d.training.interruption import preempted_at_once
-from spade3d.volumes.store import is_store
+from spade3d.volumes.split import Split, draw_labelled
+from spade3d.volumes.store import VolumeStore, is_store
 
 COMPARISON, TABLE = "comparison", "runs.csv"
 COLUMNS = ("run", "seed", "draw", "labels", "mean_dice", "low", "high", "subjects")
@@ -70,6 +72,8 @@ def run_in_turn(settings: FinetuneCommand, out: Path, *, resume: bool, strict: b
     """Several runs, each in a folder of its own."""
     if not resume:
         settings = ranks.once(lambda: begin(settings, out, strict=strict))
+    else:
+        ranks.once(lambda: check_begun(settings, out))
     folders = {name: out / name for name in settings.runs()}
     store = str(out / STORE) if is_store(out / STORE) else settings.data.path
     with preempted_at_once():
@@ -91,8 +95,22 @@ def begin(settings: FinetuneCommand, out: Path, *, strict: bool) -> FinetuneComm
             first = drawn.setdefault(taught_by(run, store, split), run.draw)
             if first != run.draw and run.labels is not None:
                 print(f"note: draw {run.draw} happens to be the subjects of draw {first}", file=sys.stderr)
+        keep_beginning(out, store, everybody(store, split), split)
         write_text(out / CONFIG, to_yaml(chosen))
     return chosen
+
+
+def check_begun(settings: FinetuneCommand, out: Path) -> None:
+    """DataFault where runs are left that would begin with other scans than those before them. Where all are finished
+    nothing is read, nor where they were begun before this was written down: each of them is checked by itself."""
+    if (out / BEGAN_WITH).exists() and not all((out / name / LAST).exists() for name in settings.runs()):
+        store, split = reopened(settings, out)
+        check_run(out, store, everybody(store, split), split)
+
+
+def everybody(store: VolumeStore, split: Split) -> tuple[int, ...]:
+    """The labelled cases that draws are made from."""
+    return draw_labelled(store.cases, split.train, None, 0)
 
 
 def told(folders: Mapping[str, Path], out: Path, *, twins: bool) -> dict:

@@ -23,6 +23,7 @@ from dagman.evaluation.summary import summarise
 from dagman.judging import judge, look, scored_classes, show
 from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, protocol_of, regime_of
 from spade3d import console
+from spade3d.began_with import check_beginning, keep_beginning
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault, UsageFault
@@ -50,6 +51,8 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
     if not resume:
         settings = ranks.once(lambda: begin(settings, out, strict=strict))
     store, split = reopened(settings, out)
+    if resume:
+        ranks.once(lambda: check_run(out, store, taught_by(settings, store, split), split))
     with preempted_at_once():
         return trained_and_judged(settings, out, store, split, resume=resume, strict=strict)
 
@@ -58,7 +61,9 @@ def begin(settings: FinetuneSettings, out: Path, *, strict: bool) -> FinetuneSet
     """Prepare the scans, choose what was left open, and write down what the run is."""
     with console.fresh_folder(out, CONFIG):
         settings, store, split = opened(settings, out, strict=strict)
-        write_json(out / PROVENANCE, describe(store, taught_by(settings, store, split), split))
+        taught = taught_by(settings, store, split)
+        keep_beginning(out, store, taught, split)
+        write_json(out / PROVENANCE, describe(store, taught, split))
         write_text(out / CONFIG, to_yaml(settings))
     return settings
 
@@ -87,6 +92,11 @@ def reopened(settings: FinetuneSettings, out: Path) -> tuple[VolumeStore, Split]
     """Scans and split of a run that was begun in `out`."""
     store = VolumeStore.open(out / STORE if is_store(out / STORE) else Path(settings.data.path))
     return store, split_of(settings, store)
+
+
+def check_run(out: Path, store: VolumeStore, taught: Sequence[int], split: Split) -> None:
+    """DataFault where the scans of a run that is to be continued, or their labels, are not those it began with."""
+    check_beginning(out, store, taught, split, labels=(*taught, *split.validation))
 
 
 def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> VolumeStore:

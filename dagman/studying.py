@@ -26,10 +26,12 @@ from dagman.evaluation.localisation import Annotation, Judging, scores
 from dagman.evaluation.study_report import study_report
 from dagman.evaluation.study_summary import CONTROL, summarise_studies
 from dagman.recipes.clarity_settings import check_clarity, finding_prior, note_of_teacher, taught_by_cnn
+from dagman.recipes.priors import OF_LABELS
 from dagman.recipes.studies import StudySettings, choose, head_settings, windows_of
 from dagman.study_baselines import judge_baselines
 from dagman.study_judging import Judge, annotation_notes, annotations_of, look, map_names
 from spade3d import console
+from spade3d.began_with import check_beginning, keep_beginning
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.crops.crop import Views
@@ -58,11 +60,13 @@ def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool)
     ranks.alone(f"dagman-finetune --task {settings.task}")
     if resume:
         work = reopened(settings, out)
+        check_beginning(out, work.store, work.taught, work.split, labels=work.whose_labels())
     else:
         place = find_device(settings.device)
         autocast_for(settings.precision, torch.device(place))  # refused here, while nothing is done yet
         with console.fresh_folder(out, CONFIG):
             work = begun(settings, out, place, strict=strict)
+            keep_beginning(out, work.store, work.taught, work.split)
             write_json(out / PROVENANCE, describe(work.store, work.taught, work.split))
             write_text(out / CONFIG, to_yaml(work.settings))
     with preempted_at_once():
@@ -140,6 +144,14 @@ class Work:
         """Processes that make batches; a prior stays in the training process."""
         told = self.settings.head == "clarity" and self.settings.clarity.prior.source != "none"
         return 0 if told else self.settings.loaders
+
+    def whose_labels(self) -> tuple[int, ...]:
+        """The cases whose label maps teach or judge here, beside the findings: those of the training studies where a
+        prior is made of them, those of the judges where no boxes say where findings are."""
+        settings = self.settings
+        told = settings.head == "clarity" and settings.clarity.prior.source in OF_LABELS
+        judged = settings.task == "localisation" and settings.boxes is None
+        return (self.taught if told else ()) + (self.split.validation if judged else ())
 
     def run(self, out: Path, *, resume: bool, strict: bool) -> dict:
         """Train, judge, write."""

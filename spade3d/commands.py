@@ -128,12 +128,18 @@ def pretrain(tokens: list[str] | None = None) -> None:
 
 
 def recipe_name(tokens: list[str]) -> str:
-    """The recipe that the flags or the configuration files ask for; it decides which options there are."""
+    """The recipe that the flags, the configuration files or the run to be resumed ask for; it decides which options
+    there are."""
     given = option_values(tokens, "--recipe")
-    if given:
-        return given[-1]
-    named = [read_yaml(Path(path)).get("recipe") for path in option_values(tokens, "--config")]
-    return next((str(name) for name in reversed(named) if name is not None), "spade")
+    return given[-1] if given else configured(tokens, "recipe") or "spade"
+
+
+def configured(tokens: list[str], key: str) -> str | None:
+    """What the configuration files say of a key, the last first, else the run to be resumed; None where none does."""
+    files = [Path(path) for path in option_values(tokens, "--config")]
+    begun = [Path(out) / CONFIG for out in option_values(tokens, "--out") if "--resume" in tokens]
+    named = [read_yaml(path).get(key) for path in [*(path for path in begun if path.is_file()), *files]]
+    return next((str(name) for name in reversed(named) if name is not None), None)
 
 
 def option_values(tokens: list[str], option: str) -> list[str]:
@@ -214,6 +220,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
 
 def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: bool) -> Common:
     """Prepare the scans, choose what was left open, and write down what the run is."""
+    from spade3d.began_with import keep_beginning
     from spade3d.provenance import describe, write_json, write_text
     from spade3d.scans import open_scans
     from spade3d.volumes.layouts import read_layout
@@ -230,6 +237,7 @@ def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: b
         split = whom_to_hold_out(settings, store)
         settings = recipe.choose(settings, store, split.train, device)
         looked = recipe.saliency(settings, store, split.train)
+        keep_beginning(out, store, split.train, split)
         write_json(out / PROVENANCE, describe(store, split.train, split, looked))
         write_text(out / CONFIG, to_yaml(settings))
     return settings
@@ -239,6 +247,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     """The run that `begin` began, as every one of its processes runs it."""
     import torch
 
+    from spade3d.began_with import check_beginning
     from spade3d.networks.foreign import save_encoder
     from spade3d.networks.swin import compile_encoders
     from spade3d.provenance import describe, write_json
@@ -250,11 +259,18 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
 
     store = VolumeStore.open(out / STORE if is_store(out / STORE) else Path(settings.data.path))
     split = whom_to_hold_out(settings, store)
+    looked = recipe.saliency(settings, store, split.train)
+
+    def same_as_begun(labels: Sequence[int]) -> None:
+        if resume:
+            ranks.once(lambda: check_beginning(out, store, split.train, split, labels=labels, saliency=looked))
+
+    same_as_begun(())  # before anything is built, and before anything in the folder is written over
     if ranks.first():
         announce(recipe, settings, store, split)
     built, device = recipe.build(settings, store, split.train, out), torch.device(settings.device)
-    steered = {**recipe.saliency(settings, store, split.train), **built.labels}
-    provenance = describe(store, split.train, split, steered)
+    same_as_begun([*built.labels])
+    provenance = describe(store, split.train, split, {**looked, **built.labels})
     if ranks.first():
         write_json(out / PROVENANCE, provenance)  # anew: what was built may have taken labels
     if settings.compile:

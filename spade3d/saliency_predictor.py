@@ -50,6 +50,7 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
     """Train on the cases that have saliency; returns what the command prints."""
     import torch
 
+    from spade3d.began_with import check_beginning, keep_beginning
     from spade3d.crops.saliency_crops import SaliencyStream, SalientSampling
     from spade3d.networks.saliency_net import SaliencyModel, SaliencyNet, SaliencyPrediction
     from spade3d.provenance import describe, write_json, write_text
@@ -60,12 +61,15 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
 
     store = VolumeStore.open(path)
     split = gazed_split(store)
+    if resume:
+        check_beginning(out, store, split.train, split, saliency=(*split.train, *split.validation))
     if not split.train:
         raise DataFault(f"{path}: no case that may train has saliency; run spade-saliency gaze, or labels, first")
     if not resume:
         settings = choose(settings, store, split.train, device)
         with console.fresh_folder(out, CONFIG):
             seen = {i: store.cases[i].saliency_source for i in split.train}
+            keep_beginning(out, store, split.train, split)
             write_json(out / "provenance.json", describe(store, split.train, split, seen))
             write_text(out / CONFIG, to_yaml(settings))
     taught_by = sorted({store.cases[i].saliency_source for i in split.train})

@@ -17,7 +17,7 @@ import spade3d.saliency_commands
 from dagman.recipes.finetuning import FinetuneSettings
 from dagman.recipes.studies import StudySettings
 from spade3d import __version__, console
-from spade3d.commands import begun_settings
+from spade3d.commands import begun_settings, recipe_name
 from spade3d.configuration import resolve, to_yaml
 from spade3d.faults import UsageFault
 from spade3d.networks.foreign import save_encoder
@@ -411,6 +411,16 @@ def test_a_run_that_was_begun_from_a_run_is_resumed_with_the_same_configuration(
         assert begun_settings(tree, tmp_path, [asked], {}) == begun
         with pytest.raises(UsageFault, match=r"other settings \(init\)"):
             begun_settings(tree, tmp_path, [], {"init": str(asked)})
+
+
+@pytest.mark.parametrize("more", [[], ["--config", "asked.yaml"]])
+def test_a_run_is_resumed_by_its_own_recipe(tmp_path, capsys, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    Path("asked.yaml").write_text("seed: 0\n")
+    folder(tmp_path / "run").joinpath("config.yaml").write_text("recipe: dagman\ndistill:\n  stage: 2\n")
+    code, said = refused(capsys, "spade-pretrain", "--out", tmp_path / "run", "--resume", *more)
+    assert code == 2 and "no DATA given" in said, "the settings of dagman were understood"
+    assert recipe_name(["--out", str(tmp_path / "run")]) == "spade", "a new run is not what lies there"
 
 
 def test_fine_tuning_needs_labels_to_learn_from_and_to_be_judged_by(tmp_path, capsys):

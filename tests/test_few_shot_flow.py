@@ -79,7 +79,14 @@ NAMES = [f"{begun}-seed0-draw{draw}" for draw in (0, 1) for begun in ("pretraine
 
 
 def test_draws_and_twins_are_runs_of_their_own(study):
-    assert {path.name for path in study.iterdir()} == {"config.yaml", "store", "runs.csv", "comparison", *NAMES}
+    assert {path.name for path in study.iterdir()} == {
+        "began_with.json",
+        "config.yaml",
+        "store",
+        "runs.csv",
+        "comparison",
+        *NAMES,
+    }
     said = {name: summary_of(study / name) for name in NAMES}
     for draw in (0, 1):
         pretrained, scratch = (said[f"{begun}-seed0-draw{draw}"] for begun in ("pretrained", "scratch"))

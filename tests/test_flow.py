@@ -108,6 +108,7 @@ def road(tmp_path_factory) -> Path:
 def test_a_run_leaves_what_it_promises(road, name):
     folder = road / name
     promised = {"config.yaml", "log.jsonl", "checkpoints", "provenance.json", "report.html", "tensorboard"}
+    promised |= {"began_with.json"}
     if name == "pretrained":
         promised |= {"encoder.safetensors", "body_frames.json"}
     else:
@@ -298,6 +299,28 @@ def test_resuming_does_not_change_what_was_begun(road, capsys):
     assert (road / "pretrained" / "config.yaml").read_bytes() == before
     # `auto` meant a device when the run began, and still means it.
     run(spade3d.commands.pretrain, "--out", road / "pretrained", "--resume", "--device", "auto")
+
+
+def test_a_fine_tuning_is_resumed_with_the_labels_it_began_with(road, tmp_path, capsys):
+    """One run, and one of several, of which the second would begin with others."""
+    store = shutil.copytree(road / "store", tmp_path / "store")
+    begun = [store, "--out", tmp_path / "run", *TWIN, *FINETUNE]
+    several = [*begun[:2], tmp_path / "several", *begun[3:], "--draws", 2]
+    for tokens in (begun, several):
+        run(dagman.commands.finetune, *tokens)
+    shutil.rmtree(tmp_path / "several" / "scratch-seed0-draw1")  # as if it had been stopped before that one
+    before = (tmp_path / "run" / "cases.csv").read_bytes()
+    scans = shutil.copytree(road / "scans", tmp_path / "scans")
+    for path in scans.rglob("*_label.nii.gz"):
+        labels = read_labels(path)
+        write_volume(path, labels.voxels * (np.arange(labels.shape[0]) % 5 > 0)[:, None, None], labels.affine)
+    run(spade3d.commands.prepare, scans, "--out", store, "--spacing", 6.5, 6.5, 6.5)
+    for tokens in (begun, several):
+        with pytest.raises(SystemExit) as end:
+            dagman.commands.finetune([*map(str, tokens), "--resume"])
+        assert end.value.code == 3
+        assert re.search(r"the run began with other scans .*\(its labels\)", capsys.readouterr().err)
+    assert (tmp_path / "run" / "cases.csv").read_bytes() == before
 
 
 def test_predictions_lie_on_the_grid_of_their_scan_whatever_its_axes(road, tmp_path):

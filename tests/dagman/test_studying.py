@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,15 @@ HEAD = [*SMALL, "--crop.shape", 32, 32, 32, "--steps", 6, "--save-every", 2, "--
 TASK = ["--task", "classification"]
 TOKENS = ["--clarity.dim", 24, "--clarity.heads", 2]
 LUMPS = (2, 3, 6, 7)  # who has one; 3 and 5 judge
-ENDED = ["config.yaml", "log.jsonl", "model.safetensors", "predictions.csv", "provenance.json", "report.html"]
+ENDED = [
+    "began_with.json",
+    "config.yaml",
+    "log.jsonl",
+    "model.safetensors",
+    "predictions.csv",
+    "provenance.json",
+    "report.html",
+]
 
 
 def end(*tokens) -> tuple[int, str]:
@@ -174,6 +183,23 @@ def test_a_run_does_not_resume_under_other_labels(place, tmp_path, capsys):
     table.write_text(table.read_text(encoding="utf-8").replace("img0002,1", "img0002,0"))
     code, said = refused(capsys, *begun, "--resume")
     assert code == 3 and "config" in said
+
+
+def test_a_run_does_not_resume_with_other_scans(place, tmp_path, capsys):
+    """A scan that teaches is another one now; the table of findings is the same."""
+    for name in ("scans", "store"):
+        shutil.copytree(place / name, tmp_path / name)
+    begun = [tmp_path / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", *HEAD]
+    run(*begun)
+    before = (tmp_path / "run" / "predictions.csv").read_bytes()
+    (path,) = (tmp_path / "scans").rglob("img0002.nii.gz")
+    scan = read_volume(path)
+    write_volume(path, np.ascontiguousarray(scan.voxels[::-1]), scan.affine)
+    with pytest.raises(SystemExit):
+        prepare([str(tmp_path / "scans"), "--out", str(tmp_path / "store"), "--spacing", "8", "8", "8"])
+    code, said = refused(capsys, *begun, "--resume")
+    assert code == 3 and "(changed: img0002 (its voxels, its preparation))" in said
+    assert (tmp_path / "run" / "predictions.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from spade3d.saliency_commands import main
 from spade3d.saliency_predictor import PredictorSettings, gazed_split, train_predictor
 from spade3d.training import loop
 from spade3d.training.prefetch import Prefetched
-from spade3d.volumes.channels import OF_LABELS, SOURCES
+from spade3d.volumes.channels import OF_LABELS, SOURCES, write_saliency
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.phantoms import write_dataset
 from spade3d.volumes.prepare import prepare
@@ -97,6 +97,29 @@ def test_a_predictor_is_trained_on_gaze_and_fills_in_the_rest(scans, store, tmp_
     after = VolumeStore.open(store)
     assert [case.saliency_source for case in after.cases] == ["gaze"] * 3 + ["predicted"]
     assert after.saliency(3).max() == 255 and after.verify() == []
+
+
+def test_a_predictor_is_resumed_with_the_saliency_it_began_with(store, tmp_path, capsys):
+    """Wherever the store lies, and whatever was predicted since; maps of another source would make it another model."""
+    assert call(capsys, "labels", store)[0] == 0
+    run = tmp_path / "run"
+    small = ("--steps", 2, "--width", 4, "--crop", 32, 32, 16, "--device", "cpu")
+    assert call(capsys, "train", store, "--out", run, *small)[0] == 0
+    before = {name: (run / name).read_bytes() for name in ("provenance.json", "saliency.safetensors", "scores.json")}
+    moved = store.rename(tmp_path / "moved")
+    assert call(capsys, "predict", moved, "--model", run, "--device", "cpu")[0] == 0
+    assert call(capsys, "train", moved, "--out", run, "--resume")[0] == 0
+    after = VolumeStore.open(moved)
+    assert [case.saliency_source for case in after.cases] == ["labels"] * 3 + ["predicted (taught by labels)"]
+
+    maps = {case.name: np.ones(case.shape) for case in after.cases if case.has_labels}
+    write_saliency(moved, maps, "attention")
+    code, _, err = call(capsys, "train", moved, "--out", run, "--resume")
+    assert code == 3 and "(saliency from attention, labels before, its saliency)" in err
+    (run / "began_with.json").unlink()  # a run of before there was one
+    code, _, err = call(capsys, "train", moved, "--out", run, "--resume")
+    assert code == 3 and "(saliency from attention, labels before)" in err
+    assert {name: (run / name).read_bytes() for name in before} == before
 
 
 def test_a_gpu_does_not_wait_for_its_batches(store, tmp_path, capsys, monkeypatch):
