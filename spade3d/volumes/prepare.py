@@ -36,7 +36,6 @@ from spade3d.volumes.layouts import Case, Dataset
 from spade3d.volumes.likeness import likeness
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.sealed import (
-    PARTIAL,
     Damaged,
     checksum_fault,
     read_json,
@@ -57,6 +56,7 @@ from spade3d.volumes.store import (
 )
 from spade3d.volumes.volume import read_volume, voxel_fingerprint
 from spade3d.volumes.workers import outcomes
+from spade3d.whole_file import remove_leftovers
 
 Progress = Callable[[int, int, str], None]
 
@@ -114,8 +114,7 @@ def prepare(
     all_outcomes = _outcomes(jobs, workers)
     with claimed(out, lambda who: report(0, len(jobs), who)) as renew_claim, closing(all_outcomes):
         _check_out(dataset, out, preprocessing)  # another process may have finished it while we waited
-        for partial in out.rglob(f"*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
+        remove_leftovers(out)
         done: dict[str, StoredCase] = {}
         rejected: list[dict[str, str]] = []
         for outcome in all_outcomes:

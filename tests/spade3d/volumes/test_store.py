@@ -21,9 +21,10 @@ from spade3d.faults import DataFault
 from spade3d.volumes.layouts import Case, Dataset, read_layout
 from spade3d.volumes.prepare import prepare
 from spade3d.volumes.preprocessing import Preprocessing
-from spade3d.volumes.sealed import PARTIAL, write_json
+from spade3d.volumes.sealed import write_json
 from spade3d.volumes.store import CASES, INDEX, VolumeStore, is_store
 from spade3d.volumes.volume import write_volume
+from spade3d.whole_file import PARTIAL, whole_file
 
 LPS = np.array([[-1.0, 0, 0, 40.0], [0, -1.0, 0, 50.0], [0, 0, 2.0, -30.0], [0, 0, 0, 1]])
 RAS = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -429,12 +430,30 @@ def test_processes_that_are_killed_or_work_at_once(tmp_path):
 def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
     data, out = three_cases(tmp_path / "data"), tmp_path / "store"
     store = prepare(data, out, Preprocessing())
-    leftover = out / Path(store.cases[0].image.file).parent / f"image.b2nd.1{PARTIAL}"
-    leftover.write_bytes(b"half")
-    record = leftover.parent / "case.json"
-    write_json(record, {"not": "a case"})
+    folder = out / Path(store.cases[0].image.file).parent
+    killed = "import os, sys; from pathlib import Path; from spade3d.whole_file import whole_file\n"
+    killed += "with whole_file(Path(sys.argv[1])) as file: os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed, folder / "image.b2nd"], check=False)
+    (folder / f".image.b2nd.elsewhere.1{PARTIAL}").write_bytes(b"half")
+    os.utime(folder / f".image.b2nd.elsewhere.1{PARTIAL}", (1, 1))
+    assert len(list(folder.glob(f".*{PARTIAL}"))) == 2
+    write_json(folder / "case.json", {"not": "a case"})
     assert prepare(data, out, Preprocessing()).verify() == []
-    assert not leftover.exists()
+    assert not list(out.rglob(f"*{PARTIAL}"))
+
+
+def test_what_a_living_process_is_writing_is_no_leftover(tmp_path):
+    """Another machine's part, or body frames that a run keeps with the store, take no claim on it."""
+    data, out = three_cases(tmp_path / "data"), tmp_path / "store"
+    prepare(data, out, Preprocessing())
+    (out / "body_frames").mkdir()
+    elsewhere = out / CASES / f".image.b2nd.elsewhere.1{PARTIAL}"
+    elsewhere.write_bytes(b"half")
+    with whole_file(out / "body_frames" / "affine.json") as file:
+        file.write(b"{")
+        prepare(data, out, Preprocessing())
+        file.write(b"}")
+    assert (out / "body_frames" / "affine.json").read_bytes() == b"{}" and elsewhere.exists()
 
 
 def test_real_broken_files_are_refused_one_by_one(shared_data, tmp_path):
