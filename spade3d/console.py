@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +19,7 @@ from cyclopts import ValidationError as BadValue
 from pydantic import ValidationError
 
 from spade3d import __version__
+from spade3d.claim import CLAIM, held
 from spade3d.configuration import Settings, encoder_of_run, explain, spelled_out
 from spade3d.faults import DataFault, Fault, UsageFault
 
@@ -116,34 +117,54 @@ def checkpoint(path: Path) -> Path:
 
 @contextmanager
 def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
-    """A folder for a new run, which has begun once it holds the file `holds`. Refused when it has, or is not empty.
+    """A folder for a new run, which has begun once it holds the file `holds`. Refused when it has, is not empty, or is
+    another's who lives.
 
     Whatever goes wrong before leaves nothing behind. Where the process was killed, and could not clean up, UNFINISHED
-    tells that what lies there never began to run: it may be begun again.
+    tells that what lies there never began to run: it may be begun again. The claim (claim.py) tells it from one that
+    is still preparing: that one is left alone.
     """
+    begun = DataFault(f"{out}: already holds a run; give another --out, or continue this one with --resume")
     if (out / holds).exists():
-        raise DataFault(f"{out}: already holds a run; give another --out, or continue this one with --resume")
+        raise begun
     if out.exists() and not out.is_dir():
         raise DataFault(f"{out}: is a file; --out needs a folder, new or empty")
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        entries = [entry.name for entry in out.iterdir()]
-        if entries and UNFINISHED not in entries:
-            raise DataFault(f"{out}: is not empty ({len(entries)} entries); give a new or an empty --out")
-        (out / UNFINISHED).touch()
-    except OSError as error:
-        raise DataFault(f"{out}: cannot be written ({error.strerror}); give another --out") from error
-    try:
-        yield out
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            entries = [entry.name for entry in out.iterdir()]
+            if entries and UNFINISHED not in entries:
+                raise DataFault(f"{out}: is not empty ({len(entries)} entries); give a new or an empty --out")
+            (out / UNFINISHED).touch()
+        except OSError as error:
+            raise DataFault(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+        with held(out, lambda who: print(who, file=sys.stderr, flush=True)) as still_ours:
+            if (out / holds).exists():  # by another process, while this one waited for it
+                (out / UNFINISHED).unlink(missing_ok=True)
+                raise begun
+            try:
+                yield out
+                still_ours()
+            except BaseException:
+                if not (out / holds).exists():
+                    still_ours()  # what lies there may be another's by now
+                    _empty(out)
+                raise
+            (out / UNFINISHED).unlink()
     except BaseException:
-        if not (out / holds).exists():
-            for entry in out.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            for folder in made:
+        for folder in made:
+            with suppress(OSError):  # it is not empty, or not there
                 folder.rmdir()
         raise
-    (out / UNFINISHED).unlink()
+
+
+def _empty(out: Path) -> None:
+    """Remove all of an unfinished run but the claim on it, and last the file that tells what it is."""
+    entries = [entry for entry in out.iterdir() if entry.name not in (CLAIM, UNFINISHED)]
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+    (out / UNFINISHED).unlink(missing_ok=True)
 
 
 def results_folder(out: Path) -> Path:

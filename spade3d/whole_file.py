@@ -1,10 +1,17 @@
 """Files that appear under their name only when they are whole: what every writer of this project uses."""
 
+import hashlib
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from spade3d.machine import counting, lives
+
+PARTIAL = ".partial"  # the end of a temporary name: .NAME.MACHINE.PROCESS.partial
+STALE_S = 3600.0  # nobody writes one file for an hour
 
 
 @contextmanager
@@ -13,7 +20,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     OSError and whatever the writing raises pass through; the half-written file is gone then.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}{PARTIAL}")
     try:
         with open(partial, "w+b") as file:
             yield file
@@ -28,3 +35,24 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what dead processes left half-written in a folder and those below it, never what a living one writes.
+
+    Of another machine, or container, nobody knows who lives: a file that was not touched for an hour is left over.
+    """
+    for partial in folder.rglob(f"*{PARTIAL}"):
+        rest, _, process = partial.name.removesuffix(PARTIAL).rpartition(".")
+        with suppress(FileNotFoundError):
+            if process.isdecimal() and rest.endswith(f".{_machine()}"):
+                left_over = not lives(int(process), None)
+            else:
+                left_over = time.time() - partial.stat().st_mtime > STALE_S
+            if left_over:
+                partial.unlink()
+
+
+def _machine() -> str:
+    """The machine, in so few letters that a name stays short."""
+    return hashlib.sha256(counting().encode()).hexdigest()[:8]

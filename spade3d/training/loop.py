@@ -132,15 +132,20 @@ class _Position:
 
 
 def _alone_in_its_folder(train: Callable[..., T]) -> Callable[..., T]:
-    """Two processes that write one run would mix its log and its saves: the second is refused, or waits (claim.py)."""
+    """Two processes that write one run would mix its log and its saves: the second is refused, or waits (claim.py).
+    `train` gets `still_ours`, which ends a run that another process took over, as it may while this one slept."""
 
     @wraps(train)
     def guarded(*args, out: Path, **how) -> T:
         with ExitStack() as stack:
-            ranks.once(lambda: stack.enter_context(held(out, _say)))
-            return train(*args, out=out, **how)
+            mine: list[Callable[[], None]] = []  # of the first rank, which alone writes
+            ranks.once(lambda: mine.append(stack.enter_context(held(out, _say))))
+            return train(*args, out=out, still_ours=mine[0] if mine else _silent, **how)
 
     return guarded
+
+
+def _silent() -> None: ...
 
 
 def _say(text: str) -> None:
@@ -167,6 +172,7 @@ def train(
     signs_every: int = 25,
     config_hash: str = "",
     skip_bad_batches: int = SKIPPED,
+    still_ours: Callable[[], None] = _silent,
 ) -> Outcome:
     """Train for `steps` updates. Step s = 1, 2, ... learns from batches (s - 1) k to s k - 1, k = `accumulate`, at
     progress s / steps.
@@ -182,7 +188,7 @@ def train(
     Raises, once the run is saved, Preempted after SIGTERM or SIGUSR1 and KeyboardInterrupt after SIGINT (a second
     signal ends the process at once); UsageFault when `out` already holds a run; DataFault when what should be resumed
     is not whole or of another configuration, or another process of this machine runs there; Fault when more than
-    `skip_bad_batches` updates in a row are not finite, or memory or disk is full.
+    `skip_bad_batches` updates in a row are not finite, memory or disk is full, or another process took the run over.
     """
     saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
     found = saves.find() if resume else ranks.once(saves.begin)
@@ -200,6 +206,7 @@ def train(
     ):
 
         def save() -> None:
+            still_ours()
             journal.sync()
             saves.put(at.step, {"at": asdict(at), **engine.state()}, streak=at.skipped)
 
@@ -210,6 +217,7 @@ def train(
                 return False
             values = engine.look(validate, at.step)
             at.validated = at.step
+            still_ours()
             journal.validation(at.step, values)
             if better is not None:
                 if better not in values:
@@ -242,6 +250,7 @@ def train(
                 if "alarm" in signs and not alarmed:
                     alarmed = True
                     journal.say(f"warning: step {step}: {signs['alarm']}")
+            still_ours()
             journal.step(row)
             if at.skipped > skip_bad_batches:
                 raise Fault(not_finite(at.losses, at.step, at.skipped, saves, row["scans"]))

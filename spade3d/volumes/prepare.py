@@ -22,6 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,6 @@ from spade3d.volumes.layouts import Case, Dataset
 from spade3d.volumes.likeness import likeness
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.sealed import (
-    PARTIAL,
     Damaged,
     checksum_fault,
     read_json,
@@ -57,6 +57,7 @@ from spade3d.volumes.store import (
 )
 from spade3d.volumes.volume import read_volume, voxel_fingerprint
 from spade3d.volumes.workers import outcomes
+from spade3d.whole_file import remove_leftovers
 
 Progress = Callable[[int, int, str], None]
 
@@ -114,8 +115,8 @@ def prepare(
     all_outcomes = _outcomes(jobs, workers)
     with claimed(out, lambda who: report(0, len(jobs), who)) as renew_claim, closing(all_outcomes):
         _check_out(dataset, out, preprocessing)  # another process may have finished it while we waited
-        for partial in out.rglob(f"*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
+        remove_leftovers(out)
+        gone = _gone(dataset, out)
         done: dict[str, StoredCase] = {}
         rejected: list[dict[str, str]] = []
         for outcome in all_outcomes:
@@ -128,6 +129,12 @@ def prepare(
                 done[outcome.name] = outcome
             report(len(done) + len(rejected), len(jobs), outcome.name)
         if done and not (strict and rejected):
+            if gone:
+                some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+                warnings.warn(
+                    f"{out}: {len(gone)} of its scans are no longer in {dataset.root} ({some}): left out of the store",
+                    stacklevel=2,
+                )
             write_json(out / INDEX, _contents(dataset, preprocessing, jobs[0].label_names, done, rejected).to_dict())
     if strict and rejected:
         _undo(new)
@@ -315,11 +322,55 @@ def _check_out(dataset: Dataset, out: Path, preprocessing: Preprocessing) -> Non
     differing = [f"{name} {old.get(name)} there, {new[name]} asked for" for name in new if old.get(name) != new[name]]
     if differing:
         raise DataFault(f"{out}: holds a store of another preprocessing ({'; '.join(differing)}); choose another --out")
-    names = {case.name for case in there.cases}
-    if there.root != str(dataset.root.resolve()) and names.isdisjoint(case.name for case in dataset.cases):
-        raise DataFault(
-            f"{out}: holds the store of another dataset ({there.dataset}, {there.root}); choose another --out"
-        )
+    if there.root != str(dataset.root.resolve()):
+        _check_moved(dataset, out, preprocessing, there)
+
+
+def _check_moved(dataset: Dataset, out: Path, preprocessing: Preprocessing, there: Contents) -> None:
+    """Refuse a dataset of another place than the store's, unless it is that one, moved or copied: some scans have the
+    same names, and those have the same voxels. Scans that cannot be read tell nothing."""
+    another = f"{out}: holds the store of another dataset ({there.dataset}, {there.root})"
+    stored, table = {case.name: case for case in there.cases}, label_table(dataset)
+    shared = [Job(case, out, preprocessing, table) for case in dataset.cases if case.name in stored]
+    found = None
+    for job in shared:
+        case = stored[job.case.name]
+        try:
+            signature = _signature(job)
+        except DataFault:
+            continue
+        if signature != case.signature:
+            fingerprint = _fingerprint(job.case.image, job.case.modality, job.case.series, signature)
+            if fingerprint not in (None, case.fingerprint):
+                raise DataFault(
+                    f"{another}, whose scan {case.name} has other voxels than {job.case.image}; choose another --out, "
+                    f"or remove {out} if that store is no longer needed"
+                )
+            found = found or fingerprint
+        else:
+            found = signature
+    if found is None:
+        raise DataFault(f"{another}; choose another --out")
+
+
+@cache
+def _fingerprint(image: Path, modality: str, series: str | None, signature: str) -> str | None:
+    """The fingerprint of a scan whose files have this signature; None where they cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd is noted as it is prepared
+            return voxel_fingerprint(read_volume(image, modality=modality, **({"series": series} if series else {})))
+    except Exception:  # as it is prepared this is named and reported
+        return None
+
+
+def _gone(dataset: Dataset, out: Path) -> list[str]:
+    """The cases of a store that its dataset no longer has."""
+    try:
+        there = read_index(out)
+    except Damaged:
+        return []
+    return sorted({case.name for case in there.cases} - {case.name for case in dataset.cases}) if there else []
 
 
 def _series(case: Case) -> dict[str, str]:

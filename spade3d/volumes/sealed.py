@@ -20,7 +20,6 @@ from spade3d.whole_file import whole_file
 
 SCHEMA = 1
 CHUNK, BLOCK = 64, 32
-PARTIAL = ".partial"  # the end of a temporary name
 # One thread: Blosc2's pool does not survive a fork, and parallel reading is by processes.
 WRITING = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
 READING = {"nthreads": 1}

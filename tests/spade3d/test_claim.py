@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import time
 import pytest
 
 from spade3d import claim
-from spade3d.claim import CLAIM, claimed, held
+from spade3d.claim import CLAIM, Overruled, claimed, held
 from spade3d.faults import DataFault
+from spade3d.machine import began, counting
 
 
 def test_a_claim_is_waited_for_and_a_dead_one_overruled(tmp_path):
@@ -41,6 +43,99 @@ def test_a_run_that_a_living_process_writes_is_refused_and_left_as_it_is(tmp_pat
     with pytest.raises(DataFault, match=said), held(tmp_path, print):
         raise AssertionError
     assert json.loads((tmp_path / CLAIM).read_text()) == here
+
+
+@pytest.fixture
+def sleeper():
+    """A process that lives and does nothing."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def claim_of(process, **known):
+    here = {"process": process, "host": socket.gethostname(), "counting": counting(), "began": began(process)}
+    return json.dumps({**here, **known})
+
+
+def test_a_living_process_of_this_machine_holds_its_claim_however_long_it_is_silent(tmp_path, sleeper):
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    (tmp_path / CLAIM).write_text(claim_of(sleeper.pid))
+    os.utime(tmp_path / CLAIM, (time.time() - 100_000,) * 2)
+    with pytest.raises(DataFault, match=f"process {sleeper.pid} of this machine"), held(tmp_path, print):
+        raise AssertionError
+
+
+def test_a_process_that_died_is_overruled_at_once_though_its_number_lives(tmp_path, sleeper):
+    if began(sleeper.pid) is None:
+        pytest.skip("no /proc: who began when is not known here")
+    (tmp_path / CLAIM).write_text(claim_of(sleeper.pid, began=began(sleeper.pid) - 1))
+    with held(tmp_path, print):
+        assert json.loads((tmp_path / CLAIM).read_text())["process"] == os.getpid()
+    os.kill(sleeper.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)  # dead, but its parent has not asked yet
+    (tmp_path / CLAIM).write_text(claim_of(sleeper.pid))
+    with held(tmp_path, print):
+        assert json.loads((tmp_path / CLAIM).read_text())["process"] == os.getpid()
+
+
+def test_a_container_of_the_same_name_is_another_machine(tmp_path):
+    """There the numbers mean other processes: one that none here has may live, and only its silence tells."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / CLAIM).write_text(claim_of(dead.pid, counting="another boot, another container"))
+    threading.Timer(0.3, (tmp_path / CLAIM).unlink).start()
+    told = []
+    with held(tmp_path, told.append):
+        pass
+    assert len(told) == 1 and f"waiting for process {dead.pid} on {socket.gethostname()}" in told[0]
+    assert f"remove {tmp_path / CLAIM}" in told[0]
+
+
+def test_one_process_does_not_take_its_own_claim_twice(tmp_path):
+    with held(tmp_path, print):
+        with pytest.raises(DataFault, match="of this machine is running there"), held(tmp_path, print):
+            raise AssertionError
+        assert (tmp_path / CLAIM).exists()
+
+
+def test_who_was_overruled_learns_it_and_leaves_the_claim_of_the_next(tmp_path):
+    taken_over = json.dumps({"process": 7, "host": "far"})
+    with pytest.raises(Overruled, match="process 7 on far has taken over"), held(tmp_path, print) as still_ours:
+        still_ours()
+        (tmp_path / CLAIM).write_text(taken_over)
+        os.utime(tmp_path / CLAIM, (1, 1))
+        still_ours()
+    assert (tmp_path / CLAIM).read_text() == taken_over and (tmp_path / CLAIM).stat().st_mtime == 1
+
+
+def test_a_claim_that_was_removed_is_laid_again(tmp_path):
+    with held(tmp_path, print) as still_ours:
+        (tmp_path / CLAIM).unlink()
+        still_ours()
+        assert json.loads((tmp_path / CLAIM).read_text())["process"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_two_that_overrule_one_dead_claim_the_second_does_not_remove_that_of_the_first(
+    tmp_path, monkeypatch, sleeper
+):
+    """Between judging the old claim and removing it another process has laid its own."""
+    (tmp_path / CLAIM).write_text("cut short")
+    os.utime(tmp_path / CLAIM, (1, 1))
+    judge, first = claim._is_gone, claim_of(sleeper.pid)
+
+    def late(path, text, stale_s):
+        gone = judge(path, text, stale_s)
+        if text == "cut short":
+            path.write_text(first)
+        return gone
+
+    monkeypatch.setattr(claim, "_is_gone", late)
+    with pytest.raises(DataFault, match=f"process {sleeper.pid} of this machine"), held(tmp_path, print):
+        raise AssertionError
+    assert (tmp_path / CLAIM).read_text() == first and [entry.name for entry in tmp_path.iterdir()] == [CLAIM]
 
 
 def test_a_run_of_another_machine_is_waited_for_until_it_is_silent(tmp_path, monkeypatch):

@@ -1,7 +1,11 @@
 """How commands end: the promised exit code, one line on standard error, and nothing half-written."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +14,7 @@ import pytest
 from cyclopts import Parameter
 
 from spade3d import console
+from spade3d.claim import CLAIM, Overruled
 from spade3d.configuration import Common
 from spade3d.faults import DataFault, Fault, Preempted, UsageFault
 
@@ -183,12 +188,54 @@ def test_what_goes_wrong_in_a_run_that_began_leaves_it(tmp_path):
 
 
 def test_a_run_that_was_killed_before_it_began_may_be_begun_again(tmp_path):
-    killed = console.fresh_folder(tmp_path / "run", HOLDS)
-    half_written(killed.__enter__())  # and nothing after it
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    half_written(tmp_path / "run")
+    (tmp_path / "run" / console.UNFINISHED).touch()
+    (tmp_path / "run" / CLAIM).write_text(json.dumps({"process": dead.pid, "host": socket.gethostname()}))
     with console.fresh_folder(tmp_path / "run", HOLDS) as out:
         assert (out / "store").is_dir()  # what was prepared is still of use
         (out / HOLDS).write_text("steps: 1")
     assert sorted(entry.name for entry in out.iterdir()) == [HOLDS, "notes", "store"]
+
+
+def test_a_run_that_is_still_being_prepared_is_left_alone(tmp_path):
+    """A second one is refused before it begins, and takes nothing of the first with it; the first goes on."""
+    with console.fresh_folder(tmp_path / "run", HOLDS) as out:
+        half_written(out)
+        before = sorted(tmp_path.rglob("*"))
+        said = f"process {os.getpid()} of this machine is running there"
+        with pytest.raises(DataFault, match=said), console.fresh_folder(tmp_path / "run", HOLDS):
+            raise KeyboardInterrupt
+        assert sorted(tmp_path.rglob("*")) == before
+        (out / HOLDS).write_text("steps: 1")
+    assert sorted(entry.name for entry in out.iterdir()) == [HOLDS, "notes", "store"]
+
+
+def test_what_another_process_took_over_is_not_cleared_away(tmp_path):
+    said = "process 7 on far has taken over"
+    with pytest.raises(Overruled, match=said), console.fresh_folder(tmp_path / "run", HOLDS) as out:
+        half_written(out)
+        (out / CLAIM).write_text(json.dumps({"process": 7, "host": "far"}))
+        raise KeyboardInterrupt
+    assert (out / "store" / "cases" / "image").exists() and (out / console.UNFINISHED).exists()
+
+
+def test_a_run_that_another_machine_began_meanwhile_is_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / console.UNFINISHED).touch()
+    (run / CLAIM).write_text(json.dumps({"process": 7, "host": "far"}))
+
+    def begin():
+        (run / HOLDS).write_text("precious")
+        (run / CLAIM).unlink()
+
+    threading.Timer(0.3, begin).start()
+    with pytest.raises(DataFault, match="already holds a run"), console.fresh_folder(run, HOLDS):
+        pytest.fail("it must not begin")
+    assert "waiting for process 7 on far" in capsys.readouterr().err
+    assert [entry.name for entry in run.iterdir()] == [HOLDS]
 
 
 def test_an_out_that_holds_something_is_refused_and_left_alone(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from tiny_task import PointStream, Tiny, digest, written
 from torch import nn
 
+from spade3d.claim import Overruled
 from spade3d.faults import DataFault, Fault, UsageFault
 from spade3d.training import checkpoint
 from spade3d.training import precision as precision_module
@@ -147,6 +148,21 @@ def test_two_processes_do_not_write_one_run(tmp_path):
     (tmp_path / "claim").unlink()
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     assert fit(Tiny(), tmp_path, resume=True).step == 8
+
+
+def test_a_run_that_another_process_took_over_ends_and_writes_nothing_more(tmp_path):
+    """It slept, was believed dead, and wakes up: from there on the run is the other's."""
+    theirs, kept = json.dumps({"process": 7, "host": "far"}), []
+
+    def sleep_before(index: int) -> None:
+        if index == 4:
+            (tmp_path / "claim").write_text(theirs)
+            kept.extend((tmp_path / name).read_bytes() for name in ("log.jsonl", "checkpoints/last"))
+
+    with pytest.raises(Overruled, match="process 7 on far has taken over"):
+        fit(Tiny(), tmp_path, batches=PointStream(sleep_before))
+    assert [(tmp_path / name).read_bytes() for name in ("log.jsonl", "checkpoints/last")] == kept
+    assert (tmp_path / "claim").read_text() == theirs
 
 
 def test_lost_checkpoints_are_no_fresh_start(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from spade3d.claim import CLAIM, Overruled
 from spade3d.faults import DataFault
 from spade3d.volumes import channels
 from spade3d.volumes.channels import SALIENCY, saliency_lost, write_saliency
@@ -164,6 +165,21 @@ def test_damaged_saliency_is_found_and_can_be_replaced(store):
     with pytest.raises(DataFault, match="case a: .* bytes.*write the saliency anew with spade-saliency"):
         VolumeStore.open(store)
     assert write_saliency(store, maps(0, "a"), "gaze").verify() == []
+
+
+def test_who_was_overruled_leaves_the_store_to_the_next(store):
+    """The arrays may be the next one's by now; the index is not touched."""
+    index = (store / INDEX).read_bytes()
+
+    def slept():
+        for name, saliency in maps(0).items():
+            if name == "b":
+                (store / CLAIM).write_text(json.dumps({"process": 7, "host": "far"}))
+            yield name, saliency
+
+    with pytest.raises(Overruled, match="process 7 on far has taken over"):
+        write_saliency(store, slept(), "gaze")
+    assert (store / INDEX).read_bytes() == index and len(list(store.rglob(SALIENCY))) == 2
 
 
 def test_a_case_that_is_being_prepared_anew_takes_no_saliency(store):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,11 +20,12 @@ from hypothesis import strategies as st
 
 from spade3d.faults import DataFault
 from spade3d.volumes.layouts import Case, Dataset, read_layout
-from spade3d.volumes.prepare import prepare
+from spade3d.volumes.prepare import prepare, prepare_part
 from spade3d.volumes.preprocessing import Preprocessing
-from spade3d.volumes.sealed import PARTIAL, write_json
+from spade3d.volumes.sealed import write_json
 from spade3d.volumes.store import CASES, INDEX, VolumeStore, is_store
 from spade3d.volumes.volume import write_volume
+from spade3d.whole_file import PARTIAL, whole_file
 
 LPS = np.array([[-1.0, 0, 0, 40.0], [0, -1.0, 0, 50.0], [0, 0, 2.0, -30.0], [0, 0, 0, 1]])
 RAS = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -318,6 +320,49 @@ def test_nothing_else_is_written_over(tmp_path):
     assert VolumeStore.open(out).verify() == []
 
 
+def test_another_dataset_with_some_of_the_names_does_not_replace_a_store(tmp_path):
+    """Patient 1 of one hospital is not patient 1 of another; the store is left as it is."""
+    prepare(three_cases(tmp_path / "ours"), tmp_path / "store", Preprocessing())
+    before = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.*")}
+    theirs = tmp_path / "theirs"
+    other = dataset(theirs, case(theirs, "a", scan(50)), case(theirs, "z", scan(51)))
+    said = r"store of another dataset \(phantoms, .*ours\), whose scan a has other voxels than .*theirs/a\.nii\.gz;"
+    for start in (prepare, lambda *given: prepare_part(*given, 2, 2)):
+        with pytest.raises(DataFault, match=said):
+            start(other, tmp_path / "store", Preprocessing())
+    assert {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.*")} == before
+    broken = dataset(tmp_path / "none", Case("a", "", tmp_path / "none" / "a.nii.gz", None, "CT"))
+    with pytest.raises(DataFault, match="store of another dataset"):
+        prepare(broken, tmp_path / "store", Preprocessing())
+
+
+def test_a_dataset_that_was_moved_or_copied_keeps_its_store(tmp_path):
+    first = prepare(three_cases(tmp_path / "data"), tmp_path / "store", Preprocessing())
+    (tmp_path / "data").rename(tmp_path / "moved")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / CASES).rglob("*.*")}
+
+    def found(folder):
+        known = {"a": folder / "a_label.nii.gz", "c": folder / "c_label.nii.gz"}
+        return [Case(n, f"S-{n}", folder / f"{n}.nii.gz", known.get(n), "MR" if n == "b" else "CT") for n in "abc"]
+
+    prepare(dataset(tmp_path / "moved", *found(tmp_path / "moved")), tmp_path / "store", Preprocessing())
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "a case was prepared anew"
+    copied = shutil.copytree(tmp_path / "moved", tmp_path / "copied", copy_function=shutil.copyfile)
+    more = dataset(copied, *found(copied), case(copied, "d", scan(9)))
+    again = prepare(more, tmp_path / "store", Preprocessing())
+    assert [one.name for one in again.cases] == ["a", "b", "c", "d"]
+    assert [one.fingerprint for one in again.cases][:3] == [one.fingerprint for one in first.cases]
+
+
+def test_scans_that_are_gone_from_the_data_leave_the_store_and_are_named(tmp_path):
+    data, out = three_cases(tmp_path / "data"), tmp_path / "store"
+    prepare(data, out, Preprocessing())
+    fewer = replace(data, cases=(data.cases[1], case(tmp_path / "data", "d", scan(9))))
+    with pytest.warns(UserWarning, match=r"2 of its scans are no longer in .*data \(a, c\): left out of the store"):
+        store = prepare(fewer, out, Preprocessing())
+    assert [one.name for one in store.cases] == ["b", "d"]
+
+
 def test_case_names_of_any_kind_get_a_folder(tmp_path):
     names = ["../up", "ü/ß\n", "x" * 300, "x" * 299 + "y", ".hidden"]
     folder = tmp_path / "data"
@@ -352,7 +397,7 @@ PROCESSES = """
     from pathlib import Path
     from spade3d.faults import DataFault
     from spade3d.volumes.layouts import read_layout
-    from spade3d.volumes.prepare import prepare
+    from spade3d.volumes.prepare import prepare, prepare_part
     from spade3d.volumes.preprocessing import Preprocessing
     from spade3d.volumes.store import VolumeStore
     assert "torch" not in sys.modules, "workers must stay light"
@@ -429,12 +474,30 @@ def test_processes_that_are_killed_or_work_at_once(tmp_path):
 def test_leftovers_of_a_crash_are_cleared_away(tmp_path):
     data, out = three_cases(tmp_path / "data"), tmp_path / "store"
     store = prepare(data, out, Preprocessing())
-    leftover = out / Path(store.cases[0].image.file).parent / f"image.b2nd.1{PARTIAL}"
-    leftover.write_bytes(b"half")
-    record = leftover.parent / "case.json"
-    write_json(record, {"not": "a case"})
+    folder = out / Path(store.cases[0].image.file).parent
+    killed = "import os, sys; from pathlib import Path; from spade3d.whole_file import whole_file\n"
+    killed += "with whole_file(Path(sys.argv[1])) as file: os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed, folder / "image.b2nd"], check=False)
+    (folder / f".image.b2nd.elsewhere.1{PARTIAL}").write_bytes(b"half")
+    os.utime(folder / f".image.b2nd.elsewhere.1{PARTIAL}", (1, 1))
+    assert len(list(folder.glob(f".*{PARTIAL}"))) == 2
+    write_json(folder / "case.json", {"not": "a case"})
     assert prepare(data, out, Preprocessing()).verify() == []
-    assert not leftover.exists()
+    assert not list(out.rglob(f"*{PARTIAL}"))
+
+
+def test_what_a_living_process_is_writing_is_no_leftover(tmp_path):
+    """Another machine's part, or body frames that a run keeps with the store, take no claim on it."""
+    data, out = three_cases(tmp_path / "data"), tmp_path / "store"
+    prepare(data, out, Preprocessing())
+    (out / "body_frames").mkdir()
+    elsewhere = out / CASES / f".image.b2nd.elsewhere.1{PARTIAL}"
+    elsewhere.write_bytes(b"half")
+    with whole_file(out / "body_frames" / "affine.json") as file:
+        file.write(b"{")
+        prepare(data, out, Preprocessing())
+        file.write(b"}")
+    assert (out / "body_frames" / "affine.json").read_bytes() == b"{}" and elsewhere.exists()
 
 
 def test_real_broken_files_are_refused_one_by_one(shared_data, tmp_path):
