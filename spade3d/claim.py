@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spade3d.faults import DataFault, Fault
-from spade3d.machine import began, counting, lives
+from spade3d.machine import began, booted, counting, lives
 
 CLAIM = "claim"
 STALE_S = 3600.0  # a holder renews its claim after each case; an hour of silence means that it is gone
@@ -184,14 +184,14 @@ def _holder(text: str) -> Holder:
 def _is_gone(path: Path, text: str, stale_s: float) -> bool:
     """Whether nobody holds the claim any more that lies at `path`."""
     try:
-        silent_s = time.time() - path.stat().st_mtime
+        heard = path.stat().st_mtime
     except FileNotFoundError:
         return True
-    holder = _holder(text)
+    holder, silent_s = _holder(text), time.time() - heard
     if holder.process <= 0:
         return silent_s > WRITING_S
-    if not holder.here:
-        return silent_s > stale_s
+    if not holder.here:  # of this machine before it was started anew, or of another
+        return silent_s > stale_s or (holder.host == socket.gethostname() and heard < booted())
     if holder.process == os.getpid():  # else of a container that was killed and began again with the same numbers
         return text not in _OURS
     return not lives(holder.process, holder.began)

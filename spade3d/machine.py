@@ -32,6 +32,16 @@ def lives(process: int, when: int | None) -> bool:
     return fields[0] not in "ZX" and when in (None, int(fields[19]))  # Z: dead, and its parent has not asked yet
 
 
+@cache
+def booted() -> float:
+    """When this machine began, in seconds as `time.time` counts them; the beginning of time where that is not known."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
+    except (OSError, StopIteration):
+        return 0.0
+
+
 def _status(process: int) -> list[str]:
     """What /proc says of a process after its name, which may hold anything: its state, ..., the 20th its beginning."""
     try:

@@ -157,3 +157,11 @@ def test_a_run_renews_its_claim_until_it_ends(tmp_path, monkeypatch):
         assert (tmp_path / "run" / CLAIM).stat().st_mtime > 0
     assert not (tmp_path / "run" / CLAIM).exists()
     assert all(thread.name != "claim" for thread in threading.enumerate())
+
+
+def test_a_claim_from_before_this_machine_was_started_is_nobodys(tmp_path, monkeypatch):
+    before = {"process": os.getppid(), "host": socket.gethostname(), "counting": "another boot", "since": 0}
+    (tmp_path / CLAIM).write_text(json.dumps(before))
+    monkeypatch.setattr(claim, "booted", lambda: time.time() + 60)
+    with claimed(tmp_path, wait_here=False):
+        assert json.loads((tmp_path / CLAIM).read_text())["process"] == os.getpid()
