@@ -308,6 +308,7 @@ SECTIONS: tuple[Section, ...] = (
             "priors_location_hippocampus_mr",
             "priors_heart_mr",
             "priors_long_heart_mr",
+            "priors_views_heart_mr",
         ),
     ),
     (
