@@ -187,16 +187,20 @@ def test_a_run_does_not_resume_under_other_labels(place, tmp_path, capsys):
 
 def test_a_run_does_not_resume_with_other_scans(place, tmp_path, capsys):
     """A scan that teaches is another one now; the table of findings is the same."""
-    for name in ("scans", "store"):
-        shutil.copytree(place / name, tmp_path / name)
+    shutil.copytree(place / "scans", tmp_path / "scans")
+    preparing = [str(tmp_path / "scans"), "--out", str(tmp_path / "store"), "--spacing", "8", "8", "8"]
+    with pytest.raises(SystemExit) as done:
+        prepare(preparing)
+    assert not done.value.code
     begun = [tmp_path / "store", *TASK, "--findings", place / "findings.csv", "--out", tmp_path / "run", *HEAD]
     run(*begun)
     before = (tmp_path / "run" / "predictions.csv").read_bytes()
     (path,) = (tmp_path / "scans").rglob("img0002.nii.gz")
     scan = read_volume(path)
     write_volume(path, np.ascontiguousarray(scan.voxels[::-1]), scan.affine)
-    with pytest.raises(SystemExit):
-        prepare([str(tmp_path / "scans"), "--out", str(tmp_path / "store"), "--spacing", "8", "8", "8"])
+    with pytest.raises(SystemExit) as done:
+        prepare(preparing)
+    assert not done.value.code
     code, said = refused(capsys, *begun, "--resume")
     assert code == 3 and "(changed: img0002 (its voxels, its preparation))" in said
     assert (tmp_path / "run" / "predictions.csv").read_bytes() == before
