@@ -34,11 +34,11 @@ def asked_to_stop(index: int) -> None:
 def main(out: str) -> int:
     checkpoint.put = slowly
     how = {"optimiser": loop.Optimiser(lr=0.01), "device": torch.device("cpu"), "save_every": 1000}
-    with ranks.joined("cpu"):
-        try:
+    try:
+        with ranks.joined("cpu"):
             loop.train(Tiny(), PointStream(asked_to_stop), steps=50, out=Path(out), **how)
-        except Preempted as stopped:
-            return stopped.exit_code
+    except Preempted as stopped:
+        return stopped.exit_code
     return 0
 
 
