@@ -4,7 +4,7 @@ Only gaze is where readers looked. The source is kept with every case, and said 
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -25,7 +25,11 @@ from spade3d.volumes.channels import (
     ATTENTION,
     ATTENTION_OF_LABELS,
     ATTENTION_UNKNOWN,
+    GAZE,
     OF_LABELS,
+    OF_UNKNOWN,
+    PREDICTED,
+    PREDICTED_UNKNOWN,
     TAUGHT_BY_LABELS,
     write_saliency,
 )
@@ -83,7 +87,7 @@ def from_gaze(
         counts.update({name: counts[name] + value for name, value in zip(counts, values, strict=True)})
         return found.saliency
 
-    result = _write(store, chosen, compute, "gaze")
+    result = _write(store, chosen, compute, GAZE)
     if chosen and not result["written"]:
         left_out.refuse()
     readers = {one.reader for some in of_case.values() for one in some if one.reader}
@@ -193,7 +197,7 @@ def attention_source(described: Mapping[str, Any]) -> str:
     steered = described.get("provenance", {}).get("saliency")  # source -> scans; absent where nobody wrote it down
     if described.get("format", "").startswith(FINETUNED) or set(OF_LABELS) & set(steered or ()):
         return ATTENTION_OF_LABELS
-    return ATTENTION_UNKNOWN if steered is None or ATTENTION_UNKNOWN in steered else ATTENTION
+    return ATTENTION_UNKNOWN if steered is None or set(OF_UNKNOWN) & set(steered) else ATTENTION
 
 
 def where_it_looks(checkpoint: Path) -> tuple[Look, str]:
@@ -212,9 +216,15 @@ def from_predictor(path: Path, model_path: Path, device: str, *, replace_others:
     _check_preparation(store, model_path, model.preprocessing.to_dict())
     place = torch.device(device)
     chosen = _open_cases(store, range(len(store)), replace_others)
-    source = TAUGHT_BY_LABELS if set(OF_LABELS) & set(model.taught_by) else "predicted"
-    result = _write(store, chosen, lambda i: model.saliency(*shown(store, i), place), source)
+    result = _write(store, chosen, lambda i: model.saliency(*shown(store, i), place), predicted_source(model.taught_by))
     return result | {"taught_by": ", ".join(model.taught_by)}
+
+
+def predicted_source(taught_by: Collection[str]) -> str:
+    """The source of what a predictor says, by the sources of what taught it."""
+    if set(OF_LABELS) & set(taught_by):
+        return TAUGHT_BY_LABELS
+    return PREDICTED_UNKNOWN if set(OF_UNKNOWN) & set(taught_by) else PREDICTED
 
 
 def _check_preparation(store: VolumeStore, model: Path, theirs: Mapping[str, object]) -> None:

@@ -148,10 +148,10 @@ def gazed_split(store: VolumeStore) -> Split:
     The judges of `split_cases` never teach: saliency may be made of labels, and the predictor's maps shape the views of
     a pretraining that must not have seen the judges' labels. Where nobody is labelled, a fifth of the subjects judges.
     """
-    from spade3d.volumes.channels import TAUGHT_BY_LABELS
+    from spade3d.volumes.channels import OF_PREDICTORS
     from spade3d.volumes.split import Split, split_cases
 
-    gazed = [case.saliency_source not in ("", "predicted", TAUGHT_BY_LABELS) for case in store.cases]
+    gazed = [case.saliency_source not in ("", *OF_PREDICTORS) for case in store.cases]
     split = split_cases(store.cases, 5, 0)
     if not split.validation:
         split = split_cases([replace(case, has_labels=has) for case, has in zip(store.cases, gazed, strict=True)], 5, 0)

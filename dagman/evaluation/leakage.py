@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from spade3d.faults import DataFault
-from spade3d.volumes.channels import ATTENTION_UNKNOWN, OF_LABELS, OF_NETWORKS
+from spade3d.volumes.channels import OF_LABELS, OF_NETWORKS, OF_UNKNOWN
 from spade3d.volumes.likeness import ALIKE, LIKE, unlikenesses
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import StoredCase, VolumeStore
@@ -139,9 +139,9 @@ def say_leakage(leakage: Mapping[str, Any]) -> None:
 def steered_said(steered: Mapping[str, int]) -> str:
     """What labels that this run does not learn from did in the pretraining, or may have done."""
     told = ", ".join(f"{source}: {count} scans" for source, count in steered.items())
-    if set(steered) == {ATTENTION_UNKNOWN}:
+    if set(steered) <= set(OF_UNKNOWN):
         return (
-            f"an encoder of which nobody knows whether labels taught it steered the views of the pretraining ({told}), "
+            f"a network of which nobody knows whether labels taught it steered the views of the pretraining ({told}), "
             "so the result may be one of more labels than it says; look at what its authors say, or pretrain with gaze"
         )
     return (
@@ -196,8 +196,8 @@ def _steered(seen: Sequence[Mapping[str, Any]], taught: Sequence[StoredCase]) ->
     """Scans whose labels steered views or heads, by how, less those whose own label maps did it and teach this run,
     too. Of a network nobody knows whose labels taught it, or even whether some did."""
     known = {case.fingerprint for case in taught}
-    steered = [case for case in seen if case.get("saliency") in (*OF_LABELS, ATTENTION_UNKNOWN)]
-    by_networks = (*OF_NETWORKS, ATTENTION_UNKNOWN)
+    steered = [case for case in seen if case.get("saliency") in (*OF_LABELS, *OF_UNKNOWN)]
+    by_networks = (*OF_NETWORKS, *OF_UNKNOWN)
     beyond = [c for c in steered if c["saliency"] in by_networks or c["fingerprint"] not in known]
     return dict(sorted(Counter(case["saliency"] for case in beyond).items()))
 

@@ -299,8 +299,8 @@ def _learned_from(provenance: Mapping, subjects: Sequence[str], views: str = "")
     if unknown := _steered_by_unknown(provenance):
         yield callout(
             "warning",
-            f"The attention of an encoder steered views of {counted(unknown, 'scan')}, and its file does not say "
-            "whether labels taught it: this encoder may have used labels, and no few-shot claim may rest on it.",
+            f"A network steered views of {counted(unknown, 'scan')} of which nobody knows whether labels taught it: "
+            "this encoder may have used labels, and no few-shot claim may rest on it.",
         )
     if rejected:
         yield callout("warning", f"{counted(len(rejected), 'scan was', 'scans were')} left out of the learning:")

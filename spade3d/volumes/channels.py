@@ -17,10 +17,13 @@ from spade3d.faults import DataFault
 from spade3d.volumes.sealed import AGAIN, ArrayFile, read_json, write_array, write_json
 from spade3d.volumes.store import CASES, INDEX, RECORD, Contents, StoredCase, VolumeStore, case_key, finished_index
 
-LABELS, TAUGHT_BY_LABELS = "labels", "predicted (taught by labels)"
+GAZE, LABELS = "gaze", "labels"
+PREDICTED, TAUGHT_BY_LABELS = "predicted", "predicted (taught by labels)"
 ATTENTION, ATTENTION_OF_LABELS = "attention", "attention (taught by labels)"
-ATTENTION_UNKNOWN = "attention (of unknown teaching)"  # whoever learns from this may have used labels
-SOURCES = ("gaze", "predicted", TAUGHT_BY_LABELS, LABELS, ATTENTION, ATTENTION_OF_LABELS, ATTENTION_UNKNOWN)
+PREDICTED_UNKNOWN, ATTENTION_UNKNOWN = "predicted (of unknown teaching)", "attention (of unknown teaching)"
+OF_PREDICTORS = (PREDICTED, TAUGHT_BY_LABELS, PREDICTED_UNKNOWN)
+OF_UNKNOWN = (PREDICTED_UNKNOWN, ATTENTION_UNKNOWN)  # whoever learns from these may have used labels
+SOURCES = (GAZE, LABELS, ATTENTION, ATTENTION_OF_LABELS, ATTENTION_UNKNOWN, *OF_PREDICTORS)
 LABELS_AS_PRIOR = "labels, as a prior"  # of regions that heads are guided to
 OF_NETWORKS = (TAUGHT_BY_LABELS, ATTENTION_OF_LABELS)  # which do not say whose labels taught them
 OF_LABELS = (LABELS, LABELS_AS_PRIOR, *OF_NETWORKS)  # whoever learns from these has used labels

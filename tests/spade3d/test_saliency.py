@@ -192,6 +192,7 @@ def test_an_encoder_says_where_it_looks(store, tmp_path, capsys):
         ({"provenance": {"saliency": {"predicted (taught by labels)": 2}}}, "attention (taught by labels)"),
         ({"provenance": {"saliency": {"attention (taught by labels)": 2}}}, "attention (taught by labels)"),
         ({"provenance": {"saliency": {"attention (of unknown teaching)": 2}}}, "attention (of unknown teaching)"),
+        ({"provenance": {"saliency": {"predicted (of unknown teaching)": 2}}}, "attention (of unknown teaching)"),
         ({"provenance": {"cases": []}}, "attention (of unknown teaching)"),
         ({}, "attention (of unknown teaching)"),
         ({"format": "pt", "depths": [2, 2, 2, 2]}, "attention (of unknown teaching)"),
@@ -298,7 +299,12 @@ def test_a_predictor_that_labels_taught_says_so_in_what_it_writes(store, tmp_pat
     from spade3d.networks.saliency_net import SaliencyModel, SaliencyNet
 
     prepared = VolumeStore.open(store).preprocessing
-    for taught_by, source in (("labels",), "predicted (taught by labels)"), (("attention", "gaze"), "predicted"):
+    for taught_by, source in [
+        (("labels",), "predicted (taught by labels)"),
+        (("attention", "gaze"), "predicted"),
+        (("attention (of unknown teaching)", "gaze"), "predicted (of unknown teaching)"),
+        (("attention (of unknown teaching)", "labels"), "predicted (taught by labels)"),
+    ]:
         SaliencyModel(SaliencyNet(4), prepared, (32, 32, 16), taught_by).save(tmp_path / "saliency.safetensors", {})
         tokens = ("predict", store, "--model", tmp_path, "--device", "cpu", "--replace", "--json")
         code, out, _ = call(capsys, *tokens)

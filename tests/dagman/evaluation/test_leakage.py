@@ -212,17 +212,17 @@ def test_labels_that_steered_views_and_do_not_teach_are_counted(store, capsys):
     assert steered(store, as_prior, taught=(0,))["steered"] == {"labels, as a prior": 1}
 
 
-def test_attention_of_unknown_teaching_is_said_and_refuses_nothing(store, capsys):
-    unknown = "attention (of unknown teaching)"
+@pytest.mark.parametrize("unknown", ["attention (of unknown teaching)", "predicted (of unknown teaching)"])
+def test_saliency_of_unknown_teaching_is_said_and_refuses_nothing(store, capsys, unknown):
     said = steered(store, {0: unknown, 1: "gaze"}, taught=(0, 1), strict=True)
     assert said["steered"] == {unknown: 1}
     say_leakage(said)
     warned = capsys.readouterr().err
-    assert warned.startswith("warning: an encoder of which nobody knows whether labels taught it steered the views of ")
+    assert warned.startswith("warning: a network of which nobody knows whether labels taught it steered the views of ")
     assert f"({unknown}: 1 scans), so the result may be one of more labels than it says" in warned
     say_leakage(steered(store, {0: unknown, 1: "labels"}, taught=(0,)))
-    told = f"({unknown}: 1 scans, labels: 1 scans)"
-    assert f"steered the pretraining, its views or its heads {told}" in capsys.readouterr().err
+    told = ", ".join(f"{source}: 1 scans" for source in sorted((unknown, "labels")))
+    assert f"steered the pretraining, its views or its heads ({told})" in capsys.readouterr().err
 
 
 def test_a_judge_whose_labels_steered_views_is_refused_with_strict(store):

@@ -60,15 +60,14 @@ def test_labels_that_steered_the_views_are_said_first(run):
         assert ("Label maps of 3 scans steered views or heads" in html) == bool(labelled)
     for saliency, how in [
         ({"attention (of unknown teaching)": 2}, "perhaps with help from labels,"),
+        ({"predicted (of unknown teaching)": 2}, "perhaps with help from labels,"),
         ({"attention (of unknown teaching)": 2, "labels": 1}, "with help from labels,"),
         ({"attention": 2}, "without labels"),
     ]:
         (run / "provenance.json").write_text(json.dumps(said | {"saliency": saliency}))
         html = pretraining_report(run).read_text(encoding="utf-8")
         assert f"Learned {how} from 4 scans" in html
-        assert ("steered views of 2 scans, and its file does not say" in html) == (
-            "perhaps" in how or "labels" in saliency
-        )
+        assert ("steered views of 2 scans of which nobody knows" in html) == ("perhaps" in how or "labels" in saliency)
 
 
 def test_views_that_had_nothing_to_keep_are_said(run):
