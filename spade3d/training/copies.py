@@ -1,9 +1,10 @@
-"""Batches on their way to the device: while a GPU learns from one, the next is copied to it on a stream of its own."""
+"""Copies to the device that nobody waits for: of the next batch, while a GPU learns from this one, and of a tensor."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Moved:
@@ -53,3 +54,11 @@ class Moved:
 def stream_beside(device: torch.device) -> torch.cuda.Stream | None:
     """A stream for copies, where there are streams."""
     return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of what the host holds. A GPU copies it from pinned memory: from other memory the host would have to wait
+    until all is done that was asked for before."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, copy=True)

@@ -150,6 +150,17 @@ def test_a_gpu_takes_the_fused_way_but_for_doubles():
     assert not windows.fused(torch.empty(1))
 
 
+def test_fused_attention_may_be_watched(as_on_a_gpu, torch_calls):
+    """torch then calls an operation without autograd, which takes this one's backward."""
+    qkv, bias = torch.randn(61, 12, requires_grad=True), torch.randn(2, 18, 18, requires_grad=True)
+    where = (5, 3, 4), (2, 3, 3), (1, 0, 1)
+    plain = torch.autograd.grad(windows.attend(qkv, bias, *where).square().sum(), (qkv, bias))
+    with torch_calls() as watch:
+        watched = torch.autograd.grad(windows.attend(qkv, bias, *where).square().sum(), (qkv, bias))
+    assert watch.calls
+    torch.testing.assert_close(watched, plain)
+
+
 def test_fused_attention_is_one_operation_as_torch_wants_them(as_on_a_gpu):
     qkv, bias = torch.randn(61, 12, requires_grad=True), torch.randn(2, 18, 18, requires_grad=True)
     where = [5, 3, 4], [2, 3, 3], [1, 0, 1]
