@@ -322,7 +322,7 @@ def _backward(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan, out: Te
 
 
 def _attended_fused(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
-    """`_attended` by torch's own kernel, which keeps no scores; its mask is the bias, -inf where a cell may not look."""
+    """`_attended` by torch's own kernel, which keeps no scores; its mask: the bias, -inf where nobody looks."""
     heads = len(bias)
     table = qkv.view(len(qkv), 3, heads, -1)
     out = torch.zeros_like(table[:, 0])

@@ -1,8 +1,9 @@
 """No step of training waits for the device, but where this page says so.
 
 No GPU is needed: what would wait on one is seen in what torch is asked for. That is reading a value (`item`, `tolist`,
-`bool`, `cpu`), asking how many there are (`nonzero`, a choice by a mask, `unique`), and sending numbers there from memory
-that is not pinned (`torch.tensor`, `to`; `copies.sent` pins them first).
+`bool`, `cpu`), asking how many there are (`nonzero`, a choice by a mask, `unique`), and sending numbers there from
+memory that is not pinned (`torch.tensor`, `to`; `copies.sent` pins them first). What torch's own kernels for a GPU wait
+for is not seen.
 """
 
 import sys
