@@ -27,6 +27,7 @@ from spade3d.began_with import check_beginning, keep_beginning
 from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault, UsageFault
+from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.networks.swin import compile_encoders
 from spade3d.provenance import describe, write_json, write_text
@@ -165,6 +166,8 @@ def trained_and_judged(
         network.to(device).eval().whiten(batch.images.to(device) for batch in whole.stream(0, MOMENTS))
     stream = build_stream(settings, store, taught, classes, (ranks.rank(), ranks.world()))
     looks, task = settings.scoring.looks, Segmentation(network, regime_of(settings))
+    if settings.channels_last:
+        channels_last(task)
     if settings.compile:
         compile_encoders(task)
     train(

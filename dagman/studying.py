@@ -36,6 +36,7 @@ from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_reje
 from spade3d.configuration import to_yaml
 from spade3d.crops.crop import Views
 from spade3d.faults import DataFault, UsageFault
+from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.networks.swin import SwinTransformer, compile_encoders
 from spade3d.provenance import describe, without_nan, write_json, write_text
@@ -166,6 +167,8 @@ class Work:
         of_teacher = self.note_of_teacher(stream)
         prepare_head(head, moments(task, self.seen_once(stream), self.device), self.findings.table(self.taught))
         looks = settings.scoring.looks
+        if settings.channels_last:
+            channels_last(task)
         if settings.compile:
             compile_encoders(task)
         train(

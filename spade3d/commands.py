@@ -248,6 +248,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     import torch
 
     from spade3d.began_with import check_beginning
+    from spade3d.networks.convolutions import channels_last
     from spade3d.networks.foreign import save_encoder
     from spade3d.networks.swin import compile_encoders
     from spade3d.provenance import describe, write_json
@@ -273,6 +274,8 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     provenance = describe(store, split.train, split, {**looked, **built.labels})
     if ranks.first():
         write_json(out / PROVENANCE, provenance)  # anew: what was built may have taken labels
+    if settings.channels_last:
+        channels_last(built.task)
     if settings.compile:
         compile_encoders(built.task)
     outcome = train(
@@ -337,7 +340,7 @@ def scans_mark(store, cases: Sequence[int]) -> str:
 
 def settings_mark(settings: Settings) -> str:
     """Eight hex digits that are equal for runs that differ in seed, machine, place or fold only."""
-    apart = {"seed", "device", "compile", "workers", "loaders", "save_every", "hold_out", "fold"}
+    apart = {"seed", "device", "compile", "channels_last", "workers", "loaders", "save_every", "hold_out", "fold"}
     what = settings.model_dump(mode="json", exclude=apart)
     what["data"].pop("path")
     what.get("crop", {}).pop("colour", None)

@@ -167,6 +167,7 @@ class Common(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    channels_last: bool = False
     workers: Annotated[int, Field(ge=0)] = 0
     loaders: Annotated[int, Field(ge=0)] | None = None
     folds: Annotated[int, Field(ge=2, le=100)] = 5

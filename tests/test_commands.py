@@ -37,7 +37,7 @@ COMMANDS = {
 }
 COMMON = """--config --resume --strict --json --out
     --steps --seed --device --precision --workers --folds --fold --save-every
-    --skip-bad-batches --loaders --compile
+    --skip-bad-batches --loaders --compile --channels-last
     --data.path --data.spacing --data.window-hu --data.mr
     --network.feature-size --network.depths --network.heads --network.window --network.drop-path --network.use-v2
     --network.merging --network.monai-compatible

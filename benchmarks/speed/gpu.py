@@ -5,7 +5,8 @@
 
 First a Swin-UNETR, encoder and decoder, ours beside MONAI's with the same weights: forward, backward and AdamW of the
 same crops under the same autocast, in interleaved rounds (goal: twice the crops a second); ours also with its encoder
-compiled (--compile), and with weights and features channels last. Then whole steps of the recipes as `spade-pretrain
+compiled (--compile), with weights and features channels last, and with attention as products of tiles instead of
+torch's fused operation, to see whether that wins. Then whole steps of the recipes as `spade-pretrain
 --device cuda` sizes and runs them, deterministic operations, clipping and the test that an update is finite included,
 of batches that lie on the device: what a loader has to feed. And short runs of the loop itself: the share of a step
 that it `waited` for its loaders.
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
@@ -34,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from spade3d.configuration import with_values
+from spade3d.networks import windows
 from spade3d.networks.swin import compile_encoders
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.recipes.recipe import Built, find_recipe
@@ -44,6 +47,7 @@ from spade3d.training.reproducibility import deterministic
 RECIPES = ("dagman-small", "dagman-paper", "spade-dagman")
 WIDTH, WINDOW, DEPTHS, HEADS, CLASSES = 48, 7, (2, 2, 2, 2), (3, 6, 12, 24), 14
 ROUNDS, WARMING, GOAL = 9, 3, 2.0
+PRODUCTS = "ours, attention by products"
 Autocast = Callable[[], AbstractContextManager]
 
 
@@ -58,13 +62,24 @@ def twins() -> dict[str, nn.Module]:
     return {"ours": ours, "MONAI": theirs}
 
 
-def ways_of_ours(plain: SwinUNETR, *, compiled: bool) -> dict[str, nn.Module]:
-    """The same network as it may be run; compiling takes minutes on a CPU."""
+def ways_of_ours(plain: SwinUNETR, *, on_gpu: bool) -> dict[str, nn.Module]:
+    """The same network as it may be run. A CPU has no fused attention, and compiles for minutes."""
     ways = {"ours, channels last": deepcopy(plain).to(memory_format=torch.channels_last_3d)}
-    if compiled:
+    if on_gpu:
         ways["ours, compiled"] = deepcopy(plain)
         compile_encoders(ways["ours, compiled"])
+        ways[PRODUCTS] = deepcopy(plain)
     return ways
+
+
+def by_products(step: Callable[[], None]) -> Callable[[], None]:
+    """A step without fused attention."""
+
+    def unfused() -> None:
+        with patch.object(windows, "fused", lambda qkv: False):
+            step()
+
+    return unfused
 
 
 def logits(network: nn.Module, images: Tensor) -> Tensor:
@@ -162,7 +177,8 @@ def operations(step: Callable[[], None]) -> int:
 
 @register_flop_formula(torch.ops.spade3d.window_attention)
 def attention_operations(qkv, bias, grid, window, shift, *_, out_shape=None, products=2, **__) -> int:
-    """Of scores and what they weigh, (n, n) a window and head; the backward makes the scores again, and four more."""
+    """Of scores and what they weigh, (n, n) a window and head; the backward makes the scores again, and four more.
+    (That of a GPU makes all of the forward again: work that is not counted.)"""
     tokens, channels = qkv[0] - 1, qkv[1] // 3
     windows = tokens // math.prod(grid) * math.prod(-(-size // side) for size, side in zip(grid, window))
     return 2 * products * windows * math.prod(window) ** 2 * channels
@@ -216,8 +232,9 @@ def main() -> None:
     side, fastest = asked.side or 96, products_a_second(device, autocast)
     images = torch.randn(asked.crops, 1, side, side, side, device=device)
     networks = twins()
-    networks |= ways_of_ours(networks["ours"], compiled=device.type == "cuda")
+    networks |= ways_of_ours(networks["ours"], on_gpu=device.type == "cuda")
     steps = {who: training(network, images, autocast) for who, network in networks.items()}
+    steps |= {who: by_products(step) for who, step in steps.items() if who == PRODUCTS}
     # The compiled one is not counted, but its twin: the counter sees what torch calls, and it calls one graph.
     counted = {who: operations(steps["MONAI" if who == "MONAI" else "ours"]) for who in steps}
     beside = []

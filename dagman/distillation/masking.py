@@ -18,6 +18,7 @@ from torch import Tensor
 from spade3d.faults import UsageFault
 from spade3d.networks.features import cell_size
 from spade3d.training import ranks
+from spade3d.training.copies import sent
 
 Grid = tuple[int, int, int]
 Rule = Callable[[Float[Tensor, "b p q r"], float, float], Bool[Tensor, "b p q r"]]
@@ -62,9 +63,9 @@ def block(attention: Float[Tensor, "b p q r"], ratio: float, hint: float) -> Boo
     hints, selected = _bounds(attention, ratio, hint)
     grid, count = tuple(attention.shape[1:]), selected - hints
     # On the CPU: nothing waits for the device.
-    seeds = ranks.own(torch.randint(2**62, (len(attention) * ranks.world(),))).tolist()
+    seeds = ranks.own(torch.randint(2**62, (len(attention) * ranks.world(),))).numpy()
     hidden = np.stack([lay(grid, draw_boxes(grid, count, np.random.default_rng(seed)), count) for seed in seeds])
-    return torch.from_numpy(hidden).to(attention.device, non_blocking=True)
+    return sent(torch.from_numpy(hidden), attention.device)
 
 
 def random(attention: Float[Tensor, "b p q r"], ratio: float, hint: float) -> Bool[Tensor, "b p q r"]:

@@ -15,7 +15,7 @@ BEGUN = "config.yaml"  # what a run writes first: its settings
 # Settings of which no side is made: what they say is compared elsewhere, pairs the runs, or changes no number.
 ELSEWHERE = frozenset(
     {"task", "protocol", "findings", "boxes", "init", "labels", "seed", "draw", "fold", "folds", "tokens", "device"}
-    | {"compile", "workers", "loaders", "save_every", "skip_bad_batches", "data.path", "data.spacing"}
+    | {"compile", "channels_last", "workers", "loaders", "save_every", "skip_bad_batches", "data.path", "data.spacing"}
     | {"draws", "seeds", "from_scratch_twin"}
 )
 JUDGING = "scoring."  # settings of how runs are judged begin so

@@ -27,6 +27,7 @@ from spade3d.faults import UsageFault
 from spade3d.networks.features import CELLS, Features, read_at
 from spade3d.networks.voxel_head import VoxelHead
 from spade3d.training import ranks
+from spade3d.training.copies import sent
 from spade3d.training.loop import Task
 
 
@@ -234,14 +235,7 @@ def contrast(
 
     In float32 whatever the precision of the networks: a logit of 10 in bf16 is off by up to 0.03.
     """
-    negative = _without_waiting(negative, queries.device)
+    negative = sent(negative, queries.device)
     negative[:, : positive.shape[1]] &= ~positive
     with torch.autocast(queries.device.type, enabled=False):
         return info_nce(queries.float(), torch.cat([keys.float(), memory.vectors]), positive, negative, temperature)
-
-
-def _without_waiting(mask: Tensor, device: torch.device) -> Tensor:
-    """A copy on a device; from pinned memory to a GPU, which else would finish all its work first."""
-    if device.type == "cuda" and mask.device.type == "cpu":
-        return mask.pin_memory().to(device, non_blocking=True)
-    return mask.to(device, copy=True)

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from spade3d.faults import UsageFault
 from spade3d.networks.windows import Cells, clip_window
+from spade3d.training.copies import sent
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def levels(
     packings = [{} for _ in masks]
     for (level, *setting), layout, known, (_, largest) in zip(keys, layouts, slots, filled, strict=True):
         packings[level][tuple(setting)] = _pack(masks[level], row_of[level], rows[level], layout, known, largest)
-    place = torch.tensor([list(corners).index(corner) for corner in product((0, 1), repeat=3)], device=device)
+    place = _corner_places(tuple(corners), device)
     parents = [
         _parents(cells[level], mask, masks[level + 1], row_of[level + 1], place)
         for level, mask in enumerate(masks[:-1])
@@ -188,11 +189,20 @@ def _halved(visible: Bool[Tensor, "b i j k"]) -> Bool[Tensor, "b p q r"]:
 
 
 def _parents(cells: Tensor, mask: Tensor, coarse: Tensor, row_of: Tensor, place: Tensor) -> Int[Tensor, " row"]:
-    """See Level; `place` is the place of corner 4 i + 2 j + k."""
-    sample, i, j, k = torch.unravel_index(cells, mask.shape)
+    """See Level; `place` as `_corner_places` gives it."""
+    _, rows, columns, layers = mask.shape
+    k, j, i = cells % layers, cells // layers % columns, cells // (layers * columns) % rows
+    sample = cells // (rows * columns * layers)
     p, q, r = coarse.shape[1:]
     parent = ((sample * p + i // 2) * q + j // 2) * r + k // 2
     return row_of[parent] * 8 + place[i % 2 * 4 + j % 2 * 2 + k % 2]
+
+
+@lru_cache(maxsize=64)
+def _corner_places(corners: tuple[Cells, ...], device: torch.device) -> Int[Tensor, "8"]:
+    """The place of corner 4 i + 2 j + k among some corners. Kept: a GPU is waited for when such numbers go there."""
+    with torch.inference_mode(False):  # those of a validation step must serve a training step, too
+        return torch.tensor([corners.index(corner) for corner in product((0, 1), repeat=3)], device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +283,7 @@ def _pack(visible: Tensor, row_of: Tensor, rows: int, layout: _Layout, filled: l
     largest = largest[: len(filled)]
     tiles = tuple(_tiles(filled, cutting(device)))
     starts = [tile.start + at * tile.n for tile in tiles for at in range(tile.neighbourhoods)]
-    starts, filled = torch.tensor(starts, device=device), torch.tensor(filled, device=device)
+    starts, filled = sent(torch.tensor([starts, filled]), device)
     start_of = torch.zeros(homes * len(visible), dtype=torch.long, device=device).index_copy_(0, largest, starts)
 
     found = torch.nonzero_static(visible.flatten(1)[:, layout.order].flatten(), size=rows)[:, 0]

@@ -8,12 +8,14 @@ Rows: all tokens of a batch lie in one matrix, sample after sample, followed by 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -190,7 +192,8 @@ def _attention(
     plan = _plan_of(qkv, grid, window, shift)
     if attention_on_cpu.takes(qkv):
         return attention_on_cpu.attend(qkv, bias, plan.places)
-    return _attended(qkv, bias, plan), qkv.new_empty(0)
+    attended = _attended_fused if fused(qkv) else _attended
+    return attended(qkv, bias, plan), qkv.new_empty(0)
 
 
 def _attention_backward(
@@ -207,7 +210,13 @@ def _attention_backward(
     plan = _plan_of(qkv, grid, window, shift)
     if attention_on_cpu.takes(qkv):
         return attention_on_cpu.backward(grad, qkv, bias, plan.places, out, log_sum)
-    return _backward(grad, qkv, bias, plan, out)
+    return _backward_fused(grad, qkv, bias, plan) if fused(qkv) else _backward(grad, qkv, bias, plan, out)
+
+
+def fused(qkv: Tensor) -> bool:
+    """Whether torch's `scaled_dot_product_attention` computes this: on a GPU, which has no kernel of it for doubles.
+    Else the products are made one by one."""
+    return qkv.device.type == "cuda" and qkv.dtype != torch.float64
 
 
 def _like_attention(qkv, bias, grid, window, shift):
@@ -310,6 +319,58 @@ def _backward(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan, out: Te
                 grad_padding[:, which] += tile.index_select(0, plan.holes_in(windows)).sum(dim=0)
     grad_table[plan.padding] = grad_padding
     return grad_table.view_as(qkv), grad_bias.to(given)
+
+
+def _attended_fused(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
+    """`_attended` by torch's own kernel, which keeps no scores; its mask: the bias, -inf where nobody looks."""
+    heads = len(bias)
+    table = qkv.view(len(qkv), 3, heads, -1)
+    out = torch.zeros_like(table[:, 0])
+    masked = [_masked(bias.to(qkv.dtype), mask) for _, _, mask in plan.groups]
+    with torch.autocast(qkv.device.type, enabled=False):
+        for windows, which, group in plan.tiles(heads):
+            rows = plan.rows[windows]
+            q, k, v = _gathered(table, rows, which)
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=masked[group][None, which])
+            out[:, which].index_copy_(0, rows.flatten(), found.transpose(1, 2).flatten(0, 1))
+    out[plan.padding] = 0
+    return out.flatten(1)
+
+
+def _backward_fused(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan) -> tuple[Tensor, Tensor]:
+    """The gradients of qkv and bias, tile by tile: each is attended to once more, and torch's kernel goes back."""
+    heads, given = len(bias), bias.dtype
+    table = qkv.view(len(qkv), 3, heads, -1)
+    grad = grad.reshape(len(grad), 1, heads, -1)
+    grad_table, grad_padding = torch.zeros_like(table), torch.zeros_like(table[0])
+    grad_bias = torch.zeros_like(bias, dtype=torch.promote_types(given, torch.float32))  # thousands of windows add up
+    masked = [_masked(bias.to(qkv.dtype), mask) for _, _, mask in plan.groups]
+    with torch.autocast(qkv.device.type, enabled=False):
+        for windows, which, group in plan.tiles(heads):
+            rows = plan.rows[windows]
+            (wanted,) = _gathered(grad, rows, which)
+            tile = _gathered(table, rows, which).detach().requires_grad_()
+            mask = masked[group][None, which].detach().requires_grad_()
+            with torch.enable_grad(), _autograd():
+                found = F.scaled_dot_product_attention(*tile, attn_mask=mask)
+                grad_tile, (grad_mask,) = torch.autograd.grad(found, (tile, mask), wanted)
+            grad_bias[which] += grad_mask
+            flat = grad_tile.permute(1, 3, 0, 2, 4).flatten(0, 1)
+            grad_table[:, :, which].index_copy_(0, rows.flatten(), flat)
+            if plan.padded:  # as in `_backward`
+                grad_padding[:, which] += flat.index_select(0, plan.holes_in(windows)).sum(dim=0)
+    grad_table[plan.padding] = grad_padding
+    return grad_table.view_as(qkv), grad_bias.to(given)
+
+
+def _autograd() -> AbstractContextManager:
+    """Autograd within an operation, which torch calls without it where it is watched, as by a counter of operations."""
+    return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+
+
+def _gathered(table: Tensor, rows: Tensor, heads: slice) -> Tensor:
+    """Some rows and heads of (row, part, head, dim): (part, window, head, n, dim)."""
+    return table[:, :, heads][rows.flatten()].unflatten(0, rows.shape).permute(2, 0, 3, 1, 4)
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:

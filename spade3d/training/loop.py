@@ -28,6 +28,7 @@ from spade3d.faults import DataFault, Fault
 from spade3d.training import ranks
 from spade3d.training.bad_updates import not_finite, unmade
 from spade3d.training.checkpoint import Found
+from spade3d.training.copies import Moved
 from spade3d.training.health import collapse, signs_of_life
 from spade3d.training.interruption import Interruption
 from spade3d.training.journal import Journal, Silence
@@ -239,7 +240,7 @@ def train(
         if found is None or look():
             save()
         alarmed = unsaved = False
-        stream = batches.stream(at.step * optimiser.accumulate, steps * optimiser.accumulate)
+        stream = Moved(batches.stream(at.step * optimiser.accumulate, steps * optimiser.accumulate), device)
         for step in range(at.step + 1, steps + 1):
             row = {"step": step, **engine.step(stream, step / steps)}
             at.step, at.losses = step, row["losses"]
@@ -286,7 +287,7 @@ class _Engine:
         self.adamw = torch.optim.AdamW(groups, lr=optimiser.lr, betas=optimiser.betas, fused=True)
         self.trained = [parameter for group in groups for parameter in group["params"]]
 
-    def step(self, stream: Iterator[Batch], progress: float) -> dict[str, Any]:
+    def step(self, stream: Moved, progress: float) -> dict[str, Any]:
         """Learn from the next `accumulate` batches; the row for the log, with "skipped" where nothing was changed."""
         settings, begun = self.settings, time.perf_counter()
         rate = settings.lr * warmup_cosine(progress, warmup=settings.warmup, floor=settings.floor)
@@ -328,7 +329,7 @@ class _Engine:
         )
 
     def _gradients(
-        self, stream: Iterator[Batch], progress: float
+        self, stream: Moved, progress: float
     ) -> tuple[dict[str, Tensor], dict[str, list[float | Tensor]], int, float, list[str]]:
         """Backward through the mean over `accumulate` batches: its terms, what the task noted of each, the crops, the
         seconds waited for them, and of which scans they are."""
@@ -338,10 +339,7 @@ class _Engine:
         crops, waited, scans = 0, 0.0, set()
         for turn in range(k):
             begun = time.perf_counter()
-            # A DataLoader takes one number from torch's generator when it starts: a resumed run would be one ahead.
-            with torch.random.fork_rng(devices=[]):
-                batch = next(stream)
-            batch = batch.to(self.device)
+            batch = next(stream)
             waited += time.perf_counter() - begun
             crops += len(batch) * ranks.world()
             scans.update(batch.scans)
@@ -349,6 +347,9 @@ class _Engine:
                 with self.autocast():
                     losses = self.model(batch, progress)
                 (sum(losses.values()) / k).backward()
+            begun = time.perf_counter()
+            stream.ahead()
+            waited += time.perf_counter() - begun
             for name, loss in losses.items():
                 terms[name] = terms.get(name, 0.0) + loss.detach().float() / k
             for name, value in self.task.notes.items():

@@ -1,7 +1,8 @@
 """Compiled encoders beside those that are not: two shapes of crop, windows padded and clipped, hidden tokens, chance.
 
 Graphs and gradients are torch.compile's; the arithmetic is torch's own (aot_eager), so that all must be equal to
-rounding, and nothing waits for a C++ compiler. A graph that breaks raises.
+rounding, and nothing waits for a C++ compiler. A graph that breaks raises. Attention goes as on a CPU, and then by the
+fused operation of a GPU.
 """
 
 from copy import deepcopy
@@ -9,6 +10,7 @@ from functools import partialmethod
 
 import torch
 
+from spade3d.networks import attention_on_cpu, windows
 from spade3d.networks.swin import compile_encoders
 from spade3d.networks.swin_unetr import SwinUNETR
 
@@ -32,3 +34,4 @@ for shape, token_mask in (((16, 20, 13), HIDDEN), ((24, 24, 24), None)):
     for ours, its in zip(*found, strict=True):
         torch.testing.assert_close(ours, its)
     print("equal", shape, flush=True)
+    attention_on_cpu.takes, windows.fused = lambda qkv: False, lambda qkv: True

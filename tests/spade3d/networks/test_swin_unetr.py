@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 
 from spade3d.faults import UsageFault
+from spade3d.networks.convolutions import channels_last
+from spade3d.networks.foreign import load_encoder, save_encoder
 from spade3d.networks.swin import AttentionMap
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.training import ranks
@@ -164,3 +167,29 @@ def test_a_compiled_encoder_is_one_graph_and_says_the_same():
     said = subprocess.run([sys.executable, script], env=utf8, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("equal") == 2
+
+
+def test_channels_last_changes_where_weights_lie_and_not_what_is_learnt(tmp_path):
+    torch.manual_seed(0)
+    plain = SwinUNETR(1, 2, feature_size=12, window=3, use_v2=True).train()
+    last = deepcopy(plain)
+    channels_last(last)
+    images, found = torch.randn(2, 1, 20, 16, 18), []
+    for network in (plain, last):
+        adamw = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+        losses = []
+        for _ in range(3):
+            losses.append(network.logits(network(images)).square().mean())
+            losses[-1].backward()
+            adamw.step()
+            adamw.zero_grad()
+        found.append(torch.stack(losses))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=0)
+    before, after = plain.decoder5.conv_block.conv1.conv.weight, last.decoder5.conv_block.conv1.conv.weight
+    assert before.is_contiguous() and after.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not after.is_contiguous() and before.shape == after.shape
+    save_encoder(tmp_path / "encoder.safetensors", last)
+    again = SwinUNETR(1, 2, feature_size=12, window=3, use_v2=True)
+    load_encoder(again, tmp_path / "encoder.safetensors")
+    for ours, its in zip(last.swinViT.state_dict().values(), again.swinViT.state_dict().values(), strict=True):
+        assert torch.equal(ours, its)

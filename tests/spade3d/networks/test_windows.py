@@ -1,11 +1,13 @@
 """Windows: which cells meet, which bias they read, and attention against the slow way."""
 
 import itertools
+from math import prod
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from spade3d.networks import windows
+from spade3d.networks import attention_on_cpu, windows
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,91 @@ def test_attention_equals_the_slow_way(grid, window, shift):
         expected = slow_attention(q, k, v, table[:, head], grid, window, shift)
         got = out[sample * cells : (sample + 1) * cells].view(-1, heads, dim)[:, head]
         torch.testing.assert_close(got, expected)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Attention takes the way it takes there: torch's fused operation, which a CPU has, too."""
+    monkeypatch.setattr(attention_on_cpu, "takes", lambda qkv: False)
+    monkeypatch.setattr(windows, "fused", lambda qkv: True)
+
+
+WHERE_FUSED = [
+    ((8, 8, 8), 4, 0),
+    ((8, 8, 8), 4, 2),  # masks
+    ((9, 6, 11), 4, 2),  # and padding
+    ((7, 7, 7), 7, 3),  # one window
+    ((9, 8, 14), 7, 3),
+    ((3, 9, 2), 7, 3),  # a window that the grid clips
+]
+
+
+@pytest.mark.parametrize("tile", [1, 2**15, 2**19])
+@pytest.mark.parametrize(("grid", "window", "shift"), WHERE_FUSED)
+def test_fused_attention_and_its_gradients_are_those_of_the_products(monkeypatch, request, grid, window, shift, tile):
+    monkeypatch.setattr(windows, "TILE_SCORES_CPU", tile)
+    where = grid, *windows.clip_window(grid, (window,) * 3, (shift,) * 3)
+    cells = prod(where[1])
+    chance = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2 * prod(grid) + 1, 3 * 2 * 8, generator=chance, requires_grad=True)
+    bias = torch.randn(2, cells, cells, generator=chance, requires_grad=True)
+    asked = torch.randn(2 * prod(grid), 16, generator=chance)
+
+    def found(qkv, bias):
+        out = windows.attend(qkv, bias, *where)
+        return out, *torch.autograd.grad(out, (qkv, bias), asked.to(out.dtype))
+
+    exact, kernels = found(qkv.double(), bias.double()), found(qkv, bias)
+    request.getfixturevalue("as_on_a_gpu")
+    fused, doubles = found(qkv, bias), found(qkv.double(), bias.double())
+    for ours, twin, kernel, double in zip(fused, exact, kernels, doubles, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(double, twin)
+        torch.testing.assert_close(ours, kernel, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_keeps_the_precision_of_what_it_is_given(as_on_a_gpu, dtype):
+    where = (5, 3, 4), (2, 3, 3), (1, 0, 1)
+    chance = torch.Generator().manual_seed(0)
+    exact, bias = torch.randn(61, 48, generator=chance), torch.randn(2, 18, 18, generator=chance)
+    twin_qkv, twin_bias = exact.double().requires_grad_(), bias.double().requires_grad_()
+    twin = windows.attend(twin_qkv, twin_bias, *where)
+    qkv, bias = exact.to(dtype).requires_grad_(), bias.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = windows.attend(qkv, bias, *where)
+    out.float().square().sum().backward()
+    twin.square().sum().backward()
+    assert out.dtype == qkv.grad.dtype == dtype and bias.grad.dtype == torch.float32
+    off = 1e-4 if dtype == torch.float32 else 5e-2
+    torch.testing.assert_close(out.double(), twin, rtol=0, atol=off)
+    torch.testing.assert_close(qkv.grad.double(), twin_qkv.grad, rtol=0, atol=10 * off)
+    torch.testing.assert_close(bias.grad.double(), twin_bias.grad, rtol=0.02, atol=10 * off)
+
+
+def test_a_gpu_takes_the_fused_way_but_for_doubles():
+    with FakeTensorMode():
+        floats, doubles = (torch.empty(1, dtype=dtype, device="cuda") for dtype in (torch.bfloat16, torch.float64))
+        assert windows.fused(floats) and not windows.fused(doubles)
+    assert not windows.fused(torch.empty(1))
+
+
+def test_fused_attention_may_be_watched(as_on_a_gpu, torch_calls):
+    """torch then calls an operation without autograd, which takes this one's backward."""
+    qkv, bias = torch.randn(61, 12, requires_grad=True), torch.randn(2, 18, 18, requires_grad=True)
+    where = (5, 3, 4), (2, 3, 3), (1, 0, 1)
+    plain = torch.autograd.grad(windows.attend(qkv, bias, *where).square().sum(), (qkv, bias))
+    with torch_calls() as watch:
+        watched = torch.autograd.grad(windows.attend(qkv, bias, *where).square().sum(), (qkv, bias))
+    assert watch.calls
+    torch.testing.assert_close(watched, plain)
+
+
+def test_fused_attention_is_one_operation_as_torch_wants_them(as_on_a_gpu):
+    qkv, bias = torch.randn(61, 12, requires_grad=True), torch.randn(2, 18, 18, requires_grad=True)
+    where = [5, 3, 4], [2, 3, 3], [1, 0, 1]
+    said = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.spade3d.window_attention.default, (qkv, bias, *where), test_utils=said)
 
 
 @pytest.mark.parametrize("tile", [1, 300, 2**19])
