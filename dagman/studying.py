@@ -32,13 +32,13 @@ from dagman.study_baselines import judge_baselines
 from dagman.study_judging import Judge, annotation_notes, annotations_of, look, map_names
 from spade3d import console
 from spade3d.began_with import check_beginning, keep_beginning
-from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
+from spade3d.commands import CONFIG, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.crops.crop import Views
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.networks.swin import SwinTransformer, compile_encoders
-from spade3d.provenance import describe, without_nan, write_json, write_text
+from spade3d.provenance import PROVENANCE, describe, without_nan, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from spade3d.faults import DataFault
-from spade3d.provenance import write_json
+from spade3d.provenance import PROVENANCE, write_json
 from spade3d.volumes.channels import LABELS_AS_PRIOR
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import StoredCase, VolumeStore
 
-BEGAN_WITH, PROVENANCE = "began_with.json", "provenance.json"  # in the folder of a run
+BEGAN_WITH = "began_with.json"  # in the folder of a run
 TEACHES, HELD_OUT = "training", "held out"
 ALWAYS = ("subject", "fingerprint", "prepared")
 SHOWN = 6  # scans that a message names, of each kind of difference

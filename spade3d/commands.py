@@ -27,7 +27,7 @@ from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.recipe import Recipe, find_recipe
 from spade3d.volumes.split import Split, split_cases, split_named
 
-CONFIG, PROVENANCE, ENCODER, STORE = "config.yaml", "provenance.json", "encoder.safetensors", "store"
+CONFIG, ENCODER, STORE = "config.yaml", "encoder.safetensors", "store"
 
 
 class PrepareSettings(Settings):
@@ -221,7 +221,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
 def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: bool) -> Common:
     """Prepare the scans, choose what was left open, and write down what the run is."""
     from spade3d.began_with import keep_beginning
-    from spade3d.provenance import describe, write_json, write_text
+    from spade3d.provenance import PROVENANCE, describe, write_json, write_text
     from spade3d.scans import open_scans
     from spade3d.volumes.layouts import read_layout
     from spade3d.volumes.store import is_store
@@ -250,7 +250,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     from spade3d.began_with import check_beginning
     from spade3d.networks.foreign import save_encoder
     from spade3d.networks.swin import compile_encoders
-    from spade3d.provenance import describe, write_json
+    from spade3d.provenance import PROVENANCE, describe, write_json
     from spade3d.training import ranks
     from spade3d.training.loop import Optimiser, train
     from spade3d.training.prefetch import prefetched

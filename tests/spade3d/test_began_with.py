@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import spade3d.commands
 from spade3d.began_with import BEGAN_WITH, check_beginning, keep_beginning
@@ -22,20 +21,14 @@ from spade3d.volumes.split import Split
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import read_labels, write_volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--crop.shape", 16, 16, 16, "--network.feature-size", 12, "--network.window", 4, "--device", "cpu"]
 SMALL += ["--steps", 2, "--crop.frame", "box"]
 SPADE = [*SMALL, "--crop.places", 8, "--contrast.selection", "restoration"]
 GUIDED = [*SMALL, "--recipe", "dagman", "--distill.stage", 2, "--distill.prototypes", 32]
 GUIDED += ["--distill.semantic-heads", 6, "--prior.source", "labels", "--prior.regions", "liver"]
 SPLIT = Split((0, 2), (1,), "img0002 judges")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
