@@ -42,7 +42,7 @@ from spade3d.provenance import PROVENANCE, describe, without_nan, write_json, wr
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
-from spade3d.training.interruption import preempted_at_once
+from spade3d.training.interruption import marked, preempted_at_once
 from spade3d.training.loop import Optimiser, Task, train
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
@@ -69,7 +69,7 @@ def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool)
             keep_beginning(out, work.store, work.taught, work.split)
             write_json(out / PROVENANCE, describe(work.store, work.taught, work.split))
             write_text(out / CONFIG, to_yaml(work.settings))
-    with preempted_at_once():
+    with marked(out), preempted_at_once():
         return work.run(out, resume=resume, strict=strict)
 
 
