@@ -67,8 +67,7 @@ def over_scan(
     predict: Predict, intensities: np.ndarray, block: Size, device: torch.device, *, fill: float, overlap: float = 0.5
 ) -> np.ndarray:
     """One map: what `predict` (crops (b, 1, *block) -> (b, 1, *block)) gives for a scan (i, j, k), float32."""
-    scan = np.ascontiguousarray(intensities, dtype=np.float32)
-    return sliding_window(predict, scan, block, overlap, classes=1, device=device, fill=fill)[0].numpy()
+    return sliding_window(predict, intensities, block, overlap, classes=1, device=device, fill=fill)[0].numpy()
 
 
 def windows_at_once(window: Size, device: torch.device | str) -> int:
@@ -142,6 +141,8 @@ def _sums(
     window, blend_device = tuple(window), device if blend_device is None else blend_device
     axis = slab_axis(image.shape, window)
     thickness = window[axis]
+    if isinstance(image, np.ndarray):  # torch knows neither negative strides nor other machines' floats
+        image = np.ascontiguousarray(image, dtype=np.float32)
     padded, inside = _padded(torch.as_tensor(image, dtype=torch.float32), window, fill)
     starts = [window_starts(*sides, overlap) for sides in zip(padded.shape, window)]
     layers, starts[axis] = starts[axis], [0]
