@@ -257,6 +257,34 @@ def body_frame(of: dict) -> Iterator[Line]:
         yield Line("body frame", work, _ms(row["ms"]), said, seconds, 2, "s", True, rounds=row["rounds"])
 
 
+def cases(of: dict) -> Iterator[Line]:
+    few, many = (_at(of["curve"], cases=count) for count in (1_000, 100_000))
+    whole = _ms(many["us_a_case"] * many["cases"] / 1e3)
+    ratio = many["us_a_case"] / few["us_a_case"]
+    yield Line(
+        "cases, before the first step",
+        "100,000 cases: opened, split, written down; each, against one of 1,000",
+        f"{whole}, {many['us_a_case']:.0f} us each",
+        f"of 1,000 {few['us_a_case']:.0f} us each",
+        ratio,
+        1.5,
+        below=True,
+        rounds=many["rows"][0]["rounds"],
+    )
+    (small, large) = (next(row["ms"] for row in one["rows"] if row["who"] == "a batch") for one in (few, many))
+    work = "a batch of 2 pairs from 100,000 cases, against one from 1,000"
+    yield Line(
+        "cases, a batch",
+        work,
+        _ms(large),
+        f"from 1,000 {_ms(small)}",
+        large / small,
+        1.5,
+        below=True,
+        rounds=many["rows"][0]["rounds"],
+    )
+
+
 PATHS: tuple[Callable[[dict], Iterator[Line]], ...] = (
     views,
     correspondences,
@@ -268,6 +296,7 @@ PATHS: tuple[Callable[[dict], Iterator[Line]], ...] = (
     sliding_window,
     metrics,
     body_frame,
+    cases,
 )
 
 
