@@ -42,7 +42,7 @@ lint: $(VENV)/ready
 # else to do: make bench BENCH_JOBS=1 SPEED_ROUNDS=7 (more than an hour).
 BENCH_JOBS ?= 2
 SPEED_ROUNDS ?= 3
-TOGETHER := encoder metrics sliding_window masked_student body_frame store views correspondences selection
+TOGETHER := encoder metrics sliding_window masked_student body_frame store views correspondences selection cases
 ALONE := pretraining_step
 
 bench: $(VENV)/ready

@@ -20,10 +20,11 @@ HEAD = """# How fast, against the others and against the goals
 
 Made by `benchmarks/tables.py` from `benchmarks/results/speed_*.json`, not by hand: `make bench` measures all of it
 anew. Ours and the others do the same work on the same input in interleaved rounds, one thread each, CPU time, medians
-of the rounds that the table gives: seven or more, but three of the sliding window and of metrics at full size. Results
-agree before anything is timed, but where the table says otherwise. Each JSON holds the spread, the share of what the
-machine allows, the versions and, where more than one size was timed, the cost against size. Trust the ratios, not the
-seconds: the machine was shared. `make bench` takes three rounds, two scripts side by side.
+of the rounds that the table gives: seven or more, but three of the sliding window and of metrics at full size, and one
+of 100,000 cases. Results agree before anything is timed, but where the table says otherwise. Each JSON holds the
+spread, the share of what the machine allows, the versions and, where more than one size was timed, the cost against
+size. Trust the ratios, not the seconds: the machine was shared. `make bench` takes three rounds, two scripts side by
+side.
 
 `held against` is the fastest of those that the goal names; the JSON files hold the rest. The allocator keeps what is
 freed, for everybody (`benchmarks/speed/rounds.py`).
@@ -257,6 +258,19 @@ def body_frame(of: dict) -> Iterator[Line]:
         yield Line("body frame", work, _ms(row["ms"]), said, seconds, 2, "s", True, rounds=row["rounds"])
 
 
+def cases(of: dict) -> Iterator[Line]:
+    few, many = (_at(of["curve"], cases=count) for count in (1_000, 100_000))
+    rounds = many["rows"][0]["rounds"]
+    work = "100,000 cases: opened, split, written down; each, against one of 1,000"
+    ours, ratio = many["us_a_case"], many["us_a_case"] / few["us_a_case"]
+    said, other = f"{_ms(ours * many['cases'] / 1e3)}, {ours:.0f} us each", f"of 1,000 {few['us_a_case']:.0f} us each"
+    yield Line("cases, before the first step", work, said, other, ratio, 1.5, below=True, rounds=rounds)
+    small, large = (next(row for row in one["rows"] if row["who"] == "a batch") for one in (few, many))
+    work, ratio = "a batch of 2 anchors from 100,000 cases, against one from 1,000", large["ms"] / small["ms"]
+    other = f"from 1,000 {_ms(small['ms'])}"
+    yield Line("cases, a batch", work, _ms(large["ms"]), other, ratio, 1.5, below=True, rounds=large["rounds"])
+
+
 PATHS: tuple[Callable[[dict], Iterator[Line]], ...] = (
     views,
     correspondences,
@@ -268,6 +282,7 @@ PATHS: tuple[Callable[[dict], Iterator[Line]], ...] = (
     sliding_window,
     metrics,
     body_frame,
+    cases,
 )
 
 

@@ -11,8 +11,7 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from dagman.evaluation.comparison import compare_runs
@@ -24,16 +23,14 @@ from spade3d import console
 from spade3d.began_with import BEGAN_WITH, keep_beginning
 from spade3d.commands import CONFIG, STORE, find_device
 from spade3d.configuration import to_yaml, with_values
-from spade3d.faults import Preempted
 from spade3d.provenance import write_text
 from spade3d.training import ranks
-from spade3d.training.interruption import preempted_at_once
+from spade3d.training.interruption import marked, preempted_at_once
 from spade3d.volumes.split import Split, draw_labelled
 from spade3d.volumes.store import VolumeStore, is_store
 
 COMPARISON, TABLE = "comparison", "runs.csv"
 COLUMNS = ("run", "seed", "draw", "labels", "mean_dice", "low", "high", "subjects")
-PREEMPTED = "preempted"  # a file
 LAST = "report.html"  # what a run writes last
 
 
@@ -43,7 +40,7 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
-    with ranks.joined(find_device(settings.device)), marked(out / PREEMPTED, resume=resume):
+    with ranks.joined(find_device(settings.device)), marked(out):
         ranks.once(lambda: ranks.share(settings.crop.crops, "--crop.crops"))
         runs = settings.runs()
         if len(runs) == 1:
@@ -52,20 +49,6 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
         else:
             result = run_in_turn(settings, out, resume=resume, strict=strict)
         return result if ranks.first() else None
-
-
-@contextmanager
-def marked(marker: Path, *, resume: bool) -> Iterator[None]:
-    """A file that says that the work within was preempted, for requeue scripts: torchrun ends with 1 whatever its
-    processes end with. It goes when the work is resumed."""
-    if resume and ranks.first():
-        marker.unlink(missing_ok=True)
-    try:
-        yield
-    except Preempted as stopped:
-        if marker.parent.is_dir():
-            marker.write_text(f"{stopped}\n", encoding="utf-8")
-        raise
 
 
 def run_in_turn(settings: FinetuneCommand, out: Path, *, resume: bool, strict: bool) -> dict:

@@ -24,13 +24,13 @@ from dagman.judging import judge, look, scored_classes, show
 from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, protocol_of, regime_of
 from spade3d import console
 from spade3d.began_with import check_beginning, keep_beginning
-from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
+from spade3d.commands import CONFIG, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.networks.swin import compile_encoders
-from spade3d.provenance import describe, write_json, write_text
+from spade3d.provenance import PROVENANCE, describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks

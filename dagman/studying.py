@@ -32,18 +32,18 @@ from dagman.study_baselines import judge_baselines
 from dagman.study_judging import Judge, annotation_notes, annotations_of, look, map_names
 from spade3d import console
 from spade3d.began_with import check_beginning, keep_beginning
-from spade3d.commands import CONFIG, PROVENANCE, STORE, find_device, report_rejected
+from spade3d.commands import CONFIG, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.crops.crop import Views
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
 from spade3d.networks.swin import SwinTransformer, compile_encoders
-from spade3d.provenance import describe, without_nan, write_json, write_text
+from spade3d.provenance import PROVENANCE, describe, without_nan, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
-from spade3d.training.interruption import preempted_at_once
+from spade3d.training.interruption import marked, preempted_at_once
 from spade3d.training.loop import Optimiser, Task, train
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
@@ -70,7 +70,7 @@ def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool)
             keep_beginning(out, work.store, work.taught, work.split)
             write_json(out / PROVENANCE, describe(work.store, work.taught, work.split))
             write_text(out / CONFIG, to_yaml(work.settings))
-    with preempted_at_once():
+    with marked(out), preempted_at_once():
         return work.run(out, resume=resume, strict=strict)
 
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spade3d.faults import DataFault
-from spade3d.provenance import write_json
+from spade3d.provenance import PROVENANCE, write_json
 from spade3d.volumes.channels import LABELS_AS_PRIOR
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import StoredCase, VolumeStore
 
-BEGAN_WITH, PROVENANCE = "began_with.json", "provenance.json"  # in the folder of a run
+BEGAN_WITH = "began_with.json"  # in the folder of a run
 TEACHES, HELD_OUT = "training", "held out"
 ALWAYS = ("subject", "fingerprint", "prepared")
 SHOWN = 6  # scans that a message names, of each kind of difference
@@ -80,8 +83,8 @@ def _now(store: VolumeStore, learned_from: Collection[int], split: Split) -> Sca
 
 def _known_of(case: StoredCase) -> dict[str, Any]:
     """Of a scan: whose, its voxels as they came, all that is read of it as prepared, its labels and its saliency."""
-    stored = case.to_dict()
-    prepared = [case.image.xxh3, *(stored[key] for key in ("affine", "normalisation", "body_box_mm", "modality"))]
+    normalisation, affine = asdict(case.normalisation), np.asarray(case.affine).tolist()
+    prepared = [case.image.xxh3, affine, normalisation, case.body_box_mm, case.modality]
     labels = [array.xxh3 for array in (case.labels, case.truth) if array is not None]
     saliency = None if case.saliency is None else case.saliency.xxh3
     return {

@@ -25,9 +25,10 @@ from spade3d.configuration import (
 )
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.recipe import Recipe, find_recipe
+from spade3d.training.interruption import PREEMPTED
 from spade3d.volumes.split import Split, split_cases, split_named
 
-CONFIG, PROVENANCE, ENCODER, STORE = "config.yaml", "provenance.json", "encoder.safetensors", "store"
+CONFIG, ENCODER, STORE = "config.yaml", "encoder.safetensors", "store"
 
 
 class PrepareSettings(Settings):
@@ -207,6 +208,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
     import torch
 
     from spade3d.training import ranks
+    from spade3d.training.interruption import marked, preempted_at_once
     from spade3d.training.precision import autocast_for
 
     device = find_device(settings.device)
@@ -215,13 +217,14 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
         ranks.once(lambda: recipe.check(settings))
         if not resume:
             settings = ranks.once(lambda: begin(recipe, settings, out, device, strict=strict))
-        return pretrain_encoder(recipe, settings, out, resume=resume)
+        with marked(out), preempted_at_once():
+            return pretrain_encoder(recipe, settings, out, resume=resume)
 
 
 def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: bool) -> Common:
     """Prepare the scans, choose what was left open, and write down what the run is."""
     from spade3d.began_with import keep_beginning
-    from spade3d.provenance import describe, write_json, write_text
+    from spade3d.provenance import PROVENANCE, describe, write_json, write_text
     from spade3d.scans import open_scans
     from spade3d.volumes.layouts import read_layout
     from spade3d.volumes.store import is_store
@@ -251,7 +254,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     from spade3d.networks.convolutions import channels_last
     from spade3d.networks.foreign import save_encoder
     from spade3d.networks.swin import compile_encoders
-    from spade3d.provenance import describe, write_json
+    from spade3d.provenance import PROVENANCE, describe, write_json
     from spade3d.training import ranks
     from spade3d.training.loop import Optimiser, train
     from spade3d.training.prefetch import prefetched
@@ -351,6 +354,7 @@ def begun_settings(tree: type[Common], out: Path, config, flags) -> Common:
     """The settings of a run that is to be continued; refused where the options now ask for something else."""
     if not (out / CONFIG).is_file():
         raise DataFault(f"{out}: holds no run to resume (no {CONFIG}); start it without --resume")
+    (out / PREEMPTED).unlink(missing_ok=True)  # by every process, before the first of them can be preempted again
     begun = resolve(tree, [out / CONFIG], {}, environment={})
     asked = resolve(tree, [out / CONFIG, *config], flags, environment={})
     if asked.device == "auto":  # what that means was decided when the run began

@@ -15,6 +15,7 @@ from spade3d.volumes.split import Split
 from spade3d.volumes.store import VolumeStore
 from spade3d.whole_file import whole_file
 
+PROVENANCE = "provenance.json"  # in the folder of a run
 PACKAGES = ("spade3d", "torch", "monai", "numpy", "numba", "nibabel", "SimpleITK", "blosc2")
 
 

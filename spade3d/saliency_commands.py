@@ -11,6 +11,7 @@ from spade3d.commands import CONFIG, find_device
 from spade3d.configuration import resolve
 from spade3d.faults import DataFault, UsageFault
 from spade3d.saliency_predictor import PredictorSettings, train_predictor
+from spade3d.training.interruption import PREEMPTED
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -162,6 +163,8 @@ def main(tokens: list[str] | None = None) -> None:
             )
         if resume and not (out / CONFIG).is_file():
             raise DataFault(f"{out}: holds no run to resume (no {CONFIG}); start it without --resume")
+        if resume:
+            (out / PREEMPTED).unlink(missing_ok=True)
         chosen = resolve(PredictorSettings, [out / CONFIG] if resume else [], flags, environment={})
         result = train_predictor(store, out, chosen, find_device(chosen.device), resume=resume)
         console.print_result(result, json)

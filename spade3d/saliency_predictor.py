@@ -53,7 +53,7 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
     from spade3d.began_with import check_beginning, keep_beginning
     from spade3d.crops.saliency_crops import SaliencyStream, SalientSampling
     from spade3d.networks.saliency_net import SaliencyModel, SaliencyNet, SaliencyPrediction
-    from spade3d.provenance import describe, write_json, write_text
+    from spade3d.provenance import PROVENANCE, describe, write_json, write_text
     from spade3d.scans import typical_grid
     from spade3d.training.loop import Optimiser, train
     from spade3d.training.prefetch import prefetched
@@ -70,7 +70,7 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
         with console.fresh_folder(out, CONFIG):
             seen = {i: store.cases[i].saliency_source for i in split.train}
             keep_beginning(out, store, split.train, split)
-            write_json(out / "provenance.json", describe(store, split.train, split, seen))
+            write_json(out / PROVENANCE, describe(store, split.train, split, seen))
             write_text(out / CONFIG, to_yaml(settings))
     taught_by = sorted({store.cases[i].saliency_source for i in split.train})
     _announce(settings, store, split, taught_by)

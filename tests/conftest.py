@@ -26,6 +26,17 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread of torch while the tests of a file run: small networks are faster so, and give the same bits again."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class InMemory:
     """A store of arrays in memory: what crops and streams read of a VolumeStore, and nothing else."""
 

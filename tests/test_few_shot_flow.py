@@ -24,6 +24,8 @@ from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = ["--data.spacing", 30, 30, 30, "--crop.shape", 16, 16, 16, "--crop.crops", 1, "--network.feature-size", 12]
 TINY += ["--network.window", 2, "--scoring.looks", 0, "--scoring.overlap", 0, "--device", "cpu", "--steps", 2]
 TINY += ["--save-every", 1]
@@ -41,14 +43,6 @@ def run(*tokens) -> dict:
 
 def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ from spade3d.training.journal import read_log
 from spade3d.volumes.phantoms import write_dataset
 from spade3d.volumes.volume import read_grid, read_labels, read_volume, write_volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 10
 PRETRAIN = ["--steps", STEPS, "--save-every", 3, "--crop.shape", 16, 16, 16, "--crop.places", 16]
 PRETRAIN += ["--network.feature-size", 12, "--network.window", 4, "--contrast.global-memory", 32]
@@ -74,14 +76,6 @@ def stopped(number: int, rows: int, folder: Path, module: str, tokens) -> int:
             break
         time.sleep(0.005)
     return process.wait(timeout=60)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

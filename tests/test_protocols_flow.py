@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from scipy import ndimage
 
@@ -23,6 +22,8 @@ from spade3d.volumes.phantom_layouts import LAYOUTS
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import read_volume, write_volume
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE, MM = (12, 12, 10), 30.0
 TINY = ["--data.spacing", MM, MM, MM, "--crop.shape", 16, 16, 16, "--crop.crops", 1, "--network.feature-size", 12]
@@ -57,14 +58,6 @@ def run(*tokens) -> dict:
 
 def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,38 +75,71 @@ def command(out: Path, scans: Path) -> list[str]:
     return words.split()
 
 
-def test_a_run_of_two_ranks_that_was_stopped_goes_on_as_one(scans, tmp_path):
-    entry = tmp_path / "entry.py"
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """Makes the words that start a pretraining on a number of ranks, in the environment of ENVIRONMENT."""
+    entry = tmp_path_factory.mktemp("entry") / "entry.py"
     entry.write_text(PRETRAIN)
+    return {1: (sys.executable, str(entry)), 2: (*TORCHRUN, str(entry))}
+
+
+@pytest.fixture(scope="module")
+def whole(scans, started, tmp_path_factory) -> Path:
+    """A run of one process that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finish([*started[1], *command(out, scans)])
+    return out
+
+
+def finish(words: list[str]) -> None:
+    done = subprocess.run(
+        words, env=ENVIRONMENT, capture_output=True, encoding="utf-8", errors="replace", timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def check_equal(run: Path, whole: Path) -> None:
+    """Each step once, and what was learned to what sums of two parts round to."""
+    assert len(losses(run)) == len(losses(whole)) == 8
+    for its, ours in zip(losses(run), losses(whole), strict=True):
+        assert its == pytest.approx(ours, rel=2e-3)
+    ours, its = (load_file(out / "encoder.safetensors") for out in (whole, run))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(its[name], tensor, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_a_run_of_two_ranks_that_was_stopped_goes_on_as_one(scans, started, whole, tmp_path):
+    out = tmp_path / "run"
     shared = subprocess.Popen(
-        [*TORCHRUN, str(entry), *command(tmp_path / "shared", scans)],
+        [*started[2], *command(out, scans)],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    log, patience = tmp_path / "shared" / "log.jsonl", time.monotonic() + 120
+    log, patience = out / "log.jsonl", time.monotonic() + 120
     while shared.poll() is None and time.monotonic() < patience:
         if log.exists() and log.read_bytes().count(b"\n") >= 3:
             shared.send_signal(signal.SIGTERM)
             break
         time.sleep(0.005)
     shared.wait(timeout=120)
-    assert (tmp_path / "shared" / "preempted").exists(), "SIGTERM came too late to stop the run"
+    assert (out / "preempted").exists(), "SIGTERM came too late to stop the run"
+    before = losses(out)
+    finish([*started[1], *command(out, scans), "--resume"])
+    assert losses(out)[: len(before)] == before
+    check_equal(out, whole)
 
-    for out, resume in (("shared", ["--resume"]), ("alone", [])):
-        done = subprocess.run(
-            [sys.executable, "-c", PRETRAIN, *command(tmp_path / out, scans), *resume],
-            env=ENVIRONMENT,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    ours, its = (load_file(tmp_path / out / "encoder.safetensors") for out in ("alone", "shared"))
-    assert len(losses(tmp_path / "shared")) == 8
-    for name, tensor in ours.items():
-        torch.testing.assert_close(its[name], tensor, rtol=2e-3, atol=2e-4, msg=name)
+
+def test_a_run_of_one_process_that_was_shot_goes_on_on_two_ranks(scans, started, whole, tmp_path):
+    """Shot before its last save: what it logged since the one before is learned again, by two."""
+    out = shutil.copytree(whole, tmp_path / "run")
+    *_, before, last = sorted((out / "checkpoints").glob("step-*.pt"))
+    assert (before.name, last.name) == ("step-0000006.pt", "step-0000008.pt")
+    for path in (last, out / "encoder.safetensors"):
+        path.unlink()
+    finish([*started[2], *command(out, scans), "--resume"])
+    assert losses(out)[:6] == losses(whole)[:6] and losses(out)[6:] != losses(whole)[6:]  # two did it
+    check_equal(out, whole)
 
 
 def test_a_run_whose_ranks_are_all_told_to_stop_is_saved_before_one_of_them_leaves(tmp_path):

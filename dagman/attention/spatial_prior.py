@@ -39,8 +39,11 @@ WRONG = ("permuted", "shifted")
 class PriorVolume:
     """The regions in and around one scan, in steps of 1/255; `from_scan` takes mm of the scan to voxels of `values`."""
 
-    values: UInt8[np.ndarray, "i j k region"]
+    values: UInt8[np.ndarray, "i j k region"]  # C order, whatever it is made of
     from_scan: Float[np.ndarray, "4 4"]
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", np.ascontiguousarray(self.values))
 
 
 VolumeOf = Callable[[int], PriorVolume | None]  # of a case; None: nothing is known of this scan

@@ -2,6 +2,9 @@
 
 Label maps are C-contiguous uint16 arrays (i, j, k); k runs fastest, so a *row* is all k of one (i, j).
 A surface keeps its voxels row by row, which lets the search skip whole rows; no volume of distances is ever made.
+Both directions of a ragged structure that fills 30 % of 128 x 128 x 80 voxels: 49 ms on one core, by scipy's erosion
+and distance transform 606 ms. There `search` takes 0.42 of the time of `planes`, of two balls far apart six times as
+long.
 """
 
 from typing import NamedTuple

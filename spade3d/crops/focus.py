@@ -25,6 +25,7 @@ from spade3d.crops.crop import (
     Crop,
     Triple,
     Views,
+    as_the_kernels_read,
     body_bounds,
     draw_box,
     draw_view,
@@ -272,7 +273,7 @@ def soft_mask(saliency: Saliency, crop: Crop) -> np.ndarray:
     values, to_stored = _touched(saliency, crop)
     scaling, unchanged = np.array([0, 1, 0, 255], np.float32), np.array([1, 1, 0, 0], np.float32)
     whole = np.array([(0, 0, 0), values.shape])
-    kernels.resample(values.astype(np.int16), whole, to_stored, scaling, unchanged, 0, shown)
+    kernels.resample(as_the_kernels_read(values), whole, to_stored, scaling, unchanged, 0, shown)
     shown[shown < np.quantile(shown, 1 - focus.mask_kept)] = 0
     if focus.mask_blur > 0:
         kernels.blur(shown, focus.mask_blur * sum(crop.shape) / 3)

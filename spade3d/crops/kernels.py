@@ -86,7 +86,7 @@ def _recolour(flat, colours, seed, begin, low, high, sums):
         if gamma != _F(1):
             for k in range(run.size):
                 share = min(max((run[k] - low) * per_span, _F(0)), _F(1))  # a blur may round beyond the range
-                run[k] = low + span * _power(share, gamma)
+                run[k] = low + span * _power(share, gamma) if run[k] == run[k] else run[k]  # NaN stays NaN
         if noise > _F(0):
             first = (begin + start) >> 1
             odd = (begin + start) & 1
@@ -264,9 +264,9 @@ def resample_labels(stored, to_stored, out):
                 x = to_stored[0, 0] * i + to_stored[0, 1] * j + to_stored[0, 2] * k + to_stored[0, 3]
                 y = to_stored[1, 0] * i + to_stored[1, 1] * j + to_stored[1, 2] * k + to_stored[1, 3]
                 z = to_stored[2, 0] * i + to_stored[2, 1] * j + to_stored[2, 2] * k + to_stored[2, 3]
-                p, q, r = math.floor(x + 0.5), math.floor(y + 0.5), math.floor(z + 0.5)
+                p, q, r = np.floor(x + 0.5), np.floor(y + 0.5), np.floor(z + 0.5)  # NaN as a whole number may be 0
                 inside = 0 <= p < ni and 0 <= q < nj and 0 <= r < nk
-                out[i, j, k] = stored[p, q, r] if inside else 0
+                out[i, j, k] = stored[int(p), int(q), int(r)] if inside else 0
 
 
 @compiled(nogil=True, error_model="numpy", fastmath={"contract"})

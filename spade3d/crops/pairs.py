@@ -300,11 +300,11 @@ class PairStream:
             a = draw_parent(rng, self.saliency, case, self.size_mm)
             if self.sampling.one_parent:
                 return a, a
-        return a, draw_partner(rng, a, self.bodies.bounds[case], self.sampling.overlap)
+        return a, draw_partner(rng, a, self.bodies.bounds(case), self.sampling.overlap)
 
     def draw_box(self, rng: np.random.Generator, case: int) -> Box:
         """A crop's box anywhere in the body."""
-        return draw_box(rng, self.size_mm, self.bodies.bounds[case])
+        return draw_box(rng, self.size_mm, self.bodies.bounds(case))
 
     @property
     def size_mm(self) -> tuple[float, float, float]:

@@ -3,6 +3,9 @@
 Padding at a grid's far end is seen as in the dense encoder, or a mask that hides nothing would change the outputs. Its
 cells share one key and one value (a token of zeros makes them), so a neighbourhood sees them as one more key, whose
 bias is the log of the sum of the exp of theirs.
+
+A step of an encoder 48 wide with 60 % of 96^3 hidden takes 1.25 s on one core, of our own dense one 3.25 s (2.6 times);
+with 75 % hidden 0.75 s; the same ratios at 48^3 and 64^3 (benchmarks/speed/masked_student.py).
 """
 
 from collections.abc import Iterator

@@ -10,6 +10,8 @@ they are divided by their weight and handed out. Beside the scan itself there is
     batch * channels * window * 4 bytes    what the network has answered last, and what it needs to answer
 
 A scan of 512 x 512 x 1200 voxels with 14 channels and windows of 96^3 takes a slab of 1.5 GB; all maps take 17.6 GB.
+Slabs are for memory, not for time: of a scan 4 times as long the label map takes as much beyond the scan as before
+(195 MiB; MONAI 766 instead of 197), and blending 0.98 to 1.17 times as fast as MONAI's (docs/speed.md).
 """
 
 import math
@@ -67,8 +69,7 @@ def over_scan(
     predict: Predict, intensities: np.ndarray, block: Size, device: torch.device, *, fill: float, overlap: float = 0.5
 ) -> np.ndarray:
     """One map: what `predict` (crops (b, 1, *block) -> (b, 1, *block)) gives for a scan (i, j, k), float32."""
-    scan = np.ascontiguousarray(intensities, dtype=np.float32)
-    return sliding_window(predict, scan, block, overlap, classes=1, device=device, fill=fill)[0].numpy()
+    return sliding_window(predict, intensities, block, overlap, classes=1, device=device, fill=fill)[0].numpy()
 
 
 def windows_at_once(window: Size, device: torch.device | str) -> int:
@@ -142,6 +143,8 @@ def _sums(
     window, blend_device = tuple(window), device if blend_device is None else blend_device
     axis = slab_axis(image.shape, window)
     thickness = window[axis]
+    if isinstance(image, np.ndarray):  # torch knows neither negative strides nor other machines' floats
+        image = np.ascontiguousarray(image, dtype=np.float32)
     padded, inside = _padded(torch.as_tensor(image, dtype=torch.float32), window, fill)
     starts = [window_starts(*sides, overlap) for sides in zip(padded.shape, window)]
     layers, starts[axis] = starts[axis], [0]

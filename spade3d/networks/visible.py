@@ -6,6 +6,8 @@ half as fine as the one before) has its own; a cell is visible where any of its 
 Neighbourhoods: the cells that look at each other, that is a window, or one side of a window that the roll of a shifted
 grid filled from both ends (see spade3d.networks.windows): within one nothing is left to be masked. Those with no
 visible cell vanish; the others are sorted by how many they have, so that nearly equal ones are computed as one batch.
+
+What it gains is said in spade3d.networks.packed, which computes by it.
 """
 
 from collections.abc import Iterator, Sequence

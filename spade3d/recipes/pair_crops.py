@@ -184,7 +184,7 @@ def check_saliency(settings: FocusSettings, store: VolumeStore, cases: Sequence[
                 f"{store.cases[salient[0]].subject} has some; write more with spade-saliency"
             )
     elif len(salient) < len(cases):
-        without = [store.cases[i].name for i in cases if i not in salient]
+        without = [store.cases[i].name for i in sorted({*cases} - {*salient})]
         some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
         print(
             f"note: nothing is salient in {len(without)} of {len(cases)} scans ({some}): their views are ordinary",

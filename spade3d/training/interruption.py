@@ -15,6 +15,10 @@ from types import FrameType
 
 from spade3d.faults import Preempted
 
+# A file in the folder of a run, for requeue scripts: torchrun ends with 1 whatever its processes end with. It goes when
+# the run is resumed, before anything can end that again: what then fails must not be taken for preempted, for ever.
+PREEMPTED = "preempted"
+
 
 class Interruption:
     """Remembers that a signal asked the run to stop; a second one ends the process at once. A context manager.
@@ -38,14 +42,14 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def stop(self, number: int, step: int, steps: int, marker: Path) -> None:
+    def stop(self, number: int, step: int, steps: int, out: Path) -> None:
         """End a run that has been saved, after signal `number` to any of its processes: KeyboardInterrupt after SIGINT;
-        else Preempted, and a marker file for requeue scripts (torchrun ends with 1 whatever its workers end with)."""
+        else Preempted, and the file PREEMPTED."""
         name = signal.Signals(number).name
         message = f"stopped by {name} after step {step} of {steps}, and saved; run the same command with --resume"
         if number == signal.SIGINT:
             raise KeyboardInterrupt(message)
-        marker.write_text(f"{message}\n", encoding="utf-8")
+        (out / PREEMPTED).write_text(f"{message}\n", encoding="utf-8")
         raise Preempted(message)
 
     def _note(self, number: int, _: FrameType | None) -> None:
@@ -54,6 +58,17 @@ class Interruption:
                 os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the progress bar has hidden the cursor
             os._exit(128 + number)
         self.received = number
+
+
+@contextmanager
+def marked(out: Path) -> Iterator[None]:
+    """The file PREEMPTED tells that the work within was preempted, wherever it stood."""
+    try:
+        yield
+    except Preempted as stopped:
+        if out.is_dir():
+            (out / PREEMPTED).write_text(f"{stopped}\n", encoding="utf-8")
+        raise
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from spade3d.training.bad_updates import not_finite, unmade
 from spade3d.training.checkpoint import Found
 from spade3d.training.copies import Moved
 from spade3d.training.health import collapse, signs_of_life
-from spade3d.training.interruption import Interruption
+from spade3d.training.interruption import PREEMPTED, Interruption
 from spade3d.training.journal import Journal, Silence
 from spade3d.training.precision import autocast_for
 from spade3d.training.reproducibility import deterministic, rng_state, seed_everything, set_rng_state
@@ -196,9 +196,8 @@ def train(
     ranks.barrier()  # nobody saves while another still looks for what to continue from
     engine = _Engine(task, optimiser, device, precision)
     at = engine.restore(found) if found else _Position()
-    marker = out / "preempted"
     if ranks.first():
-        marker.unlink(missing_ok=True)
+        (out / PREEMPTED).unlink(missing_ok=True)
 
     with (
         Interruption() as interruption,
@@ -258,7 +257,7 @@ def train(
             if number := ranks.largest(interruption.received or 0):
                 save()
                 ranks.barrier()  # a launcher ends all processes once one has left, the first one amid its save
-                interruption.stop(number, step, steps, marker)
+                interruption.stop(number, step, steps, out)
             look()
             unsaved |= step % save_every == 0
             # What gives nothing finite must not take the place of what did: few saves are kept.

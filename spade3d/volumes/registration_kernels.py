@@ -45,15 +45,15 @@ class Registration(NamedTuple):
 
 
 def registration(moving: np.ndarray, fixed: np.ndarray, apart_cells: float) -> Registration:
-    """From two grids of bin numbers, float (i, j, k), negative where nothing is seen."""
+    """From two grids of bin numbers, float (i, j, k), negative or NaN where nothing is seen."""
     seen = np.array([np.count_nonzero(values >= 0) for values in (moving, fixed)], np.float64)
     last, count = np.array(fixed.shape) - 1.0, np.arange(moving.size + 1.0)
     for axis in range(3):
         fixed = np.repeat(fixed, 2, axis) if fixed.shape[axis] == 1 else fixed
     length, width = moving.shape[2], fixed.shape[2]
     return Registration(
-        np.where(moving < 0, -1, moving + 0.5).astype(np.int8),
-        np.where(fixed < 0, HIDDEN, fixed).astype(np.float32),
+        np.where(moving >= 0, moving + 0.5, -1).astype(np.int8),
+        np.where(fixed >= 0, fixed, HIDDEN).astype(np.float32),
         last,
         seen,
         float(apart_cells),

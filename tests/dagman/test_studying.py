@@ -29,6 +29,8 @@ from spade3d.volumes.phantoms import write_dataset
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import read_grid, read_volume, write_volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--network.feature-size", 12, "--network.window", 4, "--device", "cpu", "--scoring.overlap", 0.25]
 HEAD = [*SMALL, "--crop.shape", 32, 32, 32, "--steps", 6, "--save-every", 2, "--studies", 3, "--scoring.looks", 1]
 TASK = ["--task", "classification"]
@@ -62,14 +64,6 @@ def refused(capsys, *tokens) -> tuple[int, str]:
     code, printed = end(*tokens)
     assert printed == ""
     return code, capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,14 @@
 """A run that is continued finds the scans that it began with, or is refused: nobody who has taught becomes a judge."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import spade3d.commands
 from spade3d.began_with import BEGAN_WITH, check_beginning, keep_beginning
@@ -22,20 +23,14 @@ from spade3d.volumes.split import Split
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import read_labels, write_volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--crop.shape", 16, 16, 16, "--network.feature-size", 12, "--network.window", 4, "--device", "cpu"]
 SMALL += ["--steps", 2, "--crop.frame", "box"]
 SPADE = [*SMALL, "--crop.places", 8, "--contrast.selection", "restoration"]
 GUIDED = [*SMALL, "--recipe", "dagman", "--distill.stage", 2, "--distill.prototypes", 32]
 GUIDED += ["--distill.semantic-heads", 6, "--prior.source", "labels", "--prior.regions", "liver"]
 SPLIT = Split((0, 2), (1,), "img0002 judges")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +173,23 @@ def test_who_has_taught_a_pretraining_does_not_become_its_judge(phantoms, tmp_pa
     prepared(data, store)
     code, said = pretrain(capsys, *begun, "--resume")
     assert code == 3 and "added: img0005" in said and "body_frames" not in said
+
+
+def test_a_run_is_preempted_before_its_first_step_and_a_resumed_one_that_fails_is_not(
+    store, tmp_path, monkeypatch, capsys
+):
+    """A requeue script asks for the file `preempted` alone: it would start a run that cannot go on again and again."""
+    run, real = tmp_path / "run", spade3d.commands.announce
+    begun = [shutil.copytree(store.path, tmp_path / "store"), "--out", run, *SPADE]
+    monkeypatch.setattr(spade3d.commands, "announce", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, said = pretrain(capsys, *begun)
+    assert code == 75 and "stopped by SIGTERM" in said and (run / "preempted").exists()
+    monkeypatch.setattr(spade3d.commands, "announce", real)
+    (tmp_path / "store").rename(tmp_path / "gone")
+    assert pretrain(capsys, "--out", run, "--resume")[0] == 3
+    assert not (run / "preempted").exists()
+    (tmp_path / "gone").rename(tmp_path / "store")
+    assert pretrain(capsys, "--out", run, "--resume")[0] == 0
 
 
 def relabelled(path: Path) -> None:

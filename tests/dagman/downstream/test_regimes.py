@@ -21,6 +21,8 @@ from spade3d.training.loop import Optimiser, train
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.volume import Grid
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SETTINGS = Network(feature_size=12, window=3, depths=(1, 2, 1, 1), drop_path=0.5)
 STEPS = 5
@@ -55,14 +57,6 @@ def moved(task: Segmentation) -> dict[str, bool]:
 
 def of_encoder(changed: dict[str, bool]) -> set[bool]:
     return {value for name, value in changed.items() if name.startswith("swinViT.")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("encoder", ["frozen", "linear"])
