@@ -26,6 +26,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "focus-shuffled": ("--recipe", "spade", "--focus.views", "shuffled"),
     "focus-centre": ("--recipe", "spade", "--focus.views", "centre"),
 }
+# The same on the tasks that FocusContrast was made for.
+ARMS |= {
+    f"focus-{views}-{task}": ("--recipe", task, "--focus.views", views)
+    for task in ("simclr", "moco", "byol")
+    for views in ("focused", "shuffled")
+}
 STUDY = Study(
     summary=__doc__.splitlines()[0],
     arms=ARMS,

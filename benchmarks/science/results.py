@@ -358,9 +358,21 @@ def settings(of: dict[str, Any]) -> str:
     if "draws" in of:
         crossed = "each with" if of["every_seed_has_every_draw"] else "one each of"
         said.append(f"{crossed} {of['draws']} draws of labelled subjects")
-    if judges := {one["subjects"] for one in overs(of.get("over_others", of))}:
-        said.append(f"{max(judges)} subjects judge")
+    if judges := judges_of(of):
+        said.append(f"{judges} judge")
     return f": {'; '.join([*said, of['date']])}"
+
+
+def judges_of(of: dict[str, Any]) -> str:
+    """How many subjects judge; of features and of Dice, where those are not as many."""
+    asked = {"features": of.get("probes"), "Dice": of.get("few_shot")}
+    if not any(asked.values()):
+        asked = {"": of.get("over_others", of)}
+    counts = {what: max((one["subjects"] for one in overs(part)), default=0) for what, part in asked.items()}
+    counts = {what: count for what, count in counts.items() if count}
+    if len({*counts.values()}) < 2:
+        return "".join(f"{count} subjects" for count in {*counts.values()})
+    return " and ".join(f"{count} subjects (of {what})" for what, count in counts.items())
 
 
 def overs(of: Any) -> Iterator[Mapping[str, Any]]:
