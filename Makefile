@@ -38,8 +38,9 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports --config setup.cfg
 
 # Every script of benchmarks/speed, then docs/speed.md. Each takes one core, so two run side by side, the longest first;
-# the last counts how long a step waits and has the machine to itself. For tables to keep, on a machine with nothing
-# else to do: make bench BENCH_JOBS=1 SPEED_ROUNDS=7 (more than an hour).
+# the last counts how long a step waits and has the machine to itself. What takes more than a second a call is timed in
+# three rounds. For tables to keep, on a machine with nothing else to do: make bench BENCH_JOBS=1 SPEED_ROUNDS=7 (more
+# than an hour).
 BENCH_JOBS ?= 2
 SPEED_ROUNDS ?= 3
 TOGETHER := encoder metrics sliding_window masked_student body_frame store views correspondences selection cases

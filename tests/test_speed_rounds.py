@@ -1,4 +1,4 @@
-"""The clock of the speed benchmarks: a script may be tried with one round, and what takes long is called no oftener."""
+"""The clock of the speed benchmarks: what takes long may be timed in fewer rounds, and is called no oftener."""
 
 import os
 import subprocess
@@ -7,9 +7,10 @@ from pathlib import Path
 
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
 TRIED = """
-from rounds import timed
-for rounds in timed({"one": lambda number: sum(range(1000)), "other": lambda number: None}).values():
-    print(rounds.rounds, rounds.spread, rounds.median > 0)
+import rounds
+rounds.SLOW_S = float({slow})
+for of in rounds.timed({{"one": lambda number: sum(range(1000)), "other": lambda number: None}}, rounds=2).values():
+    print(of.rounds, of.spread == 0, of.median > 0)
 """
 COUNTED = """
 import rounds
@@ -19,8 +20,9 @@ print(rounds.timed({{"one": lambda number: calls.append(sum(range(100_000)))}}, 
 """
 
 
-def test_one_round_is_a_timing_without_spread():
-    assert said_by(TRIED, SPEED_ROUNDS="1") == ["1 0.0 True"] * 2
+def test_what_takes_long_may_be_timed_once_and_has_no_spread():
+    assert said_by(TRIED.format(slow="0"), SPEED_ROUNDS="1") == ["1 True True"] * 2
+    assert said_by(TRIED.format(slow="1e9"), SPEED_ROUNDS="1") == ["2 False True"] * 2
 
 
 def test_what_takes_long_is_called_once_a_round_and_the_rest_once_more():

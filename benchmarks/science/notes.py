@@ -19,7 +19,8 @@ SHORT = (
     (
         "**SPAN**: heads that are told a region find it two to five times as precisely as the best head of an "
         "encoder that is told nothing, from a crop alone. They come level with the prior that taught them where it "
-        "knows places only. Below one that knows brightness, too, they stay, nearer with more steps (hearts 0.67, the "
+        "knows places only (on its own cells and crop by crop; behind where all crops count together, as attention "
+        "knows no scale). Below one that knows brightness, too, they stay, nearer with more steps (hearts 0.67, the "
         "prior 0.76), but where a scan cannot be placed, as on another fold."
     ),
     (

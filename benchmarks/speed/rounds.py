@@ -9,7 +9,8 @@ anew for every call: of the others 72 % of the time in `selection.py` (MONAI 279
 
 Scripts whose goals were set with malloc as users have it time that, too, in a process of its own (`as_users_have_it`).
 
-SPEED_ROUNDS=n takes at most n rounds, to try a script; SPEED_ALLOCATOR=system leaves malloc as users have it.
+SPEED_ROUNDS=n takes at most n rounds where a call takes more than a second; SPEED_ALLOCATOR=system leaves malloc as
+users have it.
 """
 
 import ctypes
@@ -38,7 +39,7 @@ from spade3d.provenance import write_json
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ROUNDS = 9
 MOST_ROUNDS = int(os.environ.get("SPEED_ROUNDS", 1000))
-SLOW_S = 1.0  # what takes so long at first is called only once before the rounds
+SLOW_S = 1.0  # what takes so long at first is called only once before the rounds, of which there may be fewer
 LONG_S = 4.0  # what takes so long is warm from the check before: its first call is its first round
 LEAST_S = 0.005  # what is faster is repeated within its turn, until the clock's grain no longer shows
 
@@ -70,8 +71,9 @@ def most_held_mib() -> int:
 
 def timed(contenders: Mapping[str, Callable[[int], Any]], rounds: int = ROUNDS) -> dict[str, Timing]:
     """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds."""
-    names, rounds = list(contenders), min(rounds, MOST_ROUNDS)
+    names = list(contenders)
     first = {name: _called(contenders[name]) for name in names}
+    rounds = min(rounds, MOST_ROUNDS) if max(first.values()) > SLOW_S else rounds
     repeats = {name: _repeats(contenders[name], first[name]) for name in names}
     seconds = {name: [first[name]] if first[name] > LONG_S else [] for name in names}
     for number in range(rounds):
