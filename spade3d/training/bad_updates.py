@@ -17,6 +17,14 @@ def not_finite(losses: Mapping[str, float], step: int, skipped: int, saves: Save
     )
 
 
+def came_apart(losses: Mapping[str, float], step: int, skipped: int, saves: Saves, tried: int) -> str:
+    """Why nothing is handed on of a run that ended in such updates, after `tried` batches more."""
+    return (
+        f"{unmade(losses, step, skipped)}, the last, and of {tried} batches more none gives a finite loss: the run has "
+        f"come apart, and hands nothing on; {_good(saves, step - skipped)}; lower --optim.lr and begin again"
+    )
+
+
 def unmade(losses: Mapping[str, float], step: int, skipped: int) -> str:
     """Which terms were not finite, and in which steps."""
     terms = " and ".join(name for name, value in losses.items() if not math.isfinite(value)) or "the gradient"

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spade3d.claim import held
 from spade3d.faults import DataFault, Fault
 from spade3d.training import ranks
-from spade3d.training.bad_updates import not_finite, unmade
+from spade3d.training.bad_updates import came_apart, not_finite, unmade
 from spade3d.training.checkpoint import Found
 from spade3d.training.copies import Moved
 from spade3d.training.health import collapse, signs_of_life
@@ -38,6 +38,7 @@ from spade3d.training.saves import Best, Saves
 from spade3d.training.schedules import warmup_cosine
 
 T = TypeVar("T")
+PROOFS = 10  # batches more, at most, that may show that a run whose last updates were left out has good weights
 SKIPPED = 9  # updates in a row that are not finite and left out, unless a run says otherwise
 SETTLED = 0.1  # share of the run before which a flat embedding is no collapse yet
 
@@ -189,7 +190,8 @@ def train(
     Raises, once the run is saved, Preempted after SIGTERM or SIGUSR1 and KeyboardInterrupt after SIGINT (a second
     signal ends the process at once); UsageFault when `out` already holds a run; DataFault when what should be resumed
     is not whole or of another configuration, or another process of this machine runs there; Fault when more than
-    `skip_bad_batches` updates in a row are not finite, memory or disk is full, or another process took the run over.
+    `skip_bad_batches` updates in a row are not finite, or the last ones are not and further batches give no finite loss
+    either, memory or disk is full, or another process took the run over.
     """
     saves = Saves(out, {"config": config_hash, "steps": steps, "accumulate": optimiser.accumulate, "seed": seed})
     found = saves.find() if resume else ranks.once(saves.begin)
@@ -265,6 +267,9 @@ def train(
                 save()
                 unsaved = False
         if at.skipped:
+            further = Moved(batches.stream(steps * optimiser.accumulate, steps * optimiser.accumulate + PROOFS), device)
+            if not engine.gives_finite(further, PROOFS):
+                raise Fault(came_apart(at.losses, at.step, at.skipped, saves, PROOFS))
             journal.say(f"warning: {unmade(at.losses, at.step, at.skipped)}, the last: the run ends without them")
     return Outcome(at.step, at.losses, saves.best)
 
@@ -354,6 +359,17 @@ class _Engine:
             for name, value in self.task.notes.items():
                 notes.setdefault(name, []).append(value)
         return terms, notes, crops, waited, sorted(scans)
+
+    def gives_finite(self, stream: Moved, count: int) -> bool:
+        """Whether the weights give a finite loss to one of `count` batches."""
+        with torch.no_grad():
+            for _ in range(count):
+                batch = next(stream)
+                with self.autocast():
+                    losses = self.task(batch, 1.0)
+                if math.isfinite(float(ranks.averaged(sum(losses.values()).detach().float()[None]))):
+                    return True
+        return False
 
     def exchange(self, *, last: bool) -> AbstractContextManager[None]:
         """Gradients of ranks meet in the last of the batches that make a step."""

@@ -285,6 +285,15 @@ def test_a_run_that_ends_among_them_is_saved_and_says_so(tmp_path, capfd):
     )
 
 
+def test_a_run_that_came_apart_at_its_end_is_not_finished(tmp_path):
+    """Its last updates were left out, within what a run may leave out, and no batch more gives a finite loss."""
+    message = r"7 to 8, the last, and of 10 batches more none .*come apart.* in \S*step-0000003.pt; .*lower --optim.lr"
+    for resume in (False, True):
+        with pytest.raises(Fault, match=message) as caught:
+            fit(Exploding(6), tmp_path, steps=8, save_every=3, resume=resume)
+        assert caught.value.exit_code == 1
+
+
 def test_a_run_may_stop_at_the_first_or_go_on_for_longer(tmp_path):
     message = "in step 6; .*step-0000005.pt and gave none; the last batch was of scan 2: .*--skip-bad-batches"
     with pytest.raises(Fault, match=message):
