@@ -23,7 +23,7 @@ from dagman.attention.maps import STAGE, Looker, relative_maps
 from dagman.attention.semantic_file import load_semantic
 from dagman.downstream.model import FORMAT as SEGMENTATION
 from dagman.downstream.model import SegmentationModel
-from dagman.recipes.distillation import GUIDED, SEMANTIC
+from dagman.recipes.distillation import GUIDED, IN_ENCODER, SEMANTIC
 from spade3d.commands import CONFIG, ENCODER
 from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
@@ -180,12 +180,13 @@ def trained_crop(encoder: Path, looker: Looker) -> tuple[int, int, int]:
 
 
 def guided_regions(encoder: Path, looker: Looker) -> tuple[str, ...]:
-    """The regions that the first heads of what looks were guided to, by the table beside an encoder; of other attention
-    than the guided one nothing is said."""
+    """The regions that the first heads of what looks were guided to, by the table beside an encoder or else the one in
+    it; of other attention than the guided one nothing is said."""
     table = encoder.with_name(GUIDED)
-    if not table.is_file():
+    if table.is_file():
+        said = json.loads(table.read_text(encoding="utf-8"))
+    elif (said := describe_encoder(encoder).get(IN_ENCODER)) is None:
         return ()
-    said = json.loads(table.read_text(encoding="utf-8"))
     semantic = looker.semantic is not None
     if semantic != (said.get("attachment") == "semantic") or not (semantic or looker.stage == said.get("stage")):
         return ()

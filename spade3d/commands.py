@@ -308,6 +308,7 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
             "scans": scans_mark(store, split.train),
             "crop": list(settings.crop.shape),
         },
+        **built.told,
     }
     save_encoder(out / ENCODER, built.network, how)
     built.finish(out)

@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SEMANTIC = "semantic_attention.safetensors"  # in the folder of a run, beside its encoder
 GUIDED = "guided_heads.json"  # the same: which heads follow which region
+IN_ENCODER = "guided_heads"  # the same table among what encoder.safetensors says of itself
 PAPER_HEADS = {"head_width": 2048, "bottleneck": 256, "prototypes": 8192}
 SMALL_HEADS = {"head_width": 256, "bottleneck": 64, "prototypes": 512}
 PAPER_EPOCHS = 800
@@ -236,13 +237,13 @@ def build_dagman(settings: DagmanSettings, store: VolumeStore, cases: Sequence[i
 
     torch.manual_seed(settings.seed)
     network = build_network(settings.network, out_channels=1)
-    frames, guidance, prior, labels = guided(settings, store, cases, out)
+    frames, guidance, prior, labels, table = guided(settings, store, cases, out)
     looks = LooksAtHeads(LOOKS, settings.data.spacing)
     task = Dagman(network.swinViT, settings.network.feature_size, terms_of(settings.distill), guidance, looks)
     batches = pair_stream(settings, store, cases, Selection(), out, one_geometry=True, frames=frames, prior=prior)
     note_inactive(guidance, batches)
     pictures, finish = partial(pictures_of, task, network, batches), partial(save_attention, task)
-    return Built(task, batches, network, pictures, finish, labels)
+    return Built(task, batches, network, pictures, finish, labels, {IN_ENCODER: table} if table else {})
 
 
 def check_guidance(
@@ -282,12 +283,13 @@ def guided_heads(prior: PriorSettings, distill: DistillSettings, native: Sequenc
 
 class Guided(NamedTuple):
     """Frames of the cases, how heads are guided, and the prior of a crop; the last two None where none is asked for.
-    `labels`: case -> that its labels made the prior."""
+    `labels`: case -> that its labels made the prior; `table`: which heads follow which region, as files say it."""
 
     frames: Mapping[int, np.ndarray | None]
     guidance: Guidance | None
     prior: Callable[[Crop], np.ndarray] | None
     labels: Mapping[int, str]
+    table: Mapping[str, Any]
 
 
 def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None) -> Guided:
@@ -297,14 +299,15 @@ def guided(settings, store: VolumeStore, cases: Sequence[int], out: Path | None)
     frames = frames_of(settings, store, cases, out)
     priors = build_priors(settings.prior, store, cases, frames)
     if priors is None:
-        return Guided(frames, None, None, {})
+        return Guided(frames, None, None, {}, {})
     taken = labels_taken(settings.prior, store, cases, frames)
     heads, stage = guided_heads(settings.prior, settings.distill, settings.network.heads)
     guidance, prior = build_guidance(settings.prior, priors, heads, stage)
+    said = {"attachment": guidance.attachment, "stage": guidance.stage, "source": priors.source}
+    table = said | guidance.heads.to_dict()
     if out is not None and ranks.first():  # at once, so that attention of any checkpoint can be read
-        said = {"attachment": guidance.attachment, "stage": guidance.stage, "source": priors.source}
-        write_json(out / GUIDED, said | guidance.heads.to_dict())
-    return Guided(frames, guidance, prior, dict.fromkeys(taken, LABELS_AS_PRIOR))
+        write_json(out / GUIDED, table)
+    return Guided(frames, guidance, prior, dict.fromkeys(taken, LABELS_AS_PRIOR), table)
 
 
 def pictures_of(task: Dagman | SpadeDagman, network, batches) -> dict[str, np.ndarray]:

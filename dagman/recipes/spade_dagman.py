@@ -12,6 +12,7 @@ from pydantic import Field
 
 from dagman.recipes.distillation import (
     ENCODER_SHARE,
+    IN_ENCODER,
     LOOKS,
     check_guidance,
     check_terms,
@@ -132,7 +133,7 @@ def build_spade_dagman(
     network = build_network(settings.network, out_channels=1)
     said = settings.contrast.model_dump()
     selection = Selection.named(said.pop("selection"))
-    frames, guidance, prior, labels = guided(settings, store, cases, out)
+    frames, guidance, prior, labels, table = guided(settings, store, cases, out)
     spade = SpadeTerms(**said, spatial_negatives=selection.negatives)
     looks = LooksAtHeads(LOOKS, settings.data.spacing)
     task = SpadeDagman(network, spade, terms_of(settings.distill), guidance, looks)
@@ -140,7 +141,7 @@ def build_spade_dagman(
     note_inactive(guidance, batches)
     calibrate(task, batches, torch.device(settings.device))
     pictures, finish = partial(pictures_of, task, network, batches), partial(save_attention, task)
-    return Built(task, batches, network, pictures, finish, labels)
+    return Built(task, batches, network, pictures, finish, labels, {IN_ENCODER: table} if table else {})
 
 
 spade_dagman = Recipe(

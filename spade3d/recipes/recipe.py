@@ -33,6 +33,7 @@ class Built:
     finish: Callable[[Path], None] = lambda out: None  # writes what else than the encoder a run hands on
     # Case -> how its labels steer the run other than as a saliency; provenance.json and encoder.safetensors say it.
     labels: Mapping[int, str] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)  # what else encoder.safetensors says of itself
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dagman.attention.semantic_file import load_semantic
+from dagman.attention_prediction import attention_of_run
 from dagman.recipes.distillation import (
     GUIDED,
     SEMANTIC,
@@ -25,9 +26,10 @@ from dagman.recipes.distillation import (
 )
 from dagman.recipes.distillation_settings import DagmanSettings, DistillSettings, PaperSettings
 from dagman.recipes.spade_dagman import SpadeDagmanSettings, spade_dagman
-from spade3d.commands import pretrain
+from spade3d.commands import ENCODER, pretrain
 from spade3d.configuration import resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
+from spade3d.networks.foreign import describe_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
 from spade3d.recipes.recipe import find_recipe
 from spade3d.scans import open_scans
@@ -424,7 +426,12 @@ def test_spade_with_guidance_is_the_command_of_the_documents(store, tmp_path):
     (row,) = read_log(tmp_path / "run" / "log.jsonl")
     assert row["losses"].keys() == {"local", "restoration", "prior"}  # crops of a heart lie too near to be kept apart
     assert row["losses"]["prior"] > 0 and row["notes"]["prior.active"] > 0
-    assert json.loads((tmp_path / "run" / GUIDED).read_text(encoding="utf-8"))["attachment"] == "native"
+    table = json.loads((tmp_path / "run" / GUIDED).read_text(encoding="utf-8"))
+    assert table["attachment"] == "native" and describe_encoder(tmp_path / "run" / ENCODER)["guided_heads"] == table
+    regions = attention_of_run(tmp_path / "run", table["stage"]).regions
+    assert regions and list(regions) == table["regions"]
+    (tmp_path / "run" / GUIDED).unlink()
+    assert attention_of_run(tmp_path / "run", table["stage"]).regions == regions, "the encoder says it, too"
 
 
 def test_a_run_leaves_its_semantic_attention_beside_the_encoder(store, tmp_path):
