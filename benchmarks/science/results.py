@@ -307,6 +307,7 @@ SECTIONS: tuple[Section, ...] = (
             "priors_atlas_abdomen_ct",
             "priors_hippocampus_mr",
             "priors_location_hippocampus_mr",
+            "priors_rate_hippocampus_mr",
             "priors_heart_mr",
             "priors_long_heart_mr",
             "priors_views_heart_mr",
