@@ -252,7 +252,7 @@ def _check_organs(settings: FindingPrior, store, organs: Sequence[str], taught: 
     """UsageFault for an organ that a source does not have, DataFault for a source without what it needs, as far as that
     is known before a scan is read."""
     from dagman.attention import prior_sources
-    from dagman.attention.prior_files import check_files
+    from dagman.attention.prior_files import check_files, check_values
     from dagman.downstream.allowed import matching
     from dagman.recipes.priors import prior_files_in
 
@@ -265,7 +265,9 @@ def _check_organs(settings: FindingPrior, store, organs: Sequence[str], taught: 
             )
     elif settings.source == "files":
         named = _named(settings.folder, store, organs, taught)
-        check_files(store, prior_files_in(settings.folder, store, taught, named), None)
+        files = prior_files_in(settings.folder, store, taught, named)
+        check_files(store, files, None)
+        check_values(files)
     else:
         bands = settings.source == "bands"
         regions = tuple(prior_sources.bands_of(store, taught) if bands else prior_sources.brightnesses())
