@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
+from cyclopts import Parameter
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
@@ -33,6 +35,11 @@ from pydantic import (
 from spade3d.faults import UsageFault
 
 MAX_YAML_BYTES = 1 << 20
+
+
+def whole_number(written: Any) -> Any:
+    """A flag is a word: "4" as 4, where one of some numbers is to be chosen; anything else as it is."""
+    return int(written) if isinstance(written, str) and written.isdecimal() else written
 
 
 def ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -51,12 +58,14 @@ def encoder_of_run(path: str) -> str:
 CheckpointPath = Annotated[str, AfterValidator(encoder_of_run)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+CellSide = Annotated[Literal[1, 2, 4, 8, 16], BeforeValidator(whole_number)]
 Count = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], AfterValidator(ordered)]
 PositiveRange = Annotated[tuple[Positive, Positive], AfterValidator(ordered)]
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(ordered)]
 Voxels = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Millimetres = tuple[Positive, Positive, Positive]
+Switches = Annotated[tuple[bool, bool, bool], Parameter(n_tokens=3)]  # three words, where a switch alone takes none
 NATIVE = "native"
 
 
@@ -103,7 +112,10 @@ def spelled_out(tokens: Sequence[str]) -> list[str]:
 
 
 class Settings(BaseModel):
-    """A part of the tree; frozen, closed to unknown keys, and without NaN."""
+    """A part of the tree; frozen, closed to unknown keys, and without NaN.
+
+    The words below a setting are its line in --help; a tree that sets it otherwise inherits them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -118,25 +130,37 @@ class Settings(BaseModel):
 
 
 class Data(Settings):
-    """Which scans, and how they are prepared. `spacing`: left open the median of the set, "native" each scan's own."""
+    """Which scans, and how they are prepared."""
 
     path: str | None = None
+    """the scans: a folder, a dataset in any known layout, a JSON list or a store; the same as DATA."""
     spacing: Annotated[SerializeAsAny[Millimetres | None], WrapValidator(or_native)] = None
+    """mm along right-left, front-back, foot-head, or native, each scan's own; left out, the median of the set."""
     window_hu: Range = (-175.0, 250.0)
+    """of CT, in HU; what lies outside is cut off."""
     mr: Literal["percentile", "zscore"] = "percentile"
+    """how intensities of MR are scaled."""
 
 
 class Network(Settings):
     """The Swin-UNETR."""
 
     feature_size: Annotated[int, Field(ge=12, le=192, multiple_of=12)] | None = None
+    """channels of the first stage, a multiple of 12; left out, 48 on a GPU and 24 on a CPU, or the checkpoint's."""
     depths: tuple[Count, Count, Count, Count] = (2, 2, 2, 2)
+    """blocks of each of the four stages."""
     heads: tuple[Count, Count, Count, Count] = (3, 6, 12, 24)
+    """attention heads of each of the four stages."""
     window: Annotated[int, Field(ge=2, le=16)] = 7
+    """side of an attention window, in cells."""
     drop_path: Share = 0.0
+    """share of blocks skipped by chance in training; 0 skips none."""
     use_v2: bool = False
+    """a residual convolution block before each stage (SwinUNETR-V2)."""
     merging: Literal["v1", "v2"] = "v1"
+    """order in which 2 x 2 x 2 cells are joined: MONAI's merging or mergingv2."""
     monai_compatible: bool = False
+    """read the bias of windows that the crop clips as MONAI does."""
 
     @rule
     def heads_share_the_width(self) -> Network:
@@ -152,28 +176,46 @@ class Optim(Settings):
     """AdamW with linear warm-up and a cosine, both as shares of the run."""
 
     lr: Positive = 5e-4
+    """learning rate of AdamW, at its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """of AdamW; 0 has none."""
     warmup: Share = 0.1
+    """share of the run in which the rate rises from 0."""
     floor: Share = 0.01
+    """the rate at the end of the run, as a share of its peak."""
     clip_norm: Positive | None = 1.0
+    """longest gradient of a step; longer ones are scaled down to it."""
     accumulate: Annotated[int, Field(ge=1)] = 1
+    """batches that make one step."""
 
 
 class Common(Settings):
     """What every run has."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
+    """updates of the weights; left out, what suits the data and the device."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """of all that chance decides."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto is a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 on a GPU that has it, else fp32."""
     compile: bool = False
+    """compile the encoder first: minutes at the start, faster steps."""
     channels_last: bool = False
+    """keep the channels of convolutions last in memory; the same sums, faster on some GPUs."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """processes that prepare scans; 0 follows the machine."""
     loaders: Annotated[int, Field(ge=0)] | None = None
+    """processes that cut crops; 0 cuts them in the training process; left out, it follows the device."""
     folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """parts that the subjects are split into, one of which is held out."""
     fold: Annotated[int, Field(ge=0)] = 0
+    """the part that is held out, counted from 0."""
     save_every: Annotated[int, Field(ge=1)] | None = None
+    """steps between checkpoints; left out, a share of the run."""
     skip_bad_batches: Annotated[int, Field(ge=0)] = 9
+    """updates in a row that may be NaN or Inf, and are left out, before the run ends; 0 allows none."""
     data: Data = Data()
     network: Network = Network()
 
@@ -188,14 +230,12 @@ class Common(Settings):
 
 
 class Pretraining(Common):
-    """What every pretraining has besides: whom it leaves to be judged later.
-
-    protocol  whose judges are held out (docs/protocols.md); those of --folds and --fold, unless it is named
-    hold_out  a text file with a subject on each line, who are held out instead
-    """
+    """What every pretraining has besides: whom it leaves to be judged later."""
 
     protocol: str = "holdout"
+    """whose judges are held out (docs/protocols.md); holdout: those of --folds and --fold."""
     hold_out: str | None = None
+    """a text file with a subject on each line, who are held out instead."""
 
     @rule
     def one_rule(self) -> Pretraining:

@@ -34,7 +34,15 @@ from spade3d.volumes.channels import (
     write_saliency,
 )
 from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map, located
-from spade3d.volumes.gaze_files import Fixations, gaze_files, match_case, read_fixations
+from spade3d.volumes.gaze_files import (
+    LONG_S,
+    Fixations,
+    gaze_files,
+    last_too_long,
+    match_case,
+    never_shorter,
+    read_fixations,
+)
 from spade3d.volumes.label_saliency import label_map, label_values
 from spade3d.volumes.store import VolumeStore
 from spade3d.volumes.volume import Grid
@@ -65,6 +73,7 @@ def from_gaze(
             strangers[one.case] = strangers.get(one.case, 0) + len(one.seconds)
         else:
             of_case.setdefault(case, []).append(one)
+    left_out.say_doubts()
     if not of_case and not strangers:
         left_out.refuse()
     if not of_case:
@@ -100,6 +109,14 @@ def from_gaze(
     }
 
 
+DOUBTS = {
+    f"half of the fixations last longer than {LONG_S:g} s; are these milliseconds? T and duration_s are in seconds, "
+    "CURRENT_FIX_DURATION in ms: divide them by 1000, and write the saliency again with --replace": last_too_long,
+    "durations never become shorter; are these times? give how long each fixation lasted, and write the saliency again "
+    "with --replace": never_shorter,
+}
+
+
 @dataclass
 class LeftOut:
     """Gaze that cannot be used: named as it is met, or with `strict` the end."""
@@ -107,6 +124,7 @@ class LeftOut:
     strict: bool
     faults: list[DataFault] = field(default_factory=list)
     fixations: int = 0
+    doubted: dict[str, list[str]] = field(default_factory=dict)  # what may be wrong -> the files of which it may be
 
     def add(self, name: str, fault: DataFault, fixations: int) -> None:
         if self.strict:
@@ -124,7 +142,15 @@ class LeftOut:
             except DataFault as fault:
                 self.add(file.name, fault, 0)
             else:
+                for doubt, holds in DOUBTS.items():
+                    if found and holds(found):
+                        self.doubted.setdefault(doubt, []).append(str(file))
                 yield from ((file, one) for one in found)
+
+    def say_doubts(self) -> None:
+        """What is used as it is, but may be meant otherwise."""
+        for doubt, files in self.doubted.items():
+            _say(f"{_some(files)}: {doubt}")
 
     def keeps(self, one: Fixations, grid: Grid) -> bool:
         """Whether the fixations can be of a scan on this grid; where its slices are counted otherwise, they end all:

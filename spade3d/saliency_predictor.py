@@ -35,15 +35,25 @@ class PredictorSettings(Settings):
     """How a saliency predictor is trained; what is left open follows the store and the device."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
+    """updates of the weights; left out, what suits the data and the device."""
     crop: Voxels | None = None
+    """voxels of a crop along i, j, k; left out, what suits the scans and the device."""
     crops: Annotated[int, Field(ge=1, le=64)] = 2
+    """of a batch."""
     salient: Share = 0.67
+    """share of crops that lie around a salient place; the others lie anywhere."""
     width: Annotated[int, Field(ge=4, le=64)] = 16
+    """channels of the first stage."""
     lr: Positive = 1e-3
+    """learning rate, at its peak."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """of all that chance decides."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to train; auto is a GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 on a GPU that has it, else fp32."""
     save_every: Annotated[int, Field(ge=1)] | None = None
+    """steps between checkpoints; left out, a share of the run."""
 
 
 def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: str, *, resume: bool) -> dict:

@@ -1,14 +1,21 @@
 """The command line: its options are a promise, its help is light, bad input ends in one line and nothing written."""
 
+import functools
 import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from io import StringIO
 from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
 
+import docstring_parser
 import nibabel as nib
 import numpy as np
 import pytest
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
 from safetensors.torch import save_file
 
 import dagman.commands
@@ -148,6 +155,120 @@ def test_the_options_of_saliency_are_a_promise(monkeypatch):
         name: set(options.split()) for name, options in SALIENCY.items()
     }
     assert set(apps[0]) - {"--help", "-h", "--version"} == SALIENCY.keys()
+
+
+def registered(command: str, monkeypatch):
+    """The application of a command, and its tree of settings if it has one; nothing is run."""
+    made = []
+    monkeypatch.setattr(console, "run", lambda app, tokens, tree=None: made.append((app, tree)) or 0)
+    name, *words = command.split()
+    assert call(name, *words) == 0
+    app, tree = made[0]
+    return (app[words[0]], tree if words[0] == "train" else None) if name == "spade-saliency" else (app, tree)
+
+
+EVERY = [*OPTIONS, *(f"spade-saliency {name}" for name in SALIENCY)]
+EVERY.remove("dagman-finetune --task=localisation")  # has the options of classification
+SAMPLES = (24, 1, 0.5, "word", (32, 32, 32), (2.0, 3.0), ("liver",))  # one of them suits whatever is left open
+
+
+def default_of(argument, tree):
+    """The default of an option, in the tree of settings or in the signature."""
+    if not argument.keys:
+        return argument.field_info.default
+    *parents, key = argument.keys
+    for parent in parents:
+        tree = tree.model_fields[parent].annotation
+    return tree.model_fields[key].default
+
+
+def sample(argument, tree):
+    """A value of a setting that is left open by default."""
+    *parents, key = argument.keys
+    for parent in parents:
+        tree = tree.model_fields[parent].annotation
+    field = tree.model_fields[key]
+    check = TypeAdapter(Annotated[(field.annotation, *field.metadata, "as declared")])
+    for value in (*choices_in(field.annotation), *SAMPLES):
+        with suppress(ValidationError):
+            return check.validate_python(value)
+    raise AssertionError(f"no sample suits {argument.name}")
+
+
+def choices_in(hint) -> tuple:
+    """The choices of a Literal, wherever it stands in a hint."""
+    parts = get_args(hint)
+    return parts if get_origin(hint) is Literal else next((found for part in parts if (found := choices_in(part))), ())
+
+
+def another(value, argument):
+    """Another choice, or the other switch, where an option has some."""
+    if isinstance(value, tuple):
+        return tuple(another(part, argument) if isinstance(part, bool) else part for part in value)
+    others = [choice for choice in choices_in(argument.hint) if choice != value]
+    return not value if isinstance(value, bool) else others[-1] if others else value
+
+
+def as_tokens(names, value) -> list[str]:
+    """A value as --help shows that it is given."""
+    if isinstance(value, bool):
+        return [names[0] if value else next(name for name in names if re.search(r"--(\w+\.)*no-", name))]
+    return [names[0], *map(str, value if isinstance(value, tuple) else [value])]
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_what_a_setting_may_be_its_option_takes(command, monkeypatch):
+    """First every default, and something where it is left open; then another choice or switch of every setting."""
+    app, tree = registered(command, monkeypatch)
+    options = [argument for argument in app.assemble_argument_collection() if not argument.children]
+    needed = [token for one in options if one.required for token in (one.name, "needed") if token.islower()]
+    for chosen in (lambda value, _: value, another):
+        line, expected = list(needed), {}
+        for option in options:
+            value = None if option.required or option.name.isupper() else default_of(option, tree)
+            if value is None and option.keys:
+                value = sample(option, tree)
+            value = chosen(value, option)
+            if value is not None and value not in ((), {}):  # nothing, of which there may be some
+                expected["settings" if option.keys else option.field_info.name, *option.keys] = value
+                line += as_tokens(option.names, value)
+        given = app.parse_args(line, exit_on_error=False, print_error=False)[1].arguments
+        for (root, *keys), value in expected.items():
+            assert functools.reduce(getattr, keys, given[root]) == value, (root, *keys)
+
+
+def test_values_by_name_are_given_below_their_option(monkeypatch):
+    app, _ = registered("dagman-finetune", monkeypatch)
+    line = ["--out", "out", "--scoring.tolerances-mm.liver", "3"]
+    given = app.parse_args(line, exit_on_error=False)[1].arguments["settings"]
+    assert given.scoring.tolerances_mm == {"liver": 3}
+    app, _ = registered("dagman-finetune --task localisation", monkeypatch)
+    table = "--clarity.prior.table.mass"
+    line = f"--out out {table}.organs liver,spleen {table}.margin-mm 5".split()
+    mass = app.parse_args(line, exit_on_error=False)[1].arguments["settings"].clarity.prior.table["mass"]
+    assert (mass.organs, mass.margin_mm) == (("liver", "spleen"), 5)
+
+
+read_once = functools.cache(docstring_parser.parse_from_object)
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_no_option_is_without_words_and_they_fit_a_terminal(command, monkeypatch):
+    monkeypatch.setattr(docstring_parser, "parse_from_object", read_once)  # cyclopts asks for each class each time
+    app, _ = registered(command, monkeypatch)
+    words = {
+        argument.name: argument.parameter.help or ""
+        for argument in app.assemble_argument_collection(parse_docstring=True)
+        if not argument.children
+    }
+    assert [name for name, text in words.items() if not text.strip()] == []
+    shown = StringIO()
+    app.help_print([], console=Console(file=shown, width=80))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    whole = set(shown.getvalue().split())  # no word is broken to fit
+    words.pop("--clarity.prior.table", None)  # what is below it is shown instead
+    assert {word for text in words.values() for word in text.split()} - whole == set()
 
 
 def test_help_and_version_answer_without_the_heavy_imports():

@@ -1,7 +1,8 @@
-"""Priors in files: volumes of values 0..1 that lie in patient space, checked by their headers before a run begins."""
+"""Priors in files: volumes of values 0..1 that lie in patient space, checked before a run begins."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from spade3d.volumes.volume import Grid, read_grid, read_volume
 ROUNDING = 1e-3  # beyond 0..1: of whoever made the file
 LEAST_COVERED = 0.5  # of the body in a scan: a file with less is taken for one of another place
 WELL_COVERED = 0.9
+CHECKED_VOXELS = 2**28  # before a run begins: about ten seconds
 PLACES = 16  # along each axis of a scan: where it is asked what a file covers
 
 
@@ -73,15 +75,40 @@ def covered(case, grid: Grid) -> float:
     return float(((there >= -0.5) & (there <= np.array(grid.shape) - 0.5)).all(axis=1).mean())
 
 
+def check_values(files: Mapping[str, Mapping[str, Path]], most: int = CHECKED_VOXELS) -> None:
+    """DataFault for values outside 0..1, and for NaN, in the files of single scans.
+
+    Where all hold more than `most` voxels, files of every second, third ... scan are read; those of the others are
+    checked when a run reads them (`volume_of_files`).
+    """
+    voxels = [sum(math.prod(read_grid(path).shape) for path in of.values()) for of in files.values()]
+    among = max(1, math.ceil(sum(voxels) / most))
+    for of_scan in list(files.values())[::among]:
+        for region, path in of_scan.items():
+            _check_values(region, path, read_volume(path).voxels)
+
+
+def _check_values(region: str, path: Path, voxels: np.ndarray) -> None:
+    bad = ~np.isfinite(voxels)
+    if bad.any():
+        at = ", ".join(str(int(place)) for place in np.unravel_index(bad.argmax(), bad.shape))
+        raise DataFault(
+            f"{path}: {np.count_nonzero(bad)} of {voxels.size} voxels for {region} are NaN or Inf, the first "
+            f"at ({at}); write 0 where the region is not"
+        )
+    low, high = float(voxels.min()), float(voxels.max())
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        remedy = "divide it by its maximum" if low >= -ROUNDING else "set what is below to 0, and what is above to 1"
+        raise DataFault(f"{path}: values from {low:g} to {high:g} for {region}; a prior holds 0 to 1: {remedy}")
+
+
 def volume_of_files(
-    paths: Sequence[Path], resolution_mm: float
+    files: Mapping[str, Path], resolution_mm: float
 ) -> tuple[UInt8[np.ndarray, "i j k region"], Float[np.ndarray, "4 4"]]:
     """Values in blocks of about `resolution_mm`, and the affine of the blocks; DataFault for values outside 0..1."""
-    volumes = [read_volume(path) for path in paths]
-    for path, volume in zip(paths, volumes, strict=True):
-        low, high = float(volume.voxels.min()), float(volume.voxels.max())  # NaN if there is one
-        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            raise DataFault(f"{path}: values from {low:g} to {high:g}; a prior holds 0 to 1: divide it by its maximum")
+    volumes = [read_volume(path) for path in files.values()]
+    for (region, path), volume in zip(files.items(), volumes, strict=True):
+        _check_values(region, path, volume.voxels)
     block = np.maximum(1, np.round(resolution_mm / np.array(volumes[0].spacing))).astype(int)
     values = np.stack([_means(volume.voxels, block) for volume in volumes], axis=-1)
     return in_steps(values), volumes[0].affine @ stretch(block, (block - 1) / 2)

@@ -224,7 +224,7 @@ def from_files(
     """
     regions = check_files(store, files, frames)
     if frames is not None:
-        values, affine = volume_of_files([files[region] for region in regions], resolution_mm)
+        values, affine = volume_of_files({region: files[region] for region in regions}, resolution_mm)
         volume = partial(_in_frame, store, frames, values, inverse(affine))
         return _priors(store, regions, "files in the body frame", volume)
     make = partial(_file_volume, store, dict(files), regions, resolution_mm)
@@ -392,7 +392,7 @@ def _file_volume(
     of_scan = files.get(store.cases[case].name)
     if of_scan is None:
         return None
-    values, affine = volume_of_files([of_scan[region] for region in regions], resolution_mm)
+    values, affine = volume_of_files({region: of_scan[region] for region in regions}, resolution_mm)
     return PriorVolume(values, inverse(affine) @ scan_to_world(store.cases[case]))
 
 

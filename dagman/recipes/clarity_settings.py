@@ -33,7 +33,9 @@ class InOrgans(Settings):
     """Where a finding may be: in which organs (a name without a side is both), and how many mm from them."""
 
     organs: tuple[str, ...]
+    """where the finding NAME may be, such as liver,spleen; a name without a side is both."""
     margin_mm: Weight = 0.0
+    """how many mm from these organs; 0: in them only."""
 
     @field_validator("organs", mode="before")
     @classmethod
@@ -48,23 +50,27 @@ class FindingPrior(Settings):
     source   `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled training scans, `one_label`
              of them, the `labels` that a scan has of its own, or `files` that somebody else made
     table    finding -> its organs, by the names that the source has; a finding that is not named may be anywhere
-    least    share, of what the prior is in an organ's best cell, from which on a cell belongs to the organ; left open,
-             0.9 where the prior is the organ itself (labels, files), 0.25 where it is a guess
-    frame    how places of two scans compare, for mean_image, atlas and one_label
-    labelled scans that make the atlas
-    folder   of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
-    wrong    a control: priors of the same make at the wrong place
+    least    left open, 0.9 where the prior is the organ itself (labels, files), 0.25 where it is a guess
     """
 
     source: Literal["none", "bands", "mean_image", "atlas", "one_label", "labels", "files"] = "none"
+    """where organs lie: intensity bands, the set's mean image, labels, or files; none says nothing."""
     table: dict[str, InOrgans] = {}
+    """of findings, by name."""
     least: Annotated[float, Field(gt=0, le=1)] | None = None
+    """share of the prior in an organ's best cell from which on a cell is of the organ; left out, 0.9 or 0.25."""
     frame: Literal["box", "affine", "learned"] = "affine"
+    """how places of two scans compare, for mean_image, atlas and one_label."""
     labelled: Count = 4
+    """scans that make the atlas."""
     likelihood: Literal["location", "intensity", "both"] = "location"
+    """what an atlas and one label go by: the place, this scan's brightness, or both."""
     sigma_mm: Positive | None = None
+    """of the Gaussian over the places of labels, in mm; left out, it follows the size of the scans."""
     folder: str | None = None
+    """of source files: FOLDER/<case>/<region>.nii.gz, values 0 to 1 in the space of the scan."""
     wrong: Literal["no", "permuted", "shifted"] = "no"
+    """a control: priors of the same make at the wrong place."""
 
     @rule
     def source_and_table_belong_together(self) -> FindingPrior:
@@ -78,20 +84,24 @@ class FindingPrior(Settings):
 
 class TeacherSettings(Settings):
     """The 3D CNN that class tokens learn from, and the `shape` voxels of `mm` around the middle of each body that it
-    sees; left open, they hold the largest body in about as many voxels as a cube of 96 (48 on a CPU).
-
-    folds  teachers, each asked about subjects that it has not seen; 1: one that is asked about what it has seen
-    growth of the DenseNet121; left open, the original's 32 (8 on a CPU), and 2,000 steps (200 on a CPU)
-    """
+    sees; left open, they hold the largest body in about as many voxels as a cube of 96 (48 on a CPU)."""
 
     folds: Count = 3
+    """teachers, each asked about subjects that it has not seen; 1: one that has seen all."""
     steps: Count | None = None
+    """updates of a teacher; left out, 2,000 on a GPU and 200 on a CPU."""
     batch: Count = 4
+    """studies of a batch."""
     growth: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    """of the DenseNet121, a multiple of 8; left out, 32 on a GPU and 8 on a CPU."""
     lr: Positive = 3e-4
+    """learning rate, at its peak."""
     shape: Voxels | None = None
+    """voxels that a teacher sees, each side 32 or more; left out, what holds the largest body."""
     mm: Positive | None = None
+    """of these voxels; left out, what holds the largest body."""
     temperature: Positive = 1.0
+    """of the teacher's opinion; higher is softer."""
 
     @field_validator("shape")
     @classmethod
@@ -103,37 +113,40 @@ class TeacherSettings(Settings):
 
 
 class ClaritySettings(Settings):
-    """Class tokens; every piece can be left out.
-
-    dim, blocks, heads   of the tokens and their attention; `joint`: cells attend as well, at a cost that grows with the
-                         square of their number; `registers`: further tokens that stand for no finding
-    attention_pooling    a second logit, from what each token's attention gathers
-    segment_cam          class maps, and with a prior a foreground by convolutions of `width` channels, beyond which
-                         tokens look less; a third logit from the class maps, the r-th highest cell with weight
-                         rank_decay^r. `convolved`: class maps, too, are read from the convolutions
-    prior_forcing        while learning, cells count by the prior itself, not by the foreground learned so far
-    orthogonal_weight    of the term that parts class tokens, by `cosine` or MCTformer+'s `contrast`
-    foreground_weight    of the foreground's likeness to the prior
-    outside_weight       of class maps outside the prior, and anywhere for findings that are absent
-    teacher_weight       of a 3D CNN's opinion, which is trained first where this is above 0; 0.5 is a neutral start
-    """
+    """Class tokens; every piece can be left out."""
 
     dim: Count = 192
+    """channels of a class token; the heads share them evenly."""
     blocks: Count = 2
+    """of attention from class tokens to cells."""
     heads: Count = 6
+    """attention heads of these blocks."""
     registers: Annotated[int, Field(ge=0)] = 1
+    """further tokens that stand for no finding; 0 has none."""
     joint: bool = False
+    """cells attend as well, at a cost that grows with the square of their number."""
     attention_pooling: bool = True
+    """a second logit, from what each token's attention gathers."""
     segment_cam: bool = True
+    """class maps, and with a prior a foreground beyond which tokens look less."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """channels of the foreground's convolutions, a multiple of 8."""
     convolved: bool = False
+    """read class maps, too, from these convolutions."""
     prior_forcing: bool = True
+    """while learning, cells count by the prior itself, not by the foreground learned so far."""
     rank_decay: Share = 0.5
+    """of class maps, the r-th highest cell weighs rank_decay^r in the third logit; 0: the highest alone."""
     orthogonal_weight: Weight = 0.1
+    """of the term that parts class tokens; 0 leaves it out."""
     orthogonal_by: Literal["cosine", "contrast"] = "cosine"
+    """how they are parted: cosine, or MCTformer+'s contrast."""
     foreground_weight: Weight = 1.0
+    """of the foreground's likeness to the prior; 0 leaves it out."""
     outside_weight: Weight = 1.0
+    """of class maps outside the prior, and anywhere for absent findings; 0 leaves it out."""
     teacher_weight: Weight = 0.0
+    """of a 3D CNN's opinion, which is trained first; 0 has none, 0.5 is a neutral start."""
     prior: FindingPrior = FindingPrior()
     teacher: TeacherSettings = TeacherSettings()
 
@@ -239,7 +252,7 @@ def _check_organs(settings: FindingPrior, store, organs: Sequence[str], taught: 
     """UsageFault for an organ that a source does not have, DataFault for a source without what it needs, as far as that
     is known before a scan is read."""
     from dagman.attention import prior_sources
-    from dagman.attention.prior_files import check_files
+    from dagman.attention.prior_files import check_files, check_values
     from dagman.downstream.allowed import matching
     from dagman.recipes.priors import prior_files_in
 
@@ -252,7 +265,9 @@ def _check_organs(settings: FindingPrior, store, organs: Sequence[str], taught: 
             )
     elif settings.source == "files":
         named = _named(settings.folder, store, organs, taught)
-        check_files(store, prior_files_in(settings.folder, store, taught, named), None)
+        files = prior_files_in(settings.folder, store, taught, named)
+        check_files(store, files, None)
+        check_values(files)
     else:
         bands = settings.source == "bands"
         regions = tuple(prior_sources.bands_of(store, taught) if bands else prior_sources.brightnesses())

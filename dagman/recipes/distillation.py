@@ -250,16 +250,19 @@ def check_guidance(
     settings, distill: DistillSettings, crop: tuple[int, int, int], store: VolumeStore, cases: Sequence[int]
 ) -> None:
     """UsageFault where the attention that is to be guided is not there or has one cell to look at, or where too many of
-    its heads would be; DataFault for files of priors that lie elsewhere than their scans."""
+    its heads would be; DataFault for files of priors that lie elsewhere than their scans, or hold other values than 0
+    to 1."""
     check_attachment(settings.prior, distill.semantic, distill.drop_hidden, settings.compile)
     if distill.drop_hidden and settings.network.use_v2:
         raise UsageFault("--distill.drop_hidden knows no convolutions; do without --network.use_v2")
     heads, stage = guided_heads(settings.prior, distill, settings.network.heads)
     check_regions(settings.prior, heads, store, cases)
     if settings.prior.source == "files":
-        from dagman.attention.prior_files import check_files
+        from dagman.attention.prior_files import check_files, check_values
 
-        check_files(store, prior_files_in(settings.prior.folder, store, cases, settings.prior.regions), None)
+        files = prior_files_in(settings.prior.folder, store, cases, settings.prior.regions)
+        check_files(store, files, None)
+        check_values(files)
     if settings.prior.source != "none":
         from dagman.attention.spatial_prior import cells_of
         from dagman.distillation.guided import cell_of

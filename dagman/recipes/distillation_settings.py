@@ -34,33 +34,61 @@ class DistillSettings(Settings):
     """
 
     variant: Literal["dagman", "semantic", "noisy", "smit", "ibot", "attmask", "mst", "dino"] = "dagman"
+    """dagman is the paper; the others are its controls."""
     stage: Annotated[int, Field(ge=1, le=4)] | None = None
+    """whose attention decides what is hidden, 1 to 4; left out, 3, an earlier one in small crops."""
     masking: Literal["attention", "attmask", "low", "block", "random", "none"] | None = None
+    """which cells are hidden; left out, as the variant has it."""
     ratio: Share = 0.7
+    """share of cells that is selected to be hidden."""
     hint: Share | None = None
+    """share of all cells, the most attended, that is shown nevertheless; 0 shows none; left out, 0.1."""
     semantic: bool | None = None
+    """whether a [CLS] attends to the stage's tokens; left out, as the variant has it."""
     semantic_blocks: Count = 2
+    """of the [CLS] beside the stage."""
     semantic_heads: Count = 8
+    """attention heads of these blocks."""
     patch_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """share of the patches that the noisy teacher is not shown; 0: it sees all; left out, by the variant."""
     dropped: Literal["token", "cell"] = "token"
+    """what is dropped: tokens of 2 voxels, or whole cells of the stage."""
     attention_from: Literal["clean", "noisy"] = "clean"
+    """which look of the teacher decides what is hidden: one at the whole crop, or the noisy one."""
     mask_token: bool = False
+    """learn what stands in hidden places; else zeros do."""
     drop_hidden: bool = False
+    """leave hidden tokens out of the computation: faster, another model."""
     symmetric: bool = True
+    """each crop is student and teacher once; else the first is the student's."""
     head_width: Count | None = None
+    """channels of the projection heads; left out, 2048 on a GPU and 256 on a CPU."""
     bottleneck: Count | None = None
+    """channels before the prototypes; left out, 256 on a GPU and 64 on a CPU."""
     prototypes: Annotated[int, Field(ge=2)] | None = None
+    """of each head; left out, 8192 on a GPU and 512 on a CPU."""
     standardise: bool = True
+    """standardise over the batch what the heads read."""
     student_temperature: Positive = 0.1
+    """lower is sharper."""
     teacher_temperature: PositiveRange = (0.04, 0.07)
+    """at the start, and after --distill.temperature-warmup; lower is sharper."""
     temperature_warmup: Share = 30 / 800
+    """share of the run in which the teacher's temperature changes."""
     centre_momentum: Share = 0.9
+    """of the running mean that the teacher's answers are centred by."""
     still: Share = 1 / 800
+    """share of the run in which the prototypes stand still."""
     momentum: Share | None = None
+    """of the teacher at the start, 1 at the end; left out, 0.996, less in short runs."""
     voxel_weight: Annotated[float, Field(ge=0)] | None = None
+    """of hidden voxels restored (AMIP); 0 leaves it out; left out, 1."""
     token_weight: Annotated[float, Field(ge=0)] | None = None
+    """of hidden tokens (AMPD); 0 leaves it out; left out, 0.1."""
     image_weight: Annotated[float, Field(ge=0)] = 0.1
+    """of the image token (AITD); 0 leaves it out."""
     global_weight: Annotated[float, Field(ge=0)] = 0.1
+    """of the pooled last stage (GITD); 0 leaves it out."""
 
     @rule
     def hidden_tokens_are_shown_or_left_out(self) -> DistillSettings:
@@ -106,6 +134,7 @@ class DagmanSettings(Pretraining):
     """Everything that a DAGMaN run can be told."""
 
     recipe: str = "dagman"
+    """spade, simclr, moco, byol, dagman (-tiny, -small, -paper) or spade-dagman; each has options of its own."""
     crop: DistillCrops = DistillCrops()
     network: DagmanNetwork = DagmanNetwork()
     distill: DistillSettings = DistillSettings()

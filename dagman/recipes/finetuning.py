@@ -24,6 +24,7 @@ from spade3d.configuration import (
     Range,
     Settings,
     Share,
+    Switches,
     Voxels,
     from_environment,
     merge,
@@ -66,23 +67,36 @@ class LabelledCrops(Settings):
     """Crops of fine-tuning; no flips by default, because a left kidney is not a right one."""
 
     shape: Voxels | None = None
+    """voxels of a crop along i, j, k; left out, what suits the scans and the device."""
     crops: Annotated[int, Field(ge=1, le=64)] = 2
+    """of a batch."""
     foreground: Share = 0.67
-    flip: tuple[bool, bool, bool] = (False, False, False)
+    """share of crops that lie around a labelled voxel; the others lie anywhere."""
+    flip: Switches = (False, False, False)
+    """whether crops are mirrored by chance along right-left, front-back, foot-head."""
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """largest turn about each axis, in degrees; 0 turns nothing."""
     zoom: PositiveRange = (0.85, 1.18)
+    """range of the magnification; 1 1 keeps the size."""
     gamma: PositiveRange = (0.8, 1.25)
+    """range of the exponent of intensities; 1 1 keeps them."""
     contrast: PositiveRange = (0.9, 1.1)
+    """range of the factor on intensities; 1 1 keeps them."""
     brightness: Annotated[float, Field(ge=0)] = 0.05
+    """largest shift of intensities, where the window is 1 long; 0 shifts nothing."""
     blur: Range = (0.0, 0.7)
+    """range of the standard deviation of a Gaussian, in voxels."""
     blur_chance: Share = 0.1
+    """share of crops that are blurred; 0 blurs none."""
     noise: Annotated[float, Field(ge=0)] = 0.03
+    """largest standard deviation of noise, where the window is 1 long; 0 adds none."""
 
 
 class FinetuneOptim(Optim):
     """AdamW; the rate follows what learns."""
 
     lr: Positive | None = None
+    """learning rate of AdamW, at its peak; left out, 5e-4, or 1e-2 where the decoder is linear."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
 
@@ -94,26 +108,36 @@ class Tuning(Settings):
     """
 
     encoder: Literal["full", "frozen", "linear"] = "full"
+    """what learns: all, all but the encoder, or a linear decoder alone."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """factor on the rate for each layer farther from the output; 1 has none."""
     encoder_warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the run in which the encoder rests; 0: it learns from the start."""
 
 
 class Scoring(Settings):
-    """How predictions are made and judged: on the input's own grid or on the prepared one, background left out of the
-    means or counted as one more structure. `tolerances_mm` gives structures, by name, a tolerance of their own. The
-    `surface` is that of voxels, as MONAI has it, or of elements between them, as DeepMind's surface-distance has it.
-    `flips` (letters of ras, or all) and `largest_component` are those of dagman-predict."""
+    """How predictions are made and judged."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """share of a window that its neighbours overlap."""
     flips: str | None = None
+    """average over mirror images: all, or along some of the axes ras, such as as; left out, none."""
     largest_component: bool = False
+    """keep only the largest connected piece of each class."""
     grid: Literal["input", "prepared"] = "input"
+    """judge on the input's own grid, or on the prepared one."""
     background: bool = False
+    """count the background as one more structure."""
     tolerance_mm: Positive = 2.0
+    """of the surface Dice (NSD), in mm."""
     tolerances_mm: dict[str, Positive] = {}
+    """of single structures, in mm, by name: --scoring.tolerances-mm.liver 3."""
     surface: Literal["voxels", "elements"] = "voxels"
+    """of voxels, as MONAI has it, or of elements between them, as surface-distance has it."""
     looks: Annotated[int, Field(ge=0)] = 4
+    """times that the run is judged while it learns; 0 judges at the end only."""
     look_cases: Annotated[int, Field(ge=1)] = 6
+    """scans that such a look is at."""
 
     @field_validator("tolerances_mm")
     @classmethod
@@ -140,14 +164,18 @@ class Scoring(Settings):
 
 
 class FinetuneSettings(Common):
-    """Everything that a fine-tuning run can be told. `draw` chooses the `labels` subjects (a count, or a share below
-    1); left open it is the seed."""
+    """Everything that a fine-tuning run can be told."""
 
     task: Literal["segmentation"] = "segmentation"
+    """segmentation here; classification and localisation have options of their own."""
     protocol: Literal[tuple(PROTOCOLS)] = "holdout"
+    """who learns and who judges, and by which rules (docs/protocols.md)."""
     init: CheckpointPath | None = None
+    """a run of spade-pretrain, its encoder, or another Swin-UNETR's checkpoint; left out, from scratch."""
     labels: Labels = None
+    """labelled subjects to learn from: a count, or a share below 1; left out, all."""
     draw: Annotated[int, Field(ge=0)] | None = None
+    """which draw of these subjects; left out, the seed."""
     crop: LabelledCrops = LabelledCrops()
     tuning: Tuning = Tuning()
     optim: FinetuneOptim = FinetuneOptim()
@@ -155,17 +183,14 @@ class FinetuneSettings(Common):
 
 
 class FinetuneCommand(FinetuneSettings):
-    """What `dagman-finetune` can be told: a run, or several that differ in seed, labelled subjects and beginning.
-
-    draws              of labelled subjects: --draw (else 0) and those after it; one alone is, unless --draw says which,
-                       each seed's own
-    seeds              --seed and those after it, each with every draw
-    from_scratch_twin  each run gets a twin with the same subjects and seed, whose encoder is drawn and not loaded
-    """
+    """What `dagman-finetune` can be told: a run, or several that differ in seed, labelled subjects and beginning."""
 
     draws: Count = 1
+    """of labelled subjects: --draw (else 0) and those after it; one alone is each seed's own."""
     seeds: Count = 1
+    """--seed and those after it, each with every draw."""
     from_scratch_twin: bool = False
+    """give each run a twin with the same subjects and seed, from scratch."""
 
     def runs(self) -> dict[str, FinetuneSettings]:
         """Every run by the name of its folder: seeds, in each the draws, in each the run and its twin."""

@@ -33,31 +33,36 @@ class PriorSettings(Settings):
     source      `bands` of intensity, the `mean_image` of the set, an `atlas` of some labelled scans, `one_label`, the
                 first labelled scan that has a place in the body, the `labels` that each scan has of its own, or `files`
                 that somebody else made
-    folder      of files: FOLDER/<case>/<region>.nii.gz (underscores are blanks), values 0 to 1 in the space of the scan
     attachment  the [CLS] row of the `semantic` attention, the `native` attention of the last block of a Swin stage
                 where one window holds the crop, or the same `windowed`, where windows are smaller
-    stage       of native attention; [CLS] reads the stage of `distill.stage`
-    regions     whose heads are guided, by name; all that the source has (the flag takes one, and may be given again)
-    labelled    scans that make the atlas
-    wrong       a control: priors of the same make at the wrong place
     """
 
     source: Literal["none", "bands", "mean_image", "atlas", "one_label", "labels", "files"] = "none"
+    """where regions lie: intensity bands, the set's mean image, labels, or files; none guides no head."""
     folder: str | None = None
+    """of --prior.source files: FOLDER/<case>/<region>.nii.gz, values 0 to 1 in the space of the scan."""
     attachment: Literal["semantic", "native", "windowed"] = "semantic"
+    """which attention is guided: the [CLS] row, or that of a stage, of whole crops or of their windows."""
     stage: Annotated[int, Field(ge=1, le=4)] = 4
-    regions: Annotated[
-        tuple[str, ...] | None,
-        Field(description="a region whose heads are guided; may be given several times; left out, all of the source."),
-    ] = None
+    """of native and windowed attention; the [CLS] reads --distill.stage."""
+    regions: tuple[str, ...] | None = None
+    """a region whose heads are guided; may be given several times; left out, all of the source."""
     labelled: Count = 4
+    """scans that make the atlas."""
     likelihood: Literal["location", "intensity", "both"] = "both"
+    """what an atlas and one label go by: the place, this scan's brightness, or both."""
     sigma_mm: Positive | None = None
+    """of the Gaussian over the places of labels, in mm; left out, it follows the size of the scans."""
     kind: Literal["ce", "inside", "dice"] = "ce"
+    """of the loss: cross-entropy, attention inside the region, or Dice."""
     weight: Annotated[float, Field(ge=0)] = 0.1
+    """of the loss; 0 guides no head."""
     warmup: Share = 0.1
+    """share of the run in which the weight rises from 0."""
     least: Share = 0.002
+    """mean of a prior in a crop below which its head is free."""
     wrong: Literal["no", "permuted", "shifted"] = "no"
+    """a control: priors of the same make at the wrong place."""
 
     @rule
     def what_needs_a_source_has_one(self) -> PriorSettings:

@@ -19,18 +19,25 @@ class ProbeCrop(Settings):
     """What an encoder is shown: crops as they are, neither turned nor coloured."""
 
     shape: Voxels | None = None
+    """voxels of a crop along i, j, k; left out, what suits the scans and the device."""
 
 
 class ProbeSettings(Settings):
     """Everything that the probes can be told."""
 
     scans: Count = 24
+    """at most so many are asked about."""
     folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """parts that the subjects are split into, one of which judges."""
     fold: Annotated[int, Field(ge=0)] = 0
+    """the part that judges, counted from 0."""
     crop: ProbeCrop = ProbeCrop()
     seed: Annotated[int, Field(ge=0)] = 0
+    """of all that chance decides."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the encoders run; auto is a GPU where there is one."""
     workers: Annotated[int, Field(ge=0)] = 0
+    """processes that prepare scans; 0 follows the machine."""
 
 
 def prepared_like(said: Sequence[Mapping[str, Any]]) -> Data:

@@ -58,6 +58,7 @@ class SpadeDagmanSettings(Pretraining):
     """Everything that a run of both can be told."""
 
     recipe: str = "spade-dagman"
+    """spade, simclr, moco, byol, dagman (-tiny, -small, -paper) or spade-dagman; each has options of its own."""
     crop: CropSettings = CropSettings()
     network: DagmanNetwork = DagmanNetwork()
     contrast: JointContrast = JointContrast()

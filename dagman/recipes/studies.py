@@ -22,6 +22,7 @@ from spade3d.configuration import (
     Range,
     Settings,
     Share,
+    Switches,
     Voxels,
     read_yaml,
     rule,
@@ -42,38 +43,54 @@ FEWEST_STEPS, MOST_STEPS = 200, 5000
 class StudyCrops(Settings):
     """What the encoder sees at once: a window (cached), a crop of a bag, or the whole body at low resolution.
 
-    shape in voxels, multiples of 16; `crops` of a bag. The rest changes crops of a bag, and whole bodies, from step to
-    step; cached tokens are of the scan as it is.
+    What follows `crops` changes crops of a bag, and whole bodies, from step to step; cached tokens are of the scan as
+    it is.
     """
 
     shape: Voxels | None = None
+    """voxels that the encoder sees at once, multiples of 16; left out, what suits the scans and the device."""
     crops: Annotated[int, Field(ge=1, le=64)] = 4
-    flip: tuple[bool, bool, bool] = (False, False, False)
+    """of a bag."""
+    flip: Switches = (False, False, False)
+    """whether scans are mirrored by chance along right-left, front-back, foot-head."""
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """largest turn about each axis, in degrees; 0 turns nothing."""
     zoom: PositiveRange = (0.85, 1.18)
+    """range of the magnification; 1 1 keeps the size."""
     gamma: PositiveRange = (0.8, 1.25)
+    """range of the exponent of intensities; 1 1 keeps them."""
     contrast: PositiveRange = (0.9, 1.1)
+    """range of the factor on intensities; 1 1 keeps them."""
     brightness: Annotated[float, Field(ge=0)] = 0.05
+    """largest shift of intensities, where the window is 1 long; 0 shifts nothing."""
     blur: Range = (0.0, 0.7)
+    """range of the standard deviation of a Gaussian, in voxels."""
     blur_chance: Share = 0.1
+    """share of crops that are blurred; 0 blurs none."""
     noise: Annotated[float, Field(ge=0)] = 0.03
+    """largest standard deviation of noise, where the window is 1 long; 0 adds none."""
 
 
 class AttentionSettings(Settings):
     """Of the head `attention`: its width, and whether it knows where in the body a cell lies."""
 
     dim: Annotated[int, Field(ge=8, le=2048)] = 128
+    """channels of the head attention."""
     places: bool = True
+    """whether that head knows where in the body a cell lies."""
 
 
 class StudyScoring(Settings):
-    """How studies are judged: the overlap of windows, looks while training, how near to a finding the peak of a map
-    must lie to count as pointing at it, and whether maps that know nothing are judged beside it, too."""
+    """How studies are judged."""
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """share of a window that its neighbours overlap."""
     looks: Annotated[int, Field(ge=0)] = 4
+    """times that the run is judged while it learns; 0 judges at the end only."""
     tolerance_mm: Positive = 10.0
+    """how near to a finding, in mm, the peak of a map points at it."""
     baselines: bool = True
+    """judge maps that know nothing, too."""
 
 
 class StudyOptim(Optim):
@@ -83,31 +100,32 @@ class StudyOptim(Optim):
 
 
 class StudySettings(Common):
-    """Everything that a run of classification or localisation can be told.
-
-    findings     the CSV: subject (or case), then a column for each finding
-    boxes        CSV of boxes (subject, finding, x0 ... z1, RAS mm) that maps are judged by; left out, the labels of the
-                 store whose names are findings
-    arrangement  cached: the frozen encoder runs once over each scan; bag: crops; whole: the body at low resolution
-    head         left open: attention, and clarity for localisation
-    tuning       whether the encoder learns, too, at `encoder_lr` times the head's rate
-    studies      of a batch
-    tokens       folder of cached tokens; left out, RUN/tokens. Runs with one encoder and one store can share it
-    low_mm       voxels of `whole`
-    """
+    """Everything that a run of classification or localisation can be told."""
 
     task: Literal["classification", "localisation"] = "classification"
+    """tell which findings a study shows, or also where."""
     findings: str | None = None
+    """a CSV: subject (or case), then a column for each finding."""
     boxes: str | None = None
+    """a CSV of boxes (subject, finding, x0 ... z1, RAS mm) that maps are judged by; left out, the store's labels."""
     init: CheckpointPath | None = None
+    """a run of spade-pretrain, its encoder, or another Swin-UNETR's checkpoint; left out, from scratch."""
     labels: Labels = None
+    """subjects to learn from: a count, or a share below 1; left out, all."""
     arrangement: Literal["cached", "bag", "whole"] = "cached"
+    """cached: the frozen encoder runs once over each scan; bag: crops; whole: the body at low resolution."""
     head: Literal["linear", "attention", "clarity"] | None = None
+    """left out, attention, and clarity for localisation."""
     tuning: Literal["frozen", "full"] = "frozen"
+    """whether the encoder learns, too."""
     encoder_lr: Positive = 0.1
+    """rate of an encoder that learns, as a factor on the head's."""
     studies: Count | None = None
+    """of a batch; left out, 8 where tokens are cached, else 2."""
     tokens: str | None = None
+    """folder of cached tokens, which runs with one encoder and one store share; left out, RUN/tokens."""
     low_mm: Positive | None = None
+    """mm of a voxel of --arrangement whole; left out, the body fits into the crop."""
     crop: StudyCrops = StudyCrops()
     attention: AttentionSettings = AttentionSettings()
     clarity: ClaritySettings = ClaritySettings()

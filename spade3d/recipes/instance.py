@@ -26,9 +26,13 @@ class InstanceContrast(Settings):
     """Numbers of the three methods; what a method does not have is not read by it. `memory` in vectors."""
 
     temperature: Positive | None = None
+    """lower is sharper; left out, 0.2 for moco and 0.1 for simclr; byol has none."""
     memory: Annotated[int, Field(ge=1)] = 4096
+    """crops that moco remembers as negatives, in vectors."""
     dim: Annotated[int, Field(ge=2)] = 128
+    """length of the vector of a crop."""
     momentum: Share | None = None
+    """of the teacher at the start, 1 at the end (moco, byol); left out, 0.996, less in short runs."""
 
 
 class InstanceCrops(CropSettings):
@@ -47,6 +51,7 @@ class InstanceSettings(Pretraining):
     """Everything that a run of instance discrimination can be told."""
 
     recipe: str = "simclr"
+    """spade, simclr, moco, byol, dagman (-tiny, -small, -paper) or spade-dagman; each has options of its own."""
     crop: InstanceCrops = InstanceCrops()
     focus: FocusSettings = FocusSettings()
     contrast: InstanceContrast = InstanceContrast()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from spade3d.configuration import PositiveRange, Range, Settings, Share, ShareRange, Voxels
+from spade3d.configuration import PositiveRange, Range, Settings, Share, ShareRange, Switches, Voxels
 from spade3d.faults import DataFault
 from spade3d.recipes.choosing import HIDDEN_CELL, matched_grid
 
@@ -30,8 +30,6 @@ BLIND = ("ordinary", "random", "centre")  # views that read no saliency of the s
 class CropSettings(Settings):
     """Two overlapping crops of an anchor scan and their counterparts; sizes in voxels of the prepared scans.
 
-    hidden  share of the student's view that is hidden from it, in cells of about 8 x 8 x 8 voxels
-    frame   how places of two scans compare (`volumes/body_frame.py`)
     flip    off: a network that may not know left from right, nor head from feet, cannot tell most places of the body
             apart, and global contrast then unlearns what untrained filters see (docs/log.md, 2026-11-21)
     colour  who makes the intensity changes, to rounding the same: the `loader` that cuts the crops, or the `device`
@@ -40,23 +38,41 @@ class CropSettings(Settings):
     """
 
     shape: Voxels | None = None
+    """voxels of a crop along i, j, k; left out, what suits the scans and the device."""
     frame: Literal["box", "affine", "learned"] = "affine"
+    """how places of two scans compare: box of the body, affine to an average body, or learned."""
     anchors: Annotated[int, Field(ge=1, le=4096)] = 2
+    """scans of a batch that give two overlapping crops."""
     scans: Annotated[int, Field(ge=1, le=64)] = 2
+    """scans for each anchor, itself and those that show a counterpart."""
     overlap: ShareRange = (0.2, 0.8)
+    """range of the share of a crop's volume that its partner overlaps."""
     alike_iou: Share = 0.5
+    """overlap in the body (IoU, 0 to 1) from which on crops of two scans attract."""
     places: Annotated[int, Field(ge=1)] = 64
+    """matched places drawn for each crop."""
     hidden: Share = 0.0
-    flip: tuple[bool, bool, bool] = (False, False, False)
+    """share of the student's view that is hidden, in cells of about 8 x 8 x 8 voxels; 0 hides nothing."""
+    flip: Switches = (False, False, False)
+    """whether crops are mirrored by chance along right-left, front-back, foot-head."""
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """largest turn about each axis, in degrees; 0 turns nothing."""
     zoom: PositiveRange = (0.8, 1.25)
+    """range of the magnification; 1 1 keeps the size."""
     gamma: PositiveRange = (0.7, 1.5)
+    """range of the exponent of intensities; 1 1 keeps them."""
     contrast: PositiveRange = (0.8, 1.2)
+    """range of the factor on intensities; 1 1 keeps them."""
     brightness: Annotated[float, Field(ge=0)] = 0.1
+    """largest shift of intensities, where the window is 1 long; 0 shifts nothing."""
     blur: Range = (0.0, 1.0)
+    """range of the standard deviation of a Gaussian, in voxels."""
     blur_chance: Share = 0.3
+    """share of views that are blurred; 0 blurs none."""
     noise: Annotated[float, Field(ge=0)] = 0.05
+    """largest standard deviation of noise, where the window is 1 long; 0 adds none."""
     colour: Literal["auto", "loader", "device"] = "auto"
+    """who changes intensities: the loader, or the device; auto is the device where it is a GPU."""
 
 
 class FocusSettings(Settings):
@@ -69,20 +85,35 @@ class FocusSettings(Settings):
     """
 
     views: Literal["ordinary", "focused", "random", "matched_zoom", "shuffled", "centre"] = "ordinary"
+    """ordinary views, or focused ones that spare what is salient; the others are controls."""
     crop_chance: Share = 1.0
+    """share of views that are moved to keep what is salient; 0 moves none."""
     crop_retention: Share = 0.8
+    """share of its parent's saliency that a view keeps at least."""
     cutout_chance: Share = 0.5
+    """share of views with a box cut out; 0 cuts none."""
     cutout_retention: Share = 0.9
+    """share of a view's saliency that a cutout leaves at least."""
     cutout_side: ShareRange = (0.2, 0.5)
+    """range of a cutout's sides, as shares of the view's."""
     mask_chance: Share = 0.5
+    """share of pairs of which one view is masked; 0 masks none."""
     mask_kept: Share = 0.2
+    """share of a view, the most salient one, that a mask shows."""
     mask_floor: Share = 0.1
+    """share of the intensity that a mask leaves elsewhere; 0 leaves none."""
     mask_blur: Share = 0.04
+    """softness of a mask's edge, a standard deviation in sides of the view."""
     zoom: PositiveRange = (1.0, 2.0)
+    """range of the magnification of focused views, instead of --crop.zoom."""
     parent: Annotated[float, Field(ge=1, le=4)] = 1.5
+    """sides of the part of the scan that both views come from, in sides of a crop."""
     salient_chance: Share = 0.5
+    """share of parents that lie around a salient place; the others lie anywhere in the body."""
     least: Share = 0.05
+    """share of a scan's highest saliency below which a voxel counts as not salient."""
     mode: Literal["mass", "area", "per_component"] = "mass"
+    """what a view keeps: saliency, salient voxels, or some of every lesion."""
 
 
 def pair_stream(

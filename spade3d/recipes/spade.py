@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, rule, with_values
+from spade3d.configuration import CellSide, Optim, Positive, Pretraining, Settings, Share, rule, with_values
 from spade3d.faults import UsageFault
 from spade3d.recipes.choosing import crop_and_width, steps_for
 from spade3d.recipes.pair_crops import (
@@ -39,27 +39,42 @@ LEAST_FAR = 0.25  # of all pairs of crops; below it the global contrast has next
 
 
 class ContrastSettings(Settings):
-    """Distances in mm of the body frame; memories in vectors; `local_cell` in voxels of the crop.
+    """Whom Spade's two contrasts attract and repel, and how much each term weighs.
 
     selection  `both` is Spade; the others are the controls of its claim: `restoration` alone, `instance` discrimination
                without places, spatial `positives` only, spatial `negatives` only, and both with places `shuffled`
     """
 
     selection: Literal["restoration", "instance", "positives", "negatives", "both", "shuffled"] = "both"
+    """who attracts and who repels; both is Spade, the others are its controls."""
     far_mm: Positive | None = None
+    """mm in the body from which on crops repel; left out, half of the crop's edge."""
     far_local_mm: Positive | None = None
+    """mm in the body from which on places repel; left out, a quarter of the crop's edge."""
     temperature: Positive = 0.1
+    """of both contrasts; lower is sharper."""
     global_memory: Annotated[int, Field(ge=1)] = 4096
+    """crops that are remembered as negatives, in vectors."""
     local_memory: Annotated[int, Field(ge=1)] = 8192
+    """places that are remembered as negatives, in vectors."""
     global_dim: Annotated[int, Field(ge=2)] = 128
+    """length of the vector of a crop."""
     global_head: Literal["calibrated", "batch"] = "calibrated"
+    """what the head of crops is standardised by: once, before training, or each batch."""
     local_dim: Annotated[int, Field(ge=2)] = 64
-    local_cell: Literal[1, 2, 4, 8, 16] = 4
+    """length of the vector of a place."""
+    local_cell: CellSide = 4
+    """side, in voxels of the crop, of the decoded cells that places are read from."""
     momentum: Share | None = None
+    """of the teacher at the start, 1 at the end; left out, 0.996, less in short runs."""
     global_weight: Annotated[float, Field(ge=0)] | None = None
+    """of the contrast of crops; 0 leaves it out; left out, 1, or 0 where scans show one place only."""
     local_weight: Annotated[float, Field(ge=0)] | None = None
+    """of the contrast of places; 0 leaves it out; left out, 1."""
     restoration_weight: Annotated[float, Field(ge=0)] = 1.0
-    restoration_cell: Literal[1, 2, 4, 8, 16] | None = None
+    """of the restoration of intensities; 0 leaves it out."""
+    restoration_cell: CellSide | None = None
+    """side, in voxels, of the decoded cells that restore; left out, 1 on a GPU, local_cell on a CPU."""
 
     @rule
     def restoration_alone_is_alone(self) -> ContrastSettings:
@@ -73,6 +88,7 @@ class SpadeSettings(Pretraining):
     """Everything that a Spade run can be told."""
 
     recipe: str = "spade"
+    """spade, simclr, moco, byol, dagman (-tiny, -small, -paper) or spade-dagman; each has options of its own."""
     crop: CropSettings = CropSettings()
     focus: FocusSettings = FocusSettings()
     contrast: ContrastSettings = ContrastSettings()

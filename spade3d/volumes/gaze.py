@@ -26,7 +26,8 @@ REACH = 4.0  # sigmas; beyond, a Gaussian is below 3.4e-4 of its peak
 
 
 class CountedOtherwise(DataFault):
-    """Slices that fit a scan if the first has another number: then all that was recorded like this is off by one."""
+    """Slices, rows or columns that fit a scan if the first has another number: then all that was recorded like this is
+    off by one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def gaze_map(
     is left.
 
     DataFault where those of one reader cannot be of this scan, as most lie beside it; CountedOtherwise where they
-    could, if the first slice had another number.
+    could, if the first slice, row and column had another number.
     """
     grid = case.source_grid
     points = np.concatenate([located(one, grid) for one in fixations]) if fixations else np.zeros((0, 3))
@@ -96,7 +97,7 @@ def located(fixations: Fixations, grid: Grid) -> np.ndarray:
     shape, points = np.array(grid.shape), fixations.points.copy()
     if len(points) == 0:
         return points
-    _check_slices(fixations, grid.shape[2])
+    _check_count(fixations, grid.shape)
     points[:, 2] -= fixations.first
     if fixations.shares:
         points[:, :2] = points[:, :2] * shape[:2] - 0.5
@@ -114,31 +115,61 @@ def located(fixations: Fixations, grid: Grid) -> np.ndarray:
     return points
 
 
-def _check_slices(fixations: Fixations, depth: int) -> None:
-    """Refuse slices that mostly are not in the scan; where more of them would be by the other count, say so.
+def _check_count(fixations: Fixations, shape: Sequence[int]) -> None:
+    """Refuse slices that mostly are not in the scan, and a count from another number than `first`, which more of the
+    slices, or the rows and columns, tell.
 
-    A few impossible ones among many are a tracker's slips, and beside the image as others are.
+    A few impossible slices among many are a tracker's slips, and beside the image as others are.
     """
-    numbers, first = fixations.points[:, 2], fixations.first
+    numbers, first, depth = fixations.points[:, 2], fixations.first, shape[2]
+    other = 1 - first
 
     def fitting(count_from: int) -> int:
         above, below = count_from - 0.5 - 1e-9, count_from + depth - 0.5 + 1e-9
         return int(np.count_nonzero((numbers > above) & (numbers < below)))
 
-    other = 1 - first
-    otherwise = fitting(other) > fitting(first)
-    if not otherwise and fitting(first) >= (1 - STRAY) * len(numbers):
-        return
-    kind = CountedOtherwise if otherwise else DataFault
-    advice = (
-        f"they fit slices counted from {other}: give --first-slice {other}"
-        if otherwise
-        else "they fit no count of its slices: is this gaze of another scan, or of another axis?"
+    by_slices = first if fitting(first) > fitting(other) else other if fitting(other) > fitting(first) else None
+    in_slices = _counted_in_slices(fixations, shape)
+    said = (
+        f"slices {numbers.min():g} to {numbers.max():g}, but case {fixations.case} has {depth} "
+        f"(counted from {first}: {first} to {depth - 1 + first})"
     )
-    raise kind(
-        f"{fixations.source}: slices {numbers.min():g} to {numbers.max():g}, but case {fixations.case} has {depth} "
-        f"(counted from {first}: {first} to {depth - 1 + first}); {advice}"
-    )
+    if in_slices is not None and by_slices not in (None, in_slices):
+        raise DataFault(
+            f"{fixations.source}: x and y of case {fixations.case} are counted from {in_slices}, its slices "
+            f"{numbers.min():g} to {numbers.max():g} of {depth} from {by_slices}; count all three from one number"
+        )
+    if by_slices == other:
+        raise CountedOtherwise(
+            f"{fixations.source}: {said}; they fit slices counted from {other}: give --first-slice {other}"
+        )
+    if fitting(first) < (1 - STRAY) * len(numbers):
+        raise DataFault(
+            f"{fixations.source}: {said}; they fit no count of its slices: is this gaze of another scan, or of another "
+            "axis?"
+        )
+    if in_slices == other:
+        low, high = fixations.points.min(axis=0), fixations.points.max(axis=0)
+        raise CountedOtherwise(
+            f"{fixations.source}: x {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g} in case "
+            f"{fixations.case} of {shape[0]} x {shape[1]} voxels; they fit voxels counted from {other}, not {first}: "
+            f"give --first-slice {other}"
+        )
+
+
+def _counted_in_slices(fixations: Fixations, shape: Sequence[int]) -> int | None:
+    """The count that x and y tell: 0 where one of them is 0, 1 where one is the width or the height; else None.
+
+    Only whole numbers within the image are indices of voxels. Where both ends are met a tracker kept to the image's
+    edges, and nothing is told.
+    """
+    if fixations.shares:
+        return None
+    places, size = fixations.points[:, :2], np.array(shape[:2])
+    if (places % 1 != 0).any() or (places < 0).any() or (places > size).any():
+        return None
+    from_zero, from_one = bool((places == 0).any()), bool((places == size).any())
+    return None if from_zero == from_one else int(from_one)
 
 
 def splat(places: np.ndarray, weights: np.ndarray, sigma: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -28,6 +28,8 @@ import numpy as np
 from spade3d.faults import DataFault
 from spade3d.volumes.volume import scan_stem
 
+LONG_S = 10.0  # longer than eyes rest: where half of a file's durations are, they are no seconds
+FEW = 5  # fixations: that fewer of them come in the order of their durations happens by chance
 STRAY = 0.5  # share of a recording that is wrong above which all of it is of another kind, or of another scan
 JSON_KEYS = ("name", "X", "Y", "Z", "T")
 PLAIN = ("case", "x", "y", "z", "duration_s")
@@ -106,6 +108,8 @@ def _read_json(file: Path, text: str, first: int, leave_out: LeaveOut) -> Iterat
         content = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise DataFault(f"{file}: damaged JSON ({problem}); export it again") from problem
+    if content == []:
+        raise DataFault(f"{file}: no fixations (an empty list); export it again, or leave it out")
     for number, record in enumerate(content if isinstance(content, list) else [content]):
         try:
             yield _of_record(f"{file}, record {number + 1}", record, first, leave_out)
@@ -126,10 +130,14 @@ def _of_record(where: str, record: Any, first: int, leave_out: LeaveOut) -> Fixa
         raise DataFault(f"{where}: lists of different lengths {lengths}; one entry a fixation is needed in each")
     rows, faults = [], []
     for number, cells in enumerate(zip(*lists.values(), strict=True), start=1):
+        at = f"{where}, fixation {number}"
         try:
-            rows.append([_number(f"{where}, fixation {number}", *of) for of in zip("XYZT", cells, strict=True)])
+            place = [_number(at, *of) for of in zip("XYZ", cells[:3], strict=True)]
+            rows.append([*place, _duration(at, "T", cells[3])])
         except DataFault as fault:
             faults.append(fault)
+    if not rows and not faults:
+        raise DataFault(f"{where}: no fixations (its lists are empty); export it again, or leave it out")
     _leave_out_few(faults, len(rows), leave_out)
     values = np.array(rows, dtype=np.float64).reshape(-1, 4)
     reader = str(record.get("subject", ""))
@@ -160,6 +168,8 @@ def _read_csv(file: Path, text: str, first: int, leave_out: LeaveOut) -> Iterato
         else:
             table.setdefault(of, []).append(values)
             read += 1
+    if not read and not faults:
+        raise DataFault(f"{file}: no fixations (only a header); export it again, or leave it out")
     _leave_out_few(faults, read, leave_out)
     for (case, reader), fixations in table.items():
         values = np.array(fixations)
@@ -175,7 +185,7 @@ def _of_line(
     row = dict(zip(header, cells, strict=True))
     case, z = _slice_of(where, row) if per_slice else (row["case"].strip(), row["z"])
     x, y, duration = PER_SLICE[1:] if per_slice else ("x", "y", "duration_s")
-    seconds = _number(where, duration, row[duration]) * (1e-3 if per_slice else 1.0)
+    seconds = _duration(where, duration, row[duration]) * (1e-3 if per_slice else 1.0)
     place = (_number(where, x, row[x]), _number(where, y, row[y]), _number(where, "slice", z))
     return (case, row.get("reader", "").strip()), (*place, seconds)
 
@@ -202,7 +212,16 @@ def _slice_of(where: str, row: Mapping[str, str]) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
+def _duration(where: str, name: str, value: Any) -> float:
+    number = _number(where, name, value)
+    if number < 0:
+        raise DataFault(f"{where}: {name} is {number:g}, and nothing lasts less than 0; correct it")
+    return number
+
+
 def _number(where: str, name: str, value: Any) -> float:
+    if isinstance(value, bool):
+        raise DataFault(f"{where}: {name} holds {str(value).lower()}, which is no number; correct it")
     try:
         number = float(value)
     except (TypeError, ValueError) as problem:
@@ -210,6 +229,18 @@ def _number(where: str, name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise DataFault(f"{where}: {name} holds NaN or infinity; correct it, or leave that fixation out")
     return number
+
+
+def last_too_long(fixations: Sequence[Fixations]) -> bool:
+    """Whether half of what a file says lasted longer than eyes rest, as where milliseconds stand for seconds."""
+    return bool(np.median(np.concatenate([one.seconds for one in fixations])) > LONG_S)
+
+
+def never_shorter(fixations: Sequence[Fixations]) -> bool:
+    """Whether in half of the recordings of a file each duration is as long as the one before, as times are."""
+    many = [one.seconds for one in fixations if len(one.seconds) >= FEW]
+    rising = [bool((np.diff(seconds) >= 0).all() and seconds[-1] > seconds[0]) for seconds in many]
+    return 2 * sum(rising) >= len(rising) > 0
 
 
 def match_case(name: str, known: Mapping[str, str]) -> str | None:

@@ -229,9 +229,12 @@ def test_labels_that_taught_an_encoder_are_said_of_what_its_attention_gives(stor
 def test_what_cannot_be_done_is_said_in_one_line(scans, store, tmp_path, capsys):
     strange = tmp_path / "strange.csv"
     strange.write_text("case,x,y,z,duration_s\nimg9,1,1,1,1\n")
+    empty = tmp_path / "empty.json"
+    empty.write_text("[]")
     for tokens, code, said in [
         (("gaze", store, "--fixations", scans[0] / "gaze", "--first-slice", 0), 3, "give --first-slice 1"),
         (("gaze", store, "--fixations", strange), 3, "gaze of img9, and none of these is in the store (img0001"),
+        (("gaze", store, "--fixations", empty), 3, "empty.json: no fixations (an empty list)"),
         (("gaze", store, "--fixations", tmp_path / "none"), 3, "no such file or folder"),
         (("gaze", store, "--fixations", strange, "--sigma-mm", 0), 2, "--sigma-mm 0.0: a length above 0"),
         (("labels", store, "--names", "brain"), 2, "not among the store's structures (spleen"),
@@ -248,6 +251,19 @@ def test_what_cannot_be_done_is_said_in_one_line(scans, store, tmp_path, capsys)
         assert (found, out) == (code, "") and said in err and err.splitlines()[-1].startswith("spade-saliency: "), err
     assert not (tmp_path / "run").exists()
     assert not any(case.saliency for case in VolumeStore.open(store).cases)
+
+
+def test_gaze_whose_durations_may_mean_something_else_is_used_and_said(store, tmp_path, capsys):
+    for name, seconds, doubts in [
+        ("ms", (300, 200, 250, 220, 310), ["are these milliseconds? T and duration_s are in seconds"]),
+        ("times", (0.3, 0.5, 0.9, 1.4, 1.6), ["are these times? give how long each fixation lasted"]),
+        ("fine", (0.3, 0.5, 0.9, 0.4, 1.6), []),
+    ]:
+        file = tmp_path / f"{name}.csv"
+        file.write_text("case,x,y,z,duration_s\n" + "".join(f"img0001,20,20,14,{s}\n" for s in seconds))
+        code, _, err = call(capsys, "gaze", store, "--fixations", file, "--replace")
+        assert code == 0 and err.count("note: ") == len(doubts)
+        assert all(f"note: {file}: " in err and doubt in err for doubt in doubts)
 
 
 def test_gaze_of_strangers_is_named_and_the_rest_is_written(scans, store, tmp_path, capsys):

@@ -4,12 +4,13 @@ import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from dagman.attention.intensity_bands import Band, clusters
 from dagman.attention.intensity_likelihood import BINS, bins_of, likelihoods
-from dagman.attention.prior_files import covered
+from dagman.attention.prior_files import check_values, covered, volume_of_files
 from dagman.attention.prior_sources import atlas, bands, from_files, mean_image, one_label, own_labels
 from dagman.attention.scan_blocks import body_of, largest, scan_blocks
 from dagman.attention.spatial_prior import wrong_atlas
@@ -463,7 +464,7 @@ def test_files_that_do_not_fit_are_refused(boxes, tmp_path):
         )
         with pytest.raises(DataFault, match=needed):
             from_files(boxes, {"scan 0": {"liver": path}})
-    with pytest.raises(DataFault, match="here.nii.gz: values from 3 to 3"):
+    with pytest.raises(DataFault, match="here.nii.gz: values from 3 to 3 for liver; .*: divide it by its maximum"):
         from_files(boxes, {"scan 0": {"liver": here}}).of_crop(whole(boxes, 0, (8, 8, 8)), 2)
     with pytest.raises(UsageFault, match="scan 7: priors for a scan that the store does not hold"):
         from_files(boxes, {"scan 7": {"liver": here}})
@@ -475,3 +476,28 @@ def test_files_that_do_not_fit_are_refused(boxes, tmp_path):
         from_files(boxes, {"scan 0": {"liver": here}}, {0: np.eye(4)})
     with pytest.raises(UsageFault, match="no files"):
         from_files(boxes, {})
+
+
+def test_values_of_files_that_are_no_prior_are_said_by_file_region_and_place(tmp_path):
+    voxels = np.full((6, 5, 4), 0.5, dtype=np.float32)
+
+    def file(name, values):
+        nib.save(nib.Nifti1Image(values, np.diag([4.0, 4, 4, 1])), tmp_path / f"{name}.nii.gz")
+        return {"liver": tmp_path / f"{name}.nii.gz"}
+
+    for n, (where, value, said) in enumerate(
+        [
+            ((1, 2, 3), np.nan, r"1 of 120 voxels for liver are NaN or Inf, the first at \(1, 2, 3\); write 0"),
+            ((0, 0, 1), np.inf, r"1 of 120 voxels for liver are NaN or Inf, the first at \(0, 0, 1\); write 0"),
+            ((0, 0, 0), -2, "values from -2 to 0.5 for liver; a prior holds 0 to 1: set what is below to 0, and"),
+            ((0, 0, 0), 255, "values from 0.5 to 255 for liver; a prior holds 0 to 1: divide it by its maximum"),
+        ]
+    ):
+        values = voxels.copy()
+        values[where] = value
+        wrong, fine = file(n, values), file("fine", voxels)
+        with pytest.raises(DataFault, match=f"{n}.nii.gz: {said}"):
+            volume_of_files(wrong, 4.0)
+        with pytest.raises(DataFault, match=f"{n}.nii.gz: {said}"):
+            check_values({"a": fine, "b": wrong}, most=240)
+        check_values({"a": fine, "b": wrong}, most=120)  # reads every second scan

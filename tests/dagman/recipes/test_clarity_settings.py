@@ -140,6 +140,17 @@ def test_a_region_that_a_source_without_labels_does_not_have_is_refused_at_once(
         check("brain")
 
 
+def test_files_of_other_values_are_refused_at_once(store, tmp_path):
+    case = store.cases[0]
+    (tmp_path / case.name).mkdir(parents=True)
+    for organ, value in (("liver", 1), ("kidney", np.nan)):
+        voxels = np.full(case.shape, value, dtype=np.float32)
+        write_volume(tmp_path / case.name / f"{organ}.nii.gz", voxels, case.affine)
+    studies = tuple(Study(case.name, case.name, "training", (1.0, 0.0, 0.0)) for case in store.cases)
+    with pytest.raises(DataFault, match=r"kidney.nii.gz: \d+ of \d+ voxels for kidney are NaN or Inf, the first at"):
+        check_clarity(with_prior("files", folder=str(tmp_path)), store, Findings(FINDINGS, studies, ()), ALL)
+
+
 def test_a_tree_with_a_table_is_written_and_read_back(tmp_path):
     settings = with_prior(labelled=2)
     (tmp_path / "config.yaml").write_text(to_yaml(settings))

@@ -399,6 +399,16 @@ def test_files_of_another_place_are_refused_before_the_run(store, tmp_path):
         dagman.choose(with_values(DagmanSettings(), given), store, CASES, "cpu")
 
 
+def test_files_of_other_values_are_refused_before_the_run(store, tmp_path):
+    case = store.cases[0]
+    (tmp_path / case.name).mkdir()
+    given = SMALL | {"prior.source": "files", "prior.folder": str(tmp_path)}
+    for value, said in ((np.nan, "voxels for heart are NaN or Inf"), (255, "values from 255 to 255 for heart")):
+        write_volume(tmp_path / case.name / "heart.nii.gz", np.full(case.shape, value, dtype=np.float32), case.affine)
+        with pytest.raises(DataFault, match=said):
+            dagman.choose(with_values(DagmanSettings(), given), store, CASES, "cpu")
+
+
 def test_a_student_of_what_is_visible_is_given_more_steps(store):
     """1.65 CPU s a step of the tiny recipe instead of 2.26; where nothing is hidden, nothing is spared."""
     dense, visible, whole = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spade3d.faults import DataFault
-from spade3d.volumes.gaze_files import PER_SLICE, match_case, read_fixations
+from spade3d.volumes.gaze_files import PER_SLICE, last_too_long, match_case, never_shorter, read_fixations
 
 RECORD = {"name": "P1.nii.gz", "subject": 2, "X": [10, 11.5], "Y": [20, 21], "Z": [3, 4], "T": [0.25, 0.5], "task": "x"}
 
@@ -63,6 +63,13 @@ def test_a_plain_csv_is_read_by_case_and_reader(tmp_path):
         ("g.json", {"name": "a", "X": [1], "Y": [2]}, "no Z, T .found: X, Y, name.; name, X, Y, Z, T are needed"),
         ("g.json", RECORD | {"T": [1]}, "lists of different lengths .*'T': 1"),
         ("g.json", RECORD | {"X": ["a", "b"]}, "record 1, fixation 1: X holds what is no number"),
+        ("g.json", RECORD | {"X": [True, 2]}, "record 1, fixation 1: X holds true, which is no number"),
+        ("g.json", RECORD | {"T": [0.2, -0.3]}, "record 1, fixation 2: T is -0.3, and nothing lasts less than 0"),
+        ("g.csv", "case,x,y,z,duration_s\na,1,2,3,-1\n", "line 2: duration_s is -1, and nothing lasts less"),
+        ("g.csv", f"{','.join(PER_SLICE)}\nabc_1.jpg,0,0,-9\n", "line 2: current_fix_duration is -9"),
+        ("g.json", "[]", "g.json: no fixations .an empty list"),
+        ("g.json", RECORD | {"X": [], "Y": [], "Z": [], "T": []}, "record 1: no fixations .its lists are empty"),
+        ("g.csv", "case,x,y,z,duration_s\n", "g.csv: no fixations .only a header"),
         ("g.json", "[1]", "record 1: a int; an object"),
         ("g.json", "{", "damaged JSON"),
         ("g.txt", "", ".txt is no kind of gaze file"),
@@ -101,6 +108,27 @@ def test_what_cannot_be_read_is_left_out_and_the_rest_is_kept(tmp_path):
     with pytest.raises(DataFault, match="line 2: slice holds what is no number"):
         read_fixations(written(tmp_path, "m.csv", mostly), leave_out=leave_out)
     assert len(told) == 1
+
+
+def test_a_negative_duration_and_a_truth_value_are_left_out_like_other_bad_values(tmp_path):
+    told = []
+    record = RECORD | {key: [*range(1, 9)] for key in "XYZ"} | {"T": [0.3, -0.3, *[0.3] * 6]}
+    record["X"][4] = True
+    (one,) = read_fixations(
+        written(tmp_path, "g.json", record), leave_out=lambda fault, many: told.append((str(fault), many))
+    )
+    assert one.points[:, 1].tolist() == [1, 3, 4, 6, 7, 8] and (one.seconds > 0).all()
+    assert len(told) == 1 and told[0][1] == 2 and "T is -0.3" in told[0][0] and "(and 1 more like it)" in told[0][0]
+
+
+def test_durations_that_are_no_seconds_or_times_are_doubted(tmp_path):
+    def of(*seconds):
+        some = {key: [1] * len(seconds) for key in "XYZ"}
+        return read_fixations(written(tmp_path, "g.json", RECORD | some | {"T": list(seconds)}))
+
+    assert last_too_long(of(200, 350, 90)) and not last_too_long(of(0.2, 0.35, 90))
+    assert never_shorter(of(0.2, 0.5, 0.9, 0.9, 1.4)) and not never_shorter(of(0.2, 0.5, 0.9, 1.4))
+    assert not never_shorter(of(0.2, 0.5, 0.9, 0.8, 1.4)) and not never_shorter(of(*[0.3] * 6))
 
 
 def test_a_folder_without_gaze_is_refused(tmp_path):
