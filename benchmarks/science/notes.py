@@ -27,7 +27,7 @@ SHORT = (
     (
         "**FocusContrast**: views that keep what is salient gain nothing here, by gaze on phantoms or by attention on "
         "real scans: another scan's saliency does as well, also where focused views have more Dice than ordinary ones "
-        "(hearts, +0.025, every seed). Its mask harms a contrast that asks for places. Its claim "
+        "(hearts, +0.025, every seed). So on Spade, and on SimCLR. Its mask costs clusters on both. Its claim "
         "about lesions is not tested: so few labels and steps find no lesion with any views."
     ),
     (
@@ -294,6 +294,14 @@ NOTES = {
         "(clusters 1.68 each, decoded places 0.35 to 0.37, Dice 0.737, 0.742, 0.739), and all three lose clusters and "
         "decoded places to ordinary views with every seed. Their Dice is level with ordinary views' (0.738) and in the "
         "mean above that of random and zoomed views (0.723, 0.718), but not with every seed. No gain by saliency."
+    ),
+    "focus_simclr_hippocampus_mr": (
+        "The same on SimCLR, which FocusContrast was made for and which asks for no places. Focused views lose "
+        "clusters there, too (1.78, ordinary 2.29, every seed), and another scan's saliency does as well (1.73); "
+        "landmarks and retrieval are level with ordinary views, Dice is 0.013 below them in the mean (two of "
+        "three seeds), with another scan's saliency 0.013 above (two of three). So what was found on Spade is not"
+        " Spade's alone: no gain by saliency, and a mask that costs clusters. The saliency is an encoder's "
+        "attention, though, not a reader's gaze."
     ),
     "focus_heart_mr": (
         "The same on hearts, saliency by the attention of an encoder that Spade made in 1,500 steps; fewer controls. "

@@ -276,6 +276,7 @@ SECTIONS: tuple[Section, ...] = (
             "contrast_focus_no_mask_abdomen_ct",
             "focus_few_shot_abdomen_ct",
             "focus_hippocampus_mr",
+            "focus_simclr_hippocampus_mr",
             "focus_heart_mr",
         ),
     ),
