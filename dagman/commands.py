@@ -12,7 +12,7 @@ from dagman.recipes.predicting import Segmenting
 from dagman.recipes.probing import ProbeSettings
 from dagman.recipes.studies import StudySettings
 from spade3d import console
-from spade3d.commands import begun_settings, configured, option_values
+from spade3d.commands import as_begun, begun_settings, configured, option_values
 from spade3d.configuration import FLAGS, resolve
 from spade3d.faults import DataFault, UsageFault
 
@@ -95,7 +95,8 @@ def asked_task(tokens: list[str]) -> str:
     """The task that the flags, the configuration files or the run to be resumed ask for; it decides which options there
     are."""
     given = option_values(tokens, "--task")
-    return given[-1] if given else configured(tokens, "task") or "segmentation"
+    asked = given[-1] if given else configured(tokens, "task") or "segmentation"
+    return as_begun(tokens, "task", asked, "segmentation")
 
 
 def register_studies(app: App) -> None:

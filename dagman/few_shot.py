@@ -25,7 +25,7 @@ from spade3d.commands import CONFIG, STORE, find_device
 from spade3d.configuration import to_yaml, with_values
 from spade3d.provenance import write_text
 from spade3d.training import ranks
-from spade3d.training.interruption import marked, preempted_at_once
+from spade3d.training.interruption import preemptible
 from spade3d.volumes.split import Split, draw_labelled
 from spade3d.volumes.store import VolumeStore, is_store
 
@@ -40,7 +40,7 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
-    with ranks.joined(find_device(settings.device)), marked(out):
+    with ranks.joined(find_device(settings.device)), preemptible(out):
         ranks.once(lambda: ranks.share(settings.crop.crops, "--crop.crops"))
         runs = settings.runs()
         if len(runs) == 1:
@@ -59,13 +59,12 @@ def run_in_turn(settings: FinetuneCommand, out: Path, *, resume: bool, strict: b
         ranks.once(lambda: check_begun(settings, out))
     folders = {name: out / name for name in settings.runs()}
     store = str(out / STORE) if is_store(out / STORE) else settings.data.path
-    with preempted_at_once():
-        for number, (name, run) in enumerate(settings.runs().items(), start=1):
-            finished, begun = ranks.once(lambda f=folders[name]: ((f / LAST).exists(), (f / CONFIG).exists()))
-            if not finished:
-                print(f"run {number} of {len(folders)}: {name}", file=sys.stderr)
-                run_finetuning(with_values(run, {"data.path": store}), folders[name], resume=begun, strict=strict)
-        return ranks.once(lambda: told(folders, out, twins=settings.from_scratch_twin))
+    for number, (name, run) in enumerate(settings.runs().items(), start=1):
+        finished, begun = ranks.once(lambda f=folders[name]: ((f / LAST).exists(), (f / CONFIG).exists()))
+        if not finished:
+            print(f"run {number} of {len(folders)}: {name}", file=sys.stderr)
+            run_finetuning(with_values(run, {"data.path": store}), folders[name], resume=begun, strict=strict)
+    return ranks.once(lambda: told(folders, out, twins=settings.from_scratch_twin))
 
 
 def begin(settings: FinetuneCommand, out: Path, *, strict: bool) -> FinetuneCommand:
@@ -78,7 +77,7 @@ def begin(settings: FinetuneCommand, out: Path, *, strict: bool) -> FinetuneComm
             first = drawn.setdefault(taught_by(run, store, split), run.draw)
             if first != run.draw and run.labels is not None:
                 print(f"note: draw {run.draw} happens to be the subjects of draw {first}", file=sys.stderr)
-        keep_beginning(out, store, everybody(store, split), split)
+        keep_beginning(out, store, everybody(store, split), split, chosen)
         write_text(out / CONFIG, to_yaml(chosen))
     return chosen
 
@@ -88,7 +87,7 @@ def check_begun(settings: FinetuneCommand, out: Path) -> None:
     nothing is read, nor where they were begun before this was written down: each of them is checked by itself."""
     if (out / BEGAN_WITH).exists() and not all((out / name / LAST).exists() for name in settings.runs()):
         store, split = reopened(settings, out)
-        check_run(out, store, everybody(store, split), split)
+        check_run(settings, out, store, everybody(store, split), split)
 
 
 def everybody(store: VolumeStore, split: Split) -> tuple[int, ...]:

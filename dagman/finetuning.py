@@ -34,7 +34,6 @@ from spade3d.provenance import PROVENANCE, describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
-from spade3d.training.interruption import preempted_at_once
 from spade3d.training.loop import Optimiser, train
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
@@ -53,9 +52,8 @@ def run_finetuning(settings: FinetuneSettings, out: Path, *, resume: bool, stric
         settings = ranks.once(lambda: begin(settings, out, strict=strict))
     store, split = reopened(settings, out)
     if resume:
-        ranks.once(lambda: check_run(out, store, taught_by(settings, store, split), split))
-    with preempted_at_once():
-        return trained_and_judged(settings, out, store, split, resume=resume, strict=strict)
+        ranks.once(lambda: check_run(settings, out, store, taught_by(settings, store, split), split))
+    return trained_and_judged(settings, out, store, split, resume=resume, strict=strict)
 
 
 def begin(settings: FinetuneSettings, out: Path, *, strict: bool) -> FinetuneSettings:
@@ -63,7 +61,7 @@ def begin(settings: FinetuneSettings, out: Path, *, strict: bool) -> FinetuneSet
     with console.fresh_folder(out, CONFIG):
         settings, store, split = opened(settings, out, strict=strict)
         taught = taught_by(settings, store, split)
-        keep_beginning(out, store, taught, split)
+        keep_beginning(out, store, taught, split, settings)
         write_json(out / PROVENANCE, describe(store, taught, split))
         write_text(out / CONFIG, to_yaml(settings))
     return settings
@@ -95,9 +93,10 @@ def reopened(settings: FinetuneSettings, out: Path) -> tuple[VolumeStore, Split]
     return store, split_of(settings, store)
 
 
-def check_run(out: Path, store: VolumeStore, taught: Sequence[int], split: Split) -> None:
-    """DataFault where the scans of a run that is to be continued, or their labels, are not those it began with."""
-    check_beginning(out, store, taught, split, labels=(*taught, *split.validation))
+def check_run(settings: FinetuneSettings, out: Path, store: VolumeStore, taught: Sequence[int], split: Split) -> None:
+    """DataFault where the scans of a run that is to be continued, their labels, or the encoder, are not those it began
+    with."""
+    check_beginning(out, store, taught, split, settings, labels=(*taught, *split.validation))
 
 
 def open_labelled(settings: FinetuneSettings, out: Path, *, strict: bool) -> VolumeStore:

@@ -43,7 +43,7 @@ from spade3d.provenance import PROVENANCE, describe, without_nan, write_json, wr
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
-from spade3d.training.interruption import marked, preempted_at_once
+from spade3d.training.interruption import preemptible
 from spade3d.training.loop import Optimiser, Task, train
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
@@ -59,18 +59,18 @@ MOMENTS = 32  # batches, at most, that the head is whitened by where the encoder
 def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool) -> dict:
     """What `dagman-finetune --task classification` and `--task localisation` do; returns what they print."""
     ranks.alone(f"dagman-finetune --task {settings.task}")
-    if resume:
-        work = reopened(settings, out)
-        check_beginning(out, work.store, work.taught, work.split, labels=work.whose_labels())
-    else:
-        place = find_device(settings.device)
-        autocast_for(settings.precision, torch.device(place))  # refused here, while nothing is done yet
-        with console.fresh_folder(out, CONFIG):
-            work = begun(settings, out, place, strict=strict)
-            keep_beginning(out, work.store, work.taught, work.split)
-            write_json(out / PROVENANCE, describe(work.store, work.taught, work.split))
-            write_text(out / CONFIG, to_yaml(work.settings))
-    with marked(out), preempted_at_once():
+    with preemptible(out):
+        if resume:
+            work = reopened(settings, out)
+            check_beginning(out, work.store, work.taught, work.split, settings, labels=work.whose_labels())
+        else:
+            place = find_device(settings.device)
+            autocast_for(settings.precision, torch.device(place))  # refused here, while nothing is done yet
+            with console.fresh_folder(out, CONFIG):
+                work = begun(settings, out, place, strict=strict)
+                keep_beginning(out, work.store, work.taught, work.split, work.settings)
+                write_json(out / PROVENANCE, describe(work.store, work.taught, work.split))
+                write_text(out / CONFIG, to_yaml(work.settings))
         return work.run(out, resume=resume, strict=strict)
 
 

@@ -1,5 +1,5 @@
-"""What a run began with: the scans that teach it and those held out, as the store had them; a run that is continued
-is held against it.
+"""What a run began with: the scans that teach it and those held out, as the store had them, and the files that it reads
+beside them; a run that is continued is held against it.
 
 Without it, a store that is prepared anew between two parts of a run makes another split, and a subject that has taught
 becomes a judge.
@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from spade3d.configuration import Settings, read_beside
 from spade3d.faults import DataFault
 from spade3d.provenance import PROVENANCE, write_json
 from spade3d.volumes.channels import LABELS_AS_PRIOR
+from spade3d.volumes.sealed import checksum_of
 from spade3d.volumes.split import Split
 from spade3d.volumes.store import StoredCase, VolumeStore
 
@@ -27,13 +29,17 @@ TEACHES, HELD_OUT = "training", "held out"
 ALWAYS = ("subject", "fingerprint", "prepared")
 SHOWN = 6  # scans that a message names, of each kind of difference
 
+Files = dict[str, dict[str, str]]  # option -> name of each file that it stands for -> checksum
 Scans = dict[str, dict[str, Any]]  # name of a scan -> "part", one of the two above, and what is known of it
 
 
-def keep_beginning(out: Path, store: VolumeStore, learned_from: Collection[int], split: Split) -> None:
+def keep_beginning(
+    out: Path, store: VolumeStore, learned_from: Collection[int], split: Split, settings: Settings
+) -> None:
     """Write down, once and when a run begins, what it begins with."""
     names = {str(value): name for value, name in store.label_names.items()}
-    write_json(out / BEGAN_WITH, {"label_names": names, "scans": _now(store, learned_from, split)})
+    scans, files = _now(store, learned_from, split), _files(settings, store, learned_from, split)
+    write_json(out / BEGAN_WITH, {"label_names": names, "scans": scans, "files": files})
 
 
 def check_beginning(
@@ -41,16 +47,18 @@ def check_beginning(
     store: VolumeStore,
     learned_from: Collection[int],
     split: Split,
+    settings: Settings,
     *,
     labels: Collection[int] = (),
     saliency: Collection[int] = (),
 ) -> None:
     """DataFault unless a run that is continued has before it what it began with: the same scans on either side, of the
     same subjects and voxels; of the cases in `labels` and in `saliency`, and of those that provenance.json says were
-    steered by theirs, also the same labels or saliency.
+    steered by theirs, also the same labels or saliency; and the same bytes in the files that its settings name (of a
+    folder, those below the names of its scans).
 
     Where the data lies, and what else the store came to hold, is of no account. A run of before there was
-    began_with.json is held against its provenance.json, which knows no prepared arrays and no labels.
+    began_with.json is held against its provenance.json, which knows no prepared arrays, no labels and no files.
     """
     known, provenance = _read(out / BEGAN_WITH), _read(out / PROVENANCE)
     if known is None and provenance is None:
@@ -68,12 +76,35 @@ def check_beginning(
     names = {str(value): name for value, name in store.label_names.items()}
     if labels and known is not None and known["label_names"] != names:
         found.append("the names of the labels are others")
+    if known is not None and "files" in known:  # a run of before has not written them down
+        found += _other_files(known["files"], _files(settings, store, learned_from, split))
     if found:
         raise DataFault(
-            f"{out}: the run began with other scans than {store.path} gives it now ({'; '.join(found)}), and what it "
-            "has learned from would not be what its files say; resume it with the data as they were, or begin a new "
-            "run with another --out"
+            f"{out}: the run began with other data than {store.path} and the files of its settings give it now "
+            f"({'; '.join(found)}), and what it has learned from would not be what its files say; resume it with the "
+            "data as they were, or begin a new run with another --out"
         )
+
+
+def _files(settings: Settings, store: VolumeStore, learned_from: Collection[int], split: Split) -> Files:
+    """What there is to read beside the scans; of a folder, what lies below the names of the run's scans."""
+    names = sorted(store.cases[i].name for i in {*learned_from, *split.validation})
+    found: Files = {}
+    for option, path in read_beside(settings).items():
+        within = [one for name in names for one in sorted((path / name).rglob("*")) if one.is_file()]
+        there = {one.relative_to(path).as_posix(): one for one in within} if path.is_dir() else {path.name: path}
+        found[option] = {name: checksum_of(one) for name, one in there.items() if one.exists()}
+    return found
+
+
+def _other_files(then: Files, now: Files) -> list[str]:
+    """Which files differ, in words, option by option."""
+    found = []
+    for option in sorted(then.keys() | now.keys()):
+        before, after = then.get(option, {}), now.get(option, {})
+        if differ := sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)):
+            found.append(f"files of {option} that were changed, added or removed: {_some(differ)}")
+    return found
 
 
 def _now(store: VolumeStore, learned_from: Collection[int], split: Split) -> Scans:

@@ -23,9 +23,8 @@ from spade3d.configuration import (
     to_yaml,
     with_values,
 )
-from spade3d.faults import DataFault, UsageFault
+from spade3d.faults import PREEMPTED, DataFault, UsageFault
 from spade3d.recipes.recipe import Recipe, find_recipe
-from spade3d.training.interruption import PREEMPTED
 from spade3d.volumes.split import Split, split_cases, split_named
 
 CONFIG, ENCODER, STORE = "config.yaml", "encoder.safetensors", "store"
@@ -132,14 +131,30 @@ def recipe_name(tokens: list[str]) -> str:
     """The recipe that the flags, the configuration files or the run to be resumed ask for; it decides which options
     there are."""
     given = option_values(tokens, "--recipe")
-    return given[-1] if given else configured(tokens, "recipe") or "spade"
+    return as_begun(tokens, "recipe", given[-1] if given else configured(tokens, "recipe") or "spade", "spade")
+
+
+def as_begun(tokens: list[str], key: str, asked: str, otherwise: str) -> str:
+    """What is asked for; UsageFault where the run to be resumed is of another, `otherwise` where its file says none."""
+    for path in _begun(tokens):
+        if (begun := str(read_yaml(path).get(key) or otherwise)) != asked:
+            raise UsageFault(
+                f"{path.parent}: the run was begun with {key} {begun}, and {asked} is asked for; resume it without "
+                f"--{key} {asked}, or begin a new run with another --out"
+            )
+    return asked
+
+
+def _begun(tokens: list[str]) -> list[Path]:
+    """The settings of the run to be resumed, if there is one."""
+    asked = [Path(out) / CONFIG for out in option_values(tokens, "--out") if "--resume" in tokens]
+    return [path for path in asked if path.is_file()]
 
 
 def configured(tokens: list[str], key: str) -> str | None:
     """What the configuration files say of a key, the last first, else the run to be resumed; None where none does."""
     files = [Path(path) for path in option_values(tokens, "--config")]
-    begun = [Path(out) / CONFIG for out in option_values(tokens, "--out") if "--resume" in tokens]
-    named = [read_yaml(path).get(key) for path in [*(path for path in begun if path.is_file()), *files]]
+    named = [read_yaml(path).get(key) for path in [*_begun(tokens), *files]]
     return next((str(name) for name in reversed(named) if name is not None), None)
 
 
@@ -208,16 +223,16 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
     import torch
 
     from spade3d.training import ranks
-    from spade3d.training.interruption import marked, preempted_at_once
+    from spade3d.training.interruption import preemptible
     from spade3d.training.precision import autocast_for
 
     device = find_device(settings.device)
     autocast_for(settings.precision, torch.device(device))  # refused here, while nothing is done yet
     with ranks.joined(device):
         ranks.once(lambda: recipe.check(settings))
-        if not resume:
-            settings = ranks.once(lambda: begin(recipe, settings, out, device, strict=strict))
-        with marked(out), preempted_at_once():
+        with preemptible(out):
+            if not resume:
+                settings = ranks.once(lambda: begin(recipe, settings, out, device, strict=strict))
             return pretrain_encoder(recipe, settings, out, resume=resume)
 
 
@@ -240,7 +255,7 @@ def begin(recipe: Recipe, settings: Common, out: Path, device: str, *, strict: b
         split = whom_to_hold_out(settings, store)
         settings = recipe.choose(settings, store, split.train, device)
         looked = recipe.saliency(settings, store, split.train)
-        keep_beginning(out, store, split.train, split)
+        keep_beginning(out, store, split.train, split, settings)
         write_json(out / PROVENANCE, describe(store, split.train, split, looked))
         write_text(out / CONFIG, to_yaml(settings))
     return settings
@@ -267,7 +282,8 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
 
     def same_as_begun(labels: Sequence[int]) -> None:
         if resume:
-            ranks.once(lambda: check_beginning(out, store, split.train, split, labels=labels, saliency=looked))
+            also = {"labels": labels, "saliency": looked}
+            ranks.once(lambda: check_beginning(out, store, split.train, split, settings, **also))
 
     same_as_begun(())  # before anything is built, and before anything in the folder is written over
     if ranks.first():

@@ -55,7 +55,12 @@ def encoder_of_run(path: str) -> str:
     return str(inside) if inside.is_file() else path
 
 
-CheckpointPath = Annotated[str, AfterValidator(encoder_of_run)]
+class ReadBeside:
+    """Marks a setting that names a file or a folder which a run reads beside its scans."""
+
+
+InputPath = Annotated[str, ReadBeside]
+CheckpointPath = Annotated[str, ReadBeside, AfterValidator(encoder_of_run)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 CellSide = Annotated[Literal[1, 2, 4, 8, 16], BeforeValidator(whole_number)]
@@ -265,6 +270,23 @@ def resolve(
         return tree.model_validate(merged)
     except ValidationError as error:
         raise UsageFault("; ".join(explain(tree, problem, origin) for problem in error.errors())) from None
+
+
+def read_beside(settings: Settings) -> dict[str, Path]:
+    """The files and folders that a run of some settings reads beside its scans, by dotted key."""
+    found: dict[str, Path] = {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            found |= {f"{name}.{key}": path for key, path in read_beside(value).items()}
+        elif value is not None and _is_read_beside(field.annotation, field.metadata):
+            found[name] = Path(value)
+    return found
+
+
+def _is_read_beside(annotation: Any, metadata: Sequence[Any]) -> bool:
+    branches = (getattr(one, "__metadata__", ()) for one in get_args(annotation))
+    return ReadBeside in metadata or any(ReadBeside in branch for branch in branches)
 
 
 def merge(into: dict, layer: Mapping, source: str, origin: dict, path: tuple[str, ...] = ()) -> None:

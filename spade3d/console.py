@@ -21,15 +21,13 @@ from pydantic import ValidationError
 from spade3d import __version__
 from spade3d.claim import CLAIM, held
 from spade3d.configuration import Settings, encoder_of_run, explain, spelled_out
-from spade3d.faults import DataFault, Fault, UsageFault
+from spade3d.faults import PREEMPTED, UNFINISHED, DataFault, Fault, Preempted, UsageFault
 
 # OpenMP threads that wait by spinning turn one busy neighbour into a standstill: with two threads on two cores, one of
 # them kept busy by another program, a training step took 26 to 50 s instead of 1.6. Never spinning costs 45 % on a
 # quiet machine, 2,000 rounds cost 5 %. libgomp reads this when torch is imported, which happens later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
-UNFINISHED = "unfinished"  # a file
 
 
 def command_line(name: str, help_text: str) -> App:
@@ -120,9 +118,9 @@ def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
     """A folder for a new run, which has begun once it holds the file `holds`. Refused when it has, is not empty, or is
     another's who lives.
 
-    Whatever goes wrong before leaves nothing behind. Where the process was killed, and could not clean up, UNFINISHED
-    tells that what lies there never began to run: it may be begun again. The claim (claim.py) tells it from one that
-    is still preparing: that one is left alone.
+    Whatever goes wrong before leaves nothing behind. Where the process was preempted, or killed and could not clean up,
+    UNFINISHED tells that what lies there never began to run: it may be begun again, and takes up what was prepared. The
+    claim (claim.py) tells it from one that is still preparing: that one is left alone.
     """
     begun = DataFault(f"{out}: already holds a run; give another --out, or continue this one with --resume")
     if (out / holds).exists():
@@ -137,6 +135,7 @@ def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
             if entries and UNFINISHED not in entries:
                 raise DataFault(f"{out}: is not empty ({len(entries)} entries); give a new or an empty --out")
             (out / UNFINISHED).touch()
+            (out / PREEMPTED).unlink(missing_ok=True)
         except OSError as error:
             raise DataFault(f"{out}: cannot be written ({error.strerror}); give another --out") from error
         with held(out, lambda who: print(who, file=sys.stderr, flush=True)) as still_ours:
@@ -146,6 +145,8 @@ def fresh_folder(out: Path, holds: str) -> Iterator[Path]:
             try:
                 yield out
                 still_ours()
+            except Preempted:  # what was prepared is taken up again
+                raise
             except BaseException:
                 if not (out / holds).exists():
                     still_ours()  # what lies there may be another's by now

@@ -4,6 +4,11 @@ Exit codes of every command: 0 done, 1 our own failure, 2 bad usage or configura
 (run me again), 130/143 interrupted.
 """
 
+# Two files in the folder of a run. UNFINISHED: what lies there never began to run. PREEMPTED is for requeue scripts, as
+# torchrun ends with 1 whatever its processes end with; it goes when the run is started again, before anything can end
+# that again: what then fails must not be taken for preempted, for ever.
+UNFINISHED, PREEMPTED = "unfinished", "preempted"
+
 
 class Fault(Exception):
     """Something went wrong in a way we can name; printed as one message, without a traceback."""
@@ -25,6 +30,6 @@ class DataFault(Fault):
 
 
 class Preempted(Fault):
-    """The run was asked to stop and saved itself: run the same command again with --resume."""
+    """The run was asked to stop and saved itself: run the same command again, with --resume once it has begun."""
 
     exit_code = 75

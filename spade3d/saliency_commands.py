@@ -9,9 +9,8 @@ from cyclopts import Parameter
 from spade3d import console
 from spade3d.commands import CONFIG, find_device
 from spade3d.configuration import resolve
-from spade3d.faults import DataFault, UsageFault
+from spade3d.faults import PREEMPTED, DataFault, UsageFault
 from spade3d.saliency_predictor import PredictorSettings, train_predictor
-from spade3d.training.interruption import PREEMPTED
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -72,14 +72,14 @@ def train_predictor(path: Path, out: Path, settings: PredictorSettings, device: 
     store = VolumeStore.open(path)
     split = gazed_split(store)
     if resume:
-        check_beginning(out, store, split.train, split, saliency=(*split.train, *split.validation))
+        check_beginning(out, store, split.train, split, settings, saliency=(*split.train, *split.validation))
     if not split.train:
         raise DataFault(f"{path}: no case that may train has saliency; run spade-saliency gaze, or labels, first")
     if not resume:
         settings = choose(settings, store, split.train, device)
         with console.fresh_folder(out, CONFIG):
             seen = {i: store.cases[i].saliency_source for i in split.train}
-            keep_beginning(out, store, split.train, split)
+            keep_beginning(out, store, split.train, split, settings)
             write_json(out / PROVENANCE, describe(store, split.train, split, seen))
             write_text(out / CONFIG, to_yaml(settings))
     taught_by = sorted({store.cases[i].saliency_source for i in split.train})

@@ -542,6 +542,14 @@ def test_a_run_is_resumed_by_its_own_recipe(tmp_path, capsys, monkeypatch, more)
     code, said = refused(capsys, "spade-pretrain", "--out", tmp_path / "run", "--resume", *more)
     assert code == 2 and "no DATA given" in said, "the settings of dagman were understood"
     assert recipe_name(["--out", str(tmp_path / "run")]) == "spade", "a new run is not what lies there"
+    code, said = refused(capsys, "spade-pretrain", "--out", tmp_path / "run", "--resume", "--recipe", "spade", *more)
+    assert code == 2 and "the run was begun with recipe dagman, and spade is asked for; resume it without" in said
+
+
+def test_a_fine_tuning_is_resumed_with_its_own_task(tmp_path, capsys):
+    folder(tmp_path / "run").joinpath("config.yaml").write_text("steps: 1\n")
+    code, said = refused(capsys, "dagman-finetune", "--out", tmp_path / "run", "--resume", "--task", "classification")
+    assert code == 2 and "begun with task segmentation, and classification is asked for" in said
 
 
 def test_fine_tuning_needs_labels_to_learn_from_and_to_be_judged_by(tmp_path, capsys):

@@ -313,7 +313,7 @@ def test_a_fine_tuning_is_resumed_with_the_labels_it_began_with(road, tmp_path, 
         with pytest.raises(SystemExit) as end:
             dagman.commands.finetune([*map(str, tokens), "--resume"])
         assert end.value.code == 3
-        assert re.search(r"the run began with other scans .*\(its labels\)", capsys.readouterr().err)
+        assert re.search(r"the run began with other data .*\(its labels\)", capsys.readouterr().err)
     assert (tmp_path / "run" / "cases.csv").read_bytes() == before
 
 

@@ -1,4 +1,5 @@
-"""The clock of the speed benchmarks: what takes long may be timed in fewer rounds, and is called no oftener."""
+"""The clock of the speed benchmarks: what takes long is called no oftener than its rounds, which follow the time that a
+table is given; what contenders return is compared before they are called again."""
 
 import os
 import subprocess
@@ -8,9 +9,8 @@ from pathlib import Path
 SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
 TRIED = """
 import rounds
-rounds.SLOW_S = float({slow})
-for of in rounds.timed({{"one": lambda number: sum(range(1000)), "other": lambda number: None}}, rounds=2).values():
-    print(of.rounds, of.spread == 0, of.median > 0)
+for of in rounds.timed({"one": lambda number: sum(range(1000)), "other": lambda number: None}, rounds=3).values():
+    print(of.rounds, of.spread > 0, of.median > 0)
 """
 COUNTED = """
 import rounds
@@ -18,11 +18,20 @@ calls = []
 rounds.SLOW_S, rounds.LONG_S = 0.0, float({long})
 print(rounds.timed({{"one": lambda number: calls.append(sum(range(100_000)))}}, rounds=4)["one"].rounds, len(calls))
 """
+COMPARED = """
+import rounds
+calls = []
+def differ(answers):
+    assert calls == [0] and answers == {"one": "answer"}
+    raise SystemExit("they differ")
+rounds.timed({"one": lambda number: calls.append(number) or "answer"}, rounds=4, agree=differ)
+"""
 
 
-def test_what_takes_long_may_be_timed_once_and_has_no_spread():
-    assert said_by(TRIED.format(slow="0"), SPEED_ROUNDS="1") == ["1 True True"] * 2
-    assert said_by(TRIED.format(slow="1e9"), SPEED_ROUNDS="1") == ["2 False True"] * 2
+def test_a_table_takes_the_rounds_that_its_time_allows_and_never_less_than_two():
+    assert said_by(TRIED) == ["3 True True"] * 2
+    assert said_by(TRIED, SPEED_SECONDS="1e-9") == ["2 True True"] * 2
+    assert said_by(TRIED.replace("rounds=3", "rounds=1"), SPEED_SECONDS="1e-9") == ["1 False True"] * 2
 
 
 def test_what_takes_long_is_called_once_a_round_and_the_rest_once_more():
@@ -30,7 +39,11 @@ def test_what_takes_long_is_called_once_a_round_and_the_rest_once_more():
     assert said_by(COUNTED.format(long="1e9")) == ["4 5"]
 
 
-def said_by(program: str, **settings: str) -> list[str]:
+def test_nothing_is_called_again_before_its_answer_was_compared():
+    assert said_by(COMPARED, fails_with="they differ") == []
+
+
+def said_by(program: str, *, fails_with: str = "", **settings: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(SPEED), **settings},
@@ -38,5 +51,5 @@ def said_by(program: str, **settings: str) -> list[str]:
         encoding="utf-8",
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == bool(fails_with) and fails_with in done.stderr, done.stderr[-2000:]
     return done.stdout.splitlines()

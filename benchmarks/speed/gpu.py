@@ -31,7 +31,7 @@ from unittest.mock import patch
 import torch
 from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 from pretraining_step import loop, stored
-from rounds import MOST_ROUNDS, machine, written
+from rounds import machine, written
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
@@ -147,7 +147,7 @@ def waited_for(device: torch.device) -> None:
 def timed(steps: dict[str, Callable[[], None]], device: torch.device) -> dict[str, float]:
     """The median seconds of each, in interleaved rounds after some that warm up."""
     rounds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(WARMING + min(ROUNDS, MOST_ROUNDS)):
+    for number in range(WARMING + ROUNDS):
         for name, step in steps.items():
             took = seconds(step, device)
             if number >= WARMING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rounds import MOST_ROUNDS, machine, tabled, timed, written
+from rounds import machine, tabled, timed, written
 
 from spade3d.configuration import with_values
 from spade3d.recipes.recipe import Built, find_recipe
@@ -81,8 +81,8 @@ class Step:
 def loop(run: Built, optimiser: Optimiser, loaders: int | None, device: torch.device = CPU) -> dict[str, float]:
     """A short run, as its log tells it."""
     with tempfile.TemporaryDirectory() as out:
-        batches, steps = prefetched(run.batches, loaders, device), min(STEPS, MOST_ROUNDS + FIRST)
-        train(run.task, batches, steps=steps, out=Path(out), optimiser=optimiser, device=device, save_every=steps)
+        batches, how = prefetched(run.batches, loaders, device), {"steps": STEPS, "save_every": STEPS}
+        train(run.task, batches, out=Path(out), optimiser=optimiser, device=device, **how)
         rows = read_log(Path(out) / "log.jsonl")
     rows = [row for row in rows if row.get("step", 0) > FIRST and "seconds" in row]
     return {

@@ -9,13 +9,14 @@ anew for every call: of the others 72 % of the time in `selection.py` (MONAI 279
 
 Scripts whose goals were set with malloc as users have it time that, too, in a process of its own (`as_users_have_it`).
 
-SPEED_ROUNDS=n takes at most n rounds where a call takes more than a second; SPEED_ALLOCATOR=system leaves malloc as
-users have it.
+SPEED_SECONDS=n gives the rounds of one table n seconds, and takes two where that is less; SPEED_ALLOCATOR=system leaves
+malloc as users have it.
 """
 
 import ctypes
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -38,9 +39,9 @@ from spade3d.provenance import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ROUNDS = 9
-MOST_ROUNDS = int(os.environ.get("SPEED_ROUNDS", 1000))
-SLOW_S = 1.0  # what takes so long at first is called only once before the rounds, of which there may be fewer
-LONG_S = 4.0  # what takes so long is warm from the check before: its first call is its first round
+SECONDS, FEWEST = float(os.environ.get("SPEED_SECONDS", "inf")), 2
+SLOW_S = 1.0  # what takes so long at first is called only once before the rounds
+LONG_S = 4.0  # what takes so long has no need of that: its first call is its first round
 LEAST_S = 0.005  # what is faster is repeated within its turn, until the clock's grain no longer shows
 
 torch.set_num_threads(1)
@@ -69,11 +70,21 @@ def most_held_mib() -> int:
     return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
-def timed(contenders: Mapping[str, Callable[[int], Any]], rounds: int = ROUNDS) -> dict[str, Timing]:
-    """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds."""
-    names = list(contenders)
-    first = {name: _called(contenders[name]) for name in names}
-    rounds = min(rounds, MOST_ROUNDS) if max(first.values()) > SLOW_S else rounds
+def timed(
+    contenders: Mapping[str, Callable[[int], Any]],
+    rounds: int = ROUNDS,
+    agree: Callable[[Mapping[str, Any]], None] = lambda answers: None,
+) -> dict[str, Timing]:
+    """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds.
+    `agree` is given what each of them returned first, and raises before they are called again."""
+    names, answers, first = list(contenders), {}, {}
+    for name in names:
+        begun = time.process_time()
+        answers[name] = contenders[name](0)
+        first[name] = time.process_time() - begun
+    agree(answers)
+    del answers
+    rounds = max(min(rounds, FEWEST), min(rounds, math.floor(min(SECONDS / sum(first.values()), 1e9))))
     repeats = {name: _repeats(contenders[name], first[name]) for name in names}
     seconds = {name: [first[name]] if first[name] > LONG_S else [] for name in names}
     for number in range(rounds):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from dagman.recipes.priors import OF_LABELS, PriorSettings, build_priors
-from spade3d.configuration import Count, Positive, Settings, Share, Voxels, rule, with_values
+from spade3d.configuration import Count, InputPath, Positive, Settings, Share, Voxels, rule, with_values
 from spade3d.faults import DataFault, UsageFault
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class FindingPrior(Settings):
     """what an atlas and one label go by: the place, this scan's brightness, or both."""
     sigma_mm: Positive | None = None
     """of the Gaussian over the places of labels, in mm; left out, it follows the size of the scans."""
-    folder: str | None = None
+    folder: InputPath | None = None
     """of source files: FOLDER/<case>/<region>.nii.gz, values 0 to 1 in the space of the scan."""
     wrong: Literal["no", "permuted", "shifted"] = "no"
     """a control: priors of the same make at the wrong place."""

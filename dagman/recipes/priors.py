@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from spade3d.configuration import Count, Positive, Settings, Share, rule
+from spade3d.configuration import Count, InputPath, Positive, Settings, Share, rule
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes.organs import canonical_organ
 
@@ -39,7 +39,7 @@ class PriorSettings(Settings):
 
     source: Literal["none", "bands", "mean_image", "atlas", "one_label", "labels", "files"] = "none"
     """where regions lie: intensity bands, the set's mean image, labels, or files; none guides no head."""
-    folder: str | None = None
+    folder: InputPath | None = None
     """of --prior.source files: FOLDER/<case>/<region>.nii.gz, values 0 to 1 in the space of the scan."""
     attachment: Literal["semantic", "native", "windowed"] = "semantic"
     """which attention is guided: the [CLS] row, or that of a stage, of whole crops or of their windows."""

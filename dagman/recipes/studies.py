@@ -16,6 +16,7 @@ from spade3d.configuration import (
     CheckpointPath,
     Common,
     Count,
+    InputPath,
     Optim,
     Positive,
     PositiveRange,
@@ -104,9 +105,9 @@ class StudySettings(Common):
 
     task: Literal["classification", "localisation"] = "classification"
     """tell which findings a study shows, or also where."""
-    findings: str | None = None
+    findings: InputPath | None = None
     """a CSV: subject (or case), then a column for each finding."""
-    boxes: str | None = None
+    boxes: InputPath | None = None
     """a CSV of boxes (subject, finding, x0 ... z1, RAS mm) that maps are judged by; left out, the store's labels."""
     init: CheckpointPath | None = None
     """a run of spade-pretrain, its encoder, or another Swin-UNETR's checkpoint; left out, from scratch."""

@@ -13,11 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from spade3d.faults import Preempted
-
-# A file in the folder of a run, for requeue scripts: torchrun ends with 1 whatever its processes end with. It goes when
-# the run is resumed, before anything can end that again: what then fails must not be taken for preempted, for ever.
-PREEMPTED = "preempted"
+from spade3d.faults import PREEMPTED, UNFINISHED, Preempted
 
 
 class Interruption:
@@ -61,31 +57,25 @@ class Interruption:
 
 
 @contextmanager
-def marked(out: Path) -> Iterator[None]:
-    """The file PREEMPTED tells that the work within was preempted, wherever it stood."""
+def preemptible(out: Path) -> Iterator[None]:
+    """The work of a command in the folder `out`, outside of its loops, which have their own way to end. Every file
+    appears whole or not at all and the last save holds all that was learnt, so SIGTERM and SIGUSR1 end it where it
+    stands, by Preempted; the file PREEMPTED tells of it, and of a loop within that was preempted."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        unbegun = not out.is_dir() or (out / UNFINISHED).exists()
+        again = "again" if unbegun else "with --resume"
+        name = signal.Signals(number).name
+        raise Preempted(f"stopped by {name}, and what is finished is kept; run the same command {again}")
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1) if here}
     try:
         yield
     except Preempted as stopped:
         if out.is_dir():
             (out / PREEMPTED).write_text(f"{stopped}\n", encoding="utf-8")
         raise
-
-
-@contextmanager
-def preempted_at_once() -> Iterator[None]:
-    """Between the loops of a run, where every file appears whole or not at all and the last save holds all that was
-    learnt: SIGTERM and SIGUSR1 end the work where it stands, by Preempted. A loop within has its own way to end."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        raise Preempted(f"stopped by {name}, and what is finished is kept; run the same command with --resume")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spade3d.claim import held
-from spade3d.faults import DataFault, Fault
+from spade3d.faults import PREEMPTED, DataFault, Fault
 from spade3d.training import ranks
 from spade3d.training.bad_updates import came_apart, not_finite, unmade
 from spade3d.training.checkpoint import Found
 from spade3d.training.copies import Moved
 from spade3d.training.health import collapse, signs_of_life
-from spade3d.training.interruption import PREEMPTED, Interruption
+from spade3d.training.interruption import Interruption
 from spade3d.training.journal import Journal, Silence
 from spade3d.training.precision import autocast_for
 from spade3d.training.reproducibility import deterministic, rng_state, seed_everything, set_rng_state

@@ -87,14 +87,20 @@ def size_fault(store: Path, array: ArrayFile) -> str | None:
 
 def checksum_fault(store: Path, array: ArrayFile) -> str | None:
     """What is wrong with the bytes of an array's file, if anything."""
-    digest = xxhash.xxh3_64()
     try:
-        with open(store / array.file, "rb") as file:
-            while piece := file.read(1 << 22):
-                digest.update(piece)
+        found = checksum_of(store / array.file)
     except OSError as problem:
         return f"{array.file} cannot be read ({problem.strerror})"
-    return None if digest.hexdigest() == array.xxh3 else f"{array.file} is damaged, its checksum does not match"
+    return None if found == array.xxh3 else f"{array.file} is damaged, its checksum does not match"
+
+
+def checksum_of(path: Path) -> str:
+    """The xxh3 of a file, read piece by piece; OSError where it cannot be read."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

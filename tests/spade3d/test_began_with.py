@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 import spade3d.commands
+import spade3d.volumes.prepare
+from dagman.recipes.clarity_settings import ClaritySettings, FindingPrior
+from dagman.recipes.distillation_settings import DagmanSettings
+from dagman.recipes.finetuning import FinetuneSettings
+from dagman.recipes.priors import PriorSettings
+from dagman.recipes.studies import StudySettings
 from spade3d.began_with import BEGAN_WITH, check_beginning, keep_beginning
+from spade3d.configuration import Common, read_beside
 from spade3d.faults import DataFault
 from spade3d.provenance import describe, write_json
 from spade3d.volumes.channels import LABELS_AS_PRIOR, write_saliency
@@ -31,6 +38,7 @@ SPADE = [*SMALL, "--crop.places", 8, "--contrast.selection", "restoration"]
 GUIDED = [*SMALL, "--recipe", "dagman", "--distill.stage", 2, "--distill.prototypes", 32]
 GUIDED += ["--distill.semantic-heads", 6, "--prior.source", "labels", "--prior.regions", "liver"]
 SPLIT = Split((0, 2), (1,), "img0002 judges")
+SETTINGS = Common()  # name no files
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +76,12 @@ def array_changed(store: VolumeStore, i: int, name: str) -> VolumeStore:
 
 def test_a_run_goes_on_with_the_scans_it_began_with_wherever_they_lie(store, kept, tmp_path):
     """A store that was moved, and has saliency, labels and a scan that are others, none of which the run uses."""
-    keep_beginning(tmp_path, store, (0, 2), SPLIT)
+    keep_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS)
     moved = VolumeStore.open(shutil.copytree(kept, tmp_path / "elsewhere"))
     moved = write_saliency(moved.path, {"img0001": np.ones(moved.cases[0].shape)}, "attention")
     moved = array_changed(changed(moved, 0, source="/elsewhere/img0001.nii.gz"), 2, "labels")
     moved = changed(moved, 3, subject="somebody else", fingerprint="other")
-    check_beginning(tmp_path, moved, (0, 2), SPLIT)
+    check_beginning(tmp_path, moved, (0, 2), SPLIT, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -91,18 +99,18 @@ def test_a_run_goes_on_with_the_scans_it_began_with_wherever_they_lie(store, kep
     ],
 )
 def test_whatever_a_run_uses_and_finds_otherwise_is_named(change, split, message, store, tmp_path):
-    keep_beginning(tmp_path, store, (0, 2), SPLIT)
+    keep_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS)
     with pytest.raises(DataFault) as refused:
-        check_beginning(tmp_path, change(store), split.train, split, labels=range(4))
+        check_beginning(tmp_path, change(store), split.train, split, SETTINGS, labels=range(4))
     assert message in str(refused.value) and "begin a new run with another --out" in str(refused.value)
 
 
 def test_names_of_labels_count_where_labels_do(store, tmp_path):
-    keep_beginning(tmp_path, store, (0, 2), SPLIT)
+    keep_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS)
     store.label_names = store.label_names | {99: "another"}
-    check_beginning(tmp_path, store, (0, 2), SPLIT)
+    check_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS)
     with pytest.raises(DataFault, match="the names of the labels are others"):
-        check_beginning(tmp_path, store, (0, 2), SPLIT, labels=(0,))
+        check_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS, labels=(0,))
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "of before there was a mark"])
@@ -112,27 +120,76 @@ def test_saliency_and_labels_that_steered_are_those_of_the_beginning(store, kept
     maps = {name: np.ones(store.cases[i].shape) for i, name in enumerate(("img0001", "img0002"))}
     with_maps = write_saliency(path, maps, "labels")
     if marked:
-        keep_beginning(tmp_path, with_maps, (0, 2), SPLIT)
+        keep_beginning(tmp_path, with_maps, (0, 2), SPLIT, SETTINGS)
     write_json(tmp_path / "provenance.json", describe(with_maps, (0, 2), SPLIT, {0: "labels", 2: LABELS_AS_PRIOR}))
-    check_beginning(tmp_path, with_maps, (0, 2), SPLIT, saliency=(0,), labels=(2,))
+    check_beginning(tmp_path, with_maps, (0, 2), SPLIT, SETTINGS, saliency=(0,), labels=(2,))
     other = write_saliency(path, {name: saliency / 2 for name, saliency in maps.items()}, "attention")
     with pytest.raises(DataFault, match=r"\(changed: img0001 \(saliency from attention, labels before"):
-        check_beginning(tmp_path, other, (0, 2), SPLIT)
+        check_beginning(tmp_path, other, (0, 2), SPLIT, SETTINGS)
     if marked:
         with pytest.raises(DataFault, match=r"\(changed: img0003 \(its labels\)\)"):
-            check_beginning(tmp_path, array_changed(with_maps, 2, "labels"), (0, 2), SPLIT)
+            check_beginning(tmp_path, array_changed(with_maps, 2, "labels"), (0, 2), SPLIT, SETTINGS)
 
 
 def test_a_run_of_before_is_held_against_its_provenance(store, tmp_path):
     with pytest.raises(DataFault, match=r"neither began_with.json nor provenance.json is there"):
-        check_beginning(tmp_path, store, (0, 2), SPLIT)
+        check_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS)
     write_json(tmp_path / "provenance.json", describe(store, (0, 2), SPLIT))
-    check_beginning(tmp_path, store, (0, 2), SPLIT, labels=(0, 2))
+    check_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS, labels=(0, 2))
     with pytest.raises(DataFault, match=r"removed: img0001; on the other side: img0002 \(training now, held out bef"):
-        check_beginning(tmp_path, store, (1,), Split((1,), (2,), ""))
+        check_beginning(tmp_path, store, (1,), Split((1,), (2,), ""), SETTINGS)
     (tmp_path / BEGAN_WITH).write_text("{")
     with pytest.raises(DataFault, match=r"began_with.json: cannot be read .* put it back"):
-        check_beginning(tmp_path, store, (0, 2), SPLIT)
+        check_beginning(tmp_path, store, (0, 2), SPLIT, SETTINGS)
+
+
+@pytest.mark.parametrize("change", ["other", "gone", "new"])
+def test_files_beside_the_scans_are_those_of_the_beginning(change, store, tmp_path):
+    """Priors below the names of its scans, whoever put something beside them."""
+    priors, other = tmp_path / "priors", tmp_path / "moved"
+    for name in ("img0001", "img0003", "img0004"):
+        (priors / name).mkdir(parents=True)
+        (priors / name / "liver.nii.gz").write_bytes(name.encode())
+    run, settings = tmp_path / "run", DagmanSettings(prior=PriorSettings(source="files", folder=str(priors)))
+    run.mkdir()
+    keep_beginning(run, store, (0, 2), SPLIT, settings)
+    (priors / "img0004" / "liver.nii.gz").write_bytes(b"other")  # of a scan that the run does not know
+    (priors / "README").write_text("of a person", encoding="utf-8")
+    shutil.copytree(priors, other)
+    elsewhere = DagmanSettings(prior=PriorSettings(source="files", folder=str(other)))
+    check_beginning(run, store, (0, 2), SPLIT, elsewhere)
+    if change == "other":
+        (priors / "img0003" / "liver.nii.gz").write_bytes(b"other")
+    elif change == "gone":
+        (priors / "img0003" / "liver.nii.gz").unlink()
+    else:
+        (priors / "img0003" / "spleen.nii.gz").write_bytes(b"new")
+    which = "spleen" if change == "new" else "liver"
+    with pytest.raises(DataFault, match=rf"files of prior.folder .* removed: img0003/{which}.nii.gz\)"):
+        check_beginning(run, store, (0, 2), SPLIT, settings)
+    older = json.loads((run / BEGAN_WITH).read_text(encoding="utf-8"))
+    del older["files"]
+    write_json(run / BEGAN_WITH, older)
+    check_beginning(run, store, (0, 2), SPLIT, settings)
+
+
+def test_an_encoder_a_run_starts_from_is_that_of_the_beginning(store, tmp_path):
+    encoder = tmp_path / "encoder.safetensors"
+    encoder.write_bytes(b"weights")
+    settings = FinetuneSettings(init=str(encoder))
+    keep_beginning(tmp_path, store, (0, 2), SPLIT, settings)
+    check_beginning(tmp_path, store, (0, 2), SPLIT, settings)
+    encoder.write_bytes(b"others")
+    with pytest.raises(DataFault, match=r"files of init that were changed, added or removed: encoder.safetensors\)"):
+        check_beginning(tmp_path, store, (0, 2), SPLIT, settings)
+
+
+def test_every_setting_that_names_what_is_read_beside_the_scans_says_so(tmp_path):
+    there = str(tmp_path)
+    clarity = ClaritySettings(prior=FindingPrior(source="files", folder=there, table={"a": {"organs": ["liver"]}}))
+    study = StudySettings(task="localisation", head="clarity", findings=there, boxes=there, init=there, clarity=clarity)
+    assert set(read_beside(study)) == {"findings", "boxes", "init", "clarity.prior.folder"}
+    assert read_beside(StudySettings()) == {}
 
 
 def pretrain(capsys, *tokens) -> tuple[int, str]:
@@ -190,6 +247,29 @@ def test_a_run_is_preempted_before_its_first_step_and_a_resumed_one_that_fails_i
     assert not (run / "preempted").exists()
     (tmp_path / "gone").rename(tmp_path / "store")
     assert pretrain(capsys, "--out", run, "--resume")[0] == 0
+
+
+def test_a_run_that_is_preempted_while_it_prepares_is_begun_again_and_prepares_the_rest(
+    phantoms, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    begun = [phantoms, "--out", run, *SPADE]
+
+    def prepared_and_stopped(*given, **how):
+        prepare(*given, **how)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(spade3d.volumes.prepare, "prepare", prepared_and_stopped)
+    code, said = pretrain(capsys, *begun)
+    assert code == 75 and "stopped by SIGTERM, and what is finished is kept; run the same command again" in said
+    assert (run / "preempted").exists() and not (run / "config.yaml").exists()
+    assert pretrain(capsys, *begun, "--resume")[0] == 3
+    monkeypatch.setattr(spade3d.volumes.prepare, "prepare", prepare)
+    there = {path: path.stat().st_mtime_ns for path in run.rglob("*.b2nd")}
+    code, said = pretrain(capsys, *begun)
+    assert code == 0, said
+    assert there and {path: path.stat().st_mtime_ns for path in run.rglob("*.b2nd")} == there
+    assert not (run / "preempted").exists()
 
 
 def relabelled(path: Path) -> None:

@@ -13,7 +13,7 @@ from tiny_task import PointStream, Tiny, digest, written
 
 from spade3d.faults import Fault, Preempted
 from spade3d.training import checkpoint
-from spade3d.training.interruption import Interruption, marked, preempted_at_once
+from spade3d.training.interruption import Interruption, preemptible
 from spade3d.training.loop import Optimiser, train
 
 
@@ -54,11 +54,15 @@ def test_a_signal_saves_and_stops(tmp_path, number, raised):
 
 def test_what_is_preempted_is_marked_where_there_is_a_run(tmp_path):
     for folder, marks in ((tmp_path / "nothing begun", []), (tmp_path, ["preempted"])):
-        with pytest.raises(Preempted), marked(folder), preempted_at_once():
+        before = signal.getsignal(signal.SIGUSR1)
+        with pytest.raises(Preempted), preemptible(folder):
             os.kill(os.getpid(), signal.SIGUSR1)
         assert [path.name for path in tmp_path.iterdir()] == marks
-    with pytest.raises(Fault, match="another"), marked(tmp_path / "other"):
+        assert signal.getsignal(signal.SIGUSR1) is before
+    (tmp_path / "other").mkdir()
+    with pytest.raises(Fault, match="another"), preemptible(tmp_path / "other"):
         raise Fault("another")
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_an_interruption_among_updates_that_are_not_finite_loses_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from spade3d.claim import CLAIM, Overruled
 from spade3d.faults import DataFault
 from spade3d.volumes import channels
-from spade3d.volumes.channels import SALIENCY, saliency_lost, write_saliency
+from spade3d.volumes.channels import SALIENCY, SOURCES, saliency_lost, write_saliency
 from spade3d.volumes.layouts import Case, Dataset
 from spade3d.volumes.prepare import prepare
 from spade3d.volumes.preprocessing import Preprocessing
@@ -190,6 +191,6 @@ def test_a_case_that_is_being_prepared_anew_takes_no_saliency(store):
     assert not list(store.rglob(SALIENCY))
     with pytest.raises(DataFault, match="not a store"):
         write_saliency(record.parent, maps(0), "gaze")
-    with pytest.raises(ValueError, match="one of gaze, predicted, predicted .taught by labels., labels, attention"):
+    with pytest.raises(ValueError, match=re.escape(f"saliency source 'wishes'; one of {', '.join(SOURCES)}")):
         write_saliency(store, maps(0), "wishes")
     assert json.loads((store / INDEX).read_text(encoding="utf-8"))["content"]["cases"][0]["saliency"] is None
