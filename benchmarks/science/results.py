@@ -291,6 +291,7 @@ SECTIONS: tuple[Section, ...] = (
             "distillation_few_shot_abdomen_ct",
             "distillation_hippocampus_mr",
             "distillation_long_hippocampus_mr",
+            "distillation_cells_hippocampus_mr",
             "distillation_heart_mr",
         ),
     ),
