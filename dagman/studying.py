@@ -187,7 +187,7 @@ class Work:
             validate_every=max(1, settings.steps // max(1, looks)),
             better="macro_auroc" if looks else None,
             label=settings.task,
-            config_hash=self.mark(out),
+            config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
         )
         judge = self.judge(learned(model, task), tokens)
         judge.model.save(out / "model.safetensors")
@@ -282,11 +282,6 @@ class Work:
     def judge(self, model: StudyModel, tokens: TokenCache | None) -> Judge:
         """Who asks the model about the validation studies."""
         return Judge(model, self.store, self.findings, self.split.validation, self.device, tokens)
-
-    def mark(self, out: Path) -> str:
-        """A fingerprint of the configuration and of the labels: under others the run does not resume."""
-        labels = [(study.name, str(study.labels)) for study in self.findings.studies]
-        return hashlib.sha256((out / CONFIG).read_bytes() + repr((self.findings.names, labels)).encode()).hexdigest()
 
 
 def learned(model: StudyModel, task: Task) -> StudyModel:

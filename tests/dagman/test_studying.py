@@ -176,7 +176,7 @@ def test_a_run_does_not_resume_under_other_labels(place, tmp_path, capsys):
     run(*begun)
     table.write_text(table.read_text(encoding="utf-8").replace("img0002,1", "img0002,0"))
     code, said = refused(capsys, *begun, "--resume")
-    assert code == 3 and "config" in said
+    assert code == 3 and "files of findings that were changed, added or removed: findings.csv" in said
 
 
 def test_a_run_does_not_resume_with_other_scans(place, tmp_path, capsys):
