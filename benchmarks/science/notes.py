@@ -154,8 +154,8 @@ NOTES = {
         "arms almost every difference has both signs by seeds: clusters semantic +0.93, +0.43, -0.50, noisy +0.43, "
         "-0.83, +0.80, both -0.19, -0.29, +0.59. What every seed says: either part alone lowers the entropy of stage "
         "4, and the noisy teacher alone finds the middle of a structure less well. Every arm finds fewer neighbours "
-        "and landmarks than random weights, and in the mean tighter clusters. So rate and cells are not why the paper's order is not found; "
-        "three seeds differ by more than the parts do."
+        "and landmarks than random weights, and in the mean tighter clusters. So rate and cells are not why the "
+        "paper's order is not found; three seeds differ by more than the parts do."
     ),
     "distillation_heart_mr": (
         "The same hearts in crops of 192 x 192 x 64 mm. Spade with DAGMaN on one encoder has more Dice than `smit` in "
