@@ -248,7 +248,7 @@ NOTES = {
         "Without wrong and free arms: those of the table above."
     ),
     "priors_rate_fold2_hippocampus_mr": (
-        "The same once more, nothing changed, on the fold that nobody had looked at: guided heads are ahead of the "
+        "The same once more, nothing changed, on the fold that no choice was made on: guided heads are ahead of the "
         "prior that taught them with every seed (+0.043, +0.015, +0.060), and by subjects (+0.011 to +0.070), at "
         "either part. On cells of 2 voxels the prior is behind by less (+0.017, -0.013 to +0.050); where all crops "
         "count together it stays ahead."
