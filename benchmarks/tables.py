@@ -24,7 +24,7 @@ of the rounds that the table gives: seven or more, but three of the sliding wind
 of 100,000 cases. Results agree before anything is timed, but where the table says otherwise. Each JSON holds the
 spread, the share of what the machine allows, the versions and, where more than one size was timed, the cost against
 size. Trust the ratios, not the seconds: the machine was shared. `make bench` runs two scripts side by side, and gives
-the rounds of a table ten seconds, at least two rounds.
+the rounds of a table 15 seconds, at least two rounds.
 
 `held against` is the fastest of those that the goal names; the JSON files hold the rest. The allocator keeps what is
 freed, for everybody (`benchmarks/speed/rounds.py`).

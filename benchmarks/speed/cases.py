@@ -21,6 +21,7 @@ import numpy as np
 from rounds import machine, tabled, timed, written
 
 from spade3d.began_with import check_beginning, keep_beginning
+from spade3d.configuration import Common
 from spade3d.crops.pairs import PairStream, Sampling
 from spade3d.provenance import PROVENANCE, describe, write_json
 from spade3d.volumes import sealed
@@ -78,15 +79,15 @@ def ways(store: VolumeStore, run: Path) -> dict[str, Callable[[int], Any]]:
     frames = {i: frame.to_frame for i, frame in found.items()}
     save_frames(run / "frames.json", {store.cases[i].name: frame for i, frame in found.items()}, "affine")
     stream = PairStream(store, split.train, frames, SAMPLING)
-    keep_beginning(run, store, split.train, split)
+    keep_beginning(run, store, split.train, split, Common())
     assert {store.cases[i].subject for i in split.train}.isdisjoint(store.cases[i].subject for i in split.validation)
     return {
         "store opened": lambda _: VolumeStore.open(store.path),
         "split by subject": lambda _: split_cases(store.cases, 5, 0),
         "box frames": lambda _: place_scans(store, everybody, "box"),
         "kept frames read": lambda _: load_frames(run / "frames.json"),
-        "beginning written": lambda _: keep_beginning(run, store, split.train, split),
-        "beginning checked": lambda _: check_beginning(run, store, split.train, split),
+        "beginning written": lambda _: keep_beginning(run, store, split.train, split, Common()),
+        "beginning checked": lambda _: check_beginning(run, store, split.train, split, Common()),
         "provenance written": lambda _: write_json(run / PROVENANCE, describe(store, split.train, split)),
         "stream made": lambda _: PairStream(store, split.train, frames, SAMPLING),
         BATCH: stream.batch,
