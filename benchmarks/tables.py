@@ -213,8 +213,7 @@ def pretraining_step(of: dict) -> Iterator[Line]:
     for one in (*of["recipes"], *of["smaller"]):
         share = 100 * one["share_of_data"]
         work = f"{one['recipe']}, {one['crops']} crops of {one['side']}^3, width 24: data in a step, on a CPU"
-        waited = "; with a loader ".join(f"{how['waited']:.1%}" for how in one["loops"])
-        waited = f"waited {waited}" if waited else ""
+        waited = "".join(f"with a loader waited {how['waited']:.1%}" for how in one["loops"] if how["loaders"])
         speed = f"{one['crops_per_cpu_s']:.3g} crops/s"
         yield Line("pretraining step", work, speed, waited, share, 5, "%", below=True, open="not measured on a GPU")
 

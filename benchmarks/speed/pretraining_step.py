@@ -4,10 +4,10 @@ the optimiser: who waits for whom?
     python benchmarks/speed/pretraining_step.py
 
 Batches of the recipes' own size, crops of 48^3, width 24, of phantoms in a store, on one thread. First the CPU time of
-the parts of a step: making the batch (the loader's work), and all that networks, losses and AdamW take with it;
-`share of data` is the first over the sum. Then whole runs of the loop in wall time, the batches made in the training
-process, and by one loader beside it (`--loaders 1`): `waited` is the share of its steps that the loop stood still for a
-batch. Wall time of a busy machine says little more than that. Cost against size: the parts of a step at smaller crops.
+the parts of a step: making the batch (the loader's work), and all that networks, losses and AdamW take with it; `share
+of data` is the first over the sum. Then whole runs of the loop in wall time, the batches made by one loader beside it
+(`--loaders 1`): `waited` is the share of its steps that the loop stood still for a batch. Wall time of a busy machine
+says little more than that. Cost against size: the parts of a step at smaller crops.
 
 On a GPU the step shrinks and the batch does not: `batches per second and core` says how many loaders feed it.
 """
@@ -109,7 +109,7 @@ def measured(name: str, store: VolumeStore, of: dict, side: int = SIDE) -> dict:
         "share_of_data": round(data / (data + compute), 4),
         "crops_per_cpu_s": round(crops / (data + compute), 3),
         "batches_per_s_and_core": round(1 / data, 2),
-        "loops": [loop(*built(name, store), loaders) for loaders in (0, 1)] if side == SIDE else [],
+        "loops": [loop(*built(name, store), loaders=1)] if side == SIDE else [],
     }
     print({key: value for key, value in found.items() if key != "rows"})
     return found

@@ -9,8 +9,9 @@ anew for every call: of the others 72 % of the time in `selection.py` (MONAI 279
 
 Scripts whose goals were set with malloc as users have it time that, too, in a process of its own (`as_users_have_it`).
 
-SPEED_SECONDS=n gives the rounds of one table n seconds, and takes two where that is less; SPEED_ALLOCATOR=system leaves
-malloc as users have it.
+SPEED_SECONDS=n gives the rounds of one table n seconds, and takes two where that is less, after a first call of each
+that does not count: it compiles, and fills caches and what the allocator keeps; SPEED_ALLOCATOR=system leaves malloc as
+users have it.
 """
 
 import ctypes
@@ -41,7 +42,6 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 ROUNDS = 9
 SECONDS, FEWEST = float(os.environ.get("SPEED_SECONDS", "inf")), 2
 SLOW_S = 1.0  # what takes so long at first is called only once before the rounds
-LONG_S = 4.0  # what takes so long has no need of that: its first call is its first round
 LEAST_S = 0.005  # what is faster is repeated within its turn, until the clock's grain no longer shows
 
 torch.set_num_threads(1)
@@ -73,24 +73,27 @@ def most_held_mib() -> int:
 def timed(
     contenders: Mapping[str, Callable[[int], Any]],
     rounds: int = ROUNDS,
-    agree: Callable[[Mapping[str, Any]], None] = lambda answers: None,
+    agree: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Timing]:
     """Time each contender, a function of the number of the round, in turns; the one that begins changes by rounds.
     `agree` is given what each of them returned first, and raises before they are called again."""
     names, answers, first = list(contenders), {}, {}
     for name in names:
         begun = time.process_time()
-        answers[name] = contenders[name](0)
+        answer = contenders[name](0)
         first[name] = time.process_time() - begun
-    agree(answers)
-    del answers
+        if agree is not None:
+            answers[name] = answer
+        del answer
+    if agree is not None:
+        agree(answers)
+        del answers
     rounds = max(min(rounds, FEWEST), min(rounds, math.floor(min(SECONDS / sum(first.values()), 1e9))))
     repeats = {name: _repeats(contenders[name], first[name]) for name in names}
-    seconds = {name: [first[name]] if first[name] > LONG_S else [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            if len(seconds[name]) < rounds:
-                seconds[name].append(_called(contenders[name], number, repeats[name]))
+            seconds[name].append(_called(contenders[name], number, repeats[name]))
     return {name: _timing(of) for name, of in seconds.items()}
 
 
