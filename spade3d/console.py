@@ -53,7 +53,7 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
         app(spelled_out(tokens), exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _say(app, UsageFault(_bad_option(error, tree)))
-    except Fault as fault:
+    except (Fault, Preempted) as fault:
         return _say(app, fault)
     except KeyboardInterrupt as stopped:
         print(f"{app.name[0]}: {str(stopped) or 'interrupted'}", file=sys.stderr)
@@ -63,7 +63,7 @@ def run(app: App, tokens: list[str], tree: type[Settings] | None = None) -> int:
     return 0
 
 
-def _say(app: App, fault: Fault) -> int:
+def _say(app: App, fault: Fault | Preempted) -> int:
     if not fault.said:
         print(f"{app.name[0]}: {' '.join(str(fault).split())}", file=sys.stderr)
     return fault.exit_code

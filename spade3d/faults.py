@@ -29,7 +29,9 @@ class DataFault(Fault):
     exit_code = 3
 
 
-class Preempted(Fault):
-    """The run was asked to stop and saved itself: run the same command again, with --resume once it has begun."""
+class Preempted(BaseException):
+    """The run was asked to stop and saved itself: run the same command again, with --resume once it has begun. Like
+    KeyboardInterrupt no Exception: whatever goes on after a scan or a file that failed must not go on after this."""
 
     exit_code = 75
+    said = False

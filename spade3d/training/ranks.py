@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from spade3d.faults import Fault, UsageFault
+from spade3d.faults import Fault, Preempted, UsageFault
 
 SILENCE = timedelta(minutes=10)  # of a rank in a step, after which the others give up
 TURN = timedelta(seconds=2)  # of waiting for word
@@ -175,7 +175,7 @@ def _leave_word(key: str, do: Callable[[], T]) -> T:
     try:
         outcome = do()
     except BaseException as error:
-        code = error.exit_code if isinstance(error, Fault) else 1
+        code = error.exit_code if isinstance(error, Fault | Preempted) else 1
         with suppress(dist.DistError):  # the process that keeps the words may have ended, and this error is the news
             _run.store.set(key, pickle.dumps((False, (str(error), code))))
         raise

@@ -272,6 +272,18 @@ def test_a_run_that_is_preempted_while_it_prepares_is_begun_again_and_prepares_t
     assert not (run / "preempted").exists()
 
 
+def test_a_signal_amid_a_scan_is_not_taken_for_a_fault_of_the_scan(phantoms, tmp_path, monkeypatch, capsys):
+    read = spade3d.volumes.prepare.read_volume
+
+    def stopped(path, **how):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(path, **how)
+
+    monkeypatch.setattr(spade3d.volumes.prepare, "read_volume", stopped)
+    code, said = pretrain(capsys, phantoms, "--out", tmp_path / "run", *SPADE)
+    assert code == 75 and "left out" not in said
+
+
 def relabelled(path: Path) -> None:
     """Half of the scan loses its labels."""
     labels = read_labels(path)
