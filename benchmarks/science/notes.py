@@ -245,7 +245,12 @@ NOTES = {
         "by the crop alone: it reads the image, and learns the mean of what the prior gets wrong from scan to "
         "scan. On finer cells, which no head here has, the prior is level (-0.012, -0.041 to +0.017), and where "
         "all crops count together it is ahead (0.728, heads 0.620), for attention sums to one in every crop. "
-        "Without wrong and free arms: those of the table above."
+        "Wrong and free arms: below."
+    ),
+    "priors_rate_controls_hippocampus_mr": (
+        "The controls of the table above, with the first two of its seeds: heads told the wrong place follow it and "
+        "find less than a uniform map, and of heads told nothing the best, chosen on labelled training scans, finds a "
+        "fifth of what guided ones do."
     ),
     "priors_rate_fold2_hippocampus_mr": (
         "The same once more, nothing changed, on the fold that no choice was made on: guided heads are ahead of the "

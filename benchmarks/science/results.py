@@ -310,6 +310,7 @@ SECTIONS: tuple[Section, ...] = (
             "priors_hippocampus_mr",
             "priors_location_hippocampus_mr",
             "priors_rate_hippocampus_mr",
+            "priors_rate_controls_hippocampus_mr",
             "priors_rate_fold2_hippocampus_mr",
             "priors_heart_mr",
             "priors_long_heart_mr",
