@@ -20,11 +20,10 @@ HEAD = """# How fast, against the others and against the goals
 
 Made by `benchmarks/tables.py` from `benchmarks/results/speed_*.json`, not by hand: `make bench` measures all of it
 anew. Ours and the others do the same work on the same input in interleaved rounds, one thread each, CPU time, medians
-of the rounds that the table gives: seven or more, but three of the sliding window and of metrics at full size, and one
-of 100,000 cases. Results agree before anything is timed, but where the table says otherwise. Each JSON holds the
-spread, the share of what the machine allows, the versions and, where more than one size was timed, the cost against
-size. Trust the ratios, not the seconds: the machine was shared. `make bench` runs two scripts side by side, and gives
-the rounds of a table 15 seconds, at least two rounds.
+of the rounds that the table gives: seven or more, but one of 100,000 cases. Results agree before anything is timed, but
+where the table says otherwise. Each JSON holds the spread, the share of what the machine allows, the versions and,
+where more than one size was timed, the cost against size. Trust the ratios, not the seconds: the machine was shared.
+`make bench` runs two scripts side by side, and gives the rounds of a table 15 seconds, at least two rounds.
 
 `held against` is the fastest of those that the goal names; the JSON files hold the rest. The allocator keeps what is
 freed, for everybody (`benchmarks/speed/rounds.py`).
@@ -87,8 +86,8 @@ NOTES = {
         "searches as far from each surface voxel as in a large one, and MONAI's boxes are small."
     ),
     "sliding window, blending": (
-        "Bound by memory. 4.5 x this MONAI (1.6.1) would be 174 ms; copying as many bytes as answers and logits have "
-        "takes 151 ms, and sums that do not fit the cache are read and written anew for each window: 12 bytes a "
+        "Bound by memory. 4.5 x this MONAI (1.6.1) would be 165 ms; copying as many bytes as answers and logits have "
+        "takes 169 ms, and sums that do not fit the cache are read and written anew for each window: 12 bytes a "
         "number, seven tenths of our time (`benchmarks/speed/sliding_window.py` has what was tried). What ours does "
         "not do is hold all logits: see the row of memory."
     ),

@@ -11,7 +11,7 @@ they are divided by their weight and handed out. Beside the scan itself there is
 
 A scan of 512 x 512 x 1200 voxels with 14 channels and windows of 96^3 takes a slab of 1.5 GB; all maps take 17.6 GB.
 Slabs are for memory, not for time: of a scan 4 times as long the label map takes as much beyond the scan as before
-(195 MiB; MONAI 766 instead of 197), and blending 0.98 to 1.17 times as fast as MONAI's (docs/speed.md).
+(169 MiB; MONAI 773 instead of 198), and blending 1.04 to 1.18 times as fast as MONAI's (docs/speed.md).
 """
 
 import math
