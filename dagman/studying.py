@@ -34,7 +34,6 @@ from spade3d import console
 from spade3d.began_with import check_beginning, keep_beginning
 from spade3d.commands import CONFIG, STORE, find_device, report_rejected
 from spade3d.configuration import to_yaml
-from spade3d.crops.crop import Views
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
@@ -253,7 +252,7 @@ class Work:
             how = {"out": out / TEACHER, "device": self.device, "seed": seed, "precision": settings.precision}
             teacher = taught_by_cnn(clarity, store, self.findings, self.taught, **how)
         crop = settings.crop
-        views = Views(**crop.model_dump(include=set(Views.__dataclass_fields__)))
+        views = crop.views()
         if tokens is not None:
             show = Cached(tokens, prior)
         elif settings.arrangement == "bag":

@@ -20,12 +20,8 @@ from spade3d.configuration import (
     Network,
     Optim,
     Positive,
-    PositiveRange,
-    Range,
     Settings,
     Share,
-    Switches,
-    Voxels,
     from_environment,
     merge,
     read_yaml,
@@ -34,6 +30,7 @@ from spade3d.configuration import (
     with_values,
 )
 from spade3d.faults import DataFault, UsageFault
+from spade3d.recipes.changed_crops import MildlyChangedCrops
 from spade3d.recipes.choosing import crop_within, steps_for
 from spade3d.volumes.organs import canonical_organ
 
@@ -63,33 +60,13 @@ def subjects_or_share(written: Any, read: Callable[[Any], float | None]) -> int 
 Labels = Annotated[SerializeAsAny[Positive | None], WrapValidator(subjects_or_share)]
 
 
-class LabelledCrops(Settings):
-    """Crops of fine-tuning; no flips by default, because a left kidney is not a right one."""
+class LabelledCrops(MildlyChangedCrops):
+    """Crops of fine-tuning."""
 
-    shape: Voxels | None = None
-    """voxels of a crop along i, j, k; left out, what suits the scans and the device."""
     crops: Annotated[int, Field(ge=1, le=64)] = 2
     """of a batch."""
     foreground: Share = 0.67
     """share of crops that lie around a labelled voxel; the others lie anywhere."""
-    flip: Switches = (False, False, False)
-    """whether crops are mirrored by chance along right-left, front-back, foot-head."""
-    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
-    """largest turn about each axis, in degrees; 0 turns nothing."""
-    zoom: PositiveRange = (0.85, 1.18)
-    """range of the magnification; 1 1 keeps the size."""
-    gamma: PositiveRange = (0.8, 1.25)
-    """range of the exponent of intensities; 1 1 keeps them."""
-    contrast: PositiveRange = (0.9, 1.1)
-    """range of the factor on intensities; 1 1 keeps them."""
-    brightness: Annotated[float, Field(ge=0)] = 0.05
-    """largest shift of intensities, where the window is 1 long; 0 shifts nothing."""
-    blur: Range = (0.0, 0.7)
-    """range of the standard deviation of a Gaussian, in voxels."""
-    blur_chance: Share = 0.1
-    """share of crops that are blurred; 0 blurs none."""
-    noise: Annotated[float, Field(ge=0)] = 0.03
-    """largest standard deviation of noise, where the window is 1 long; 0 adds none."""
 
 
 class FinetuneOptim(Optim):
@@ -308,7 +285,6 @@ def build_stream(
 ) -> LabelledStream:
     """The labelled crops of a run, or the part of them that one of the processes that share it learns from."""
     from dagman.downstream.labelled import LabelledSampling, LabelledStream
-    from spade3d.crops.crop import Views
 
     crop = settings.crop
     sampling = LabelledSampling(
@@ -316,6 +292,6 @@ def build_stream(
         spacing=None if settings.data.spacing == NATIVE else settings.data.spacing,
         crops=crop.crops,
         foreground=crop.foreground,
-        views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
+        views=crop.views(),
     )
     return LabelledStream(store, cases, classes, sampling, seed=settings.seed, share=share)

@@ -19,17 +19,14 @@ from spade3d.configuration import (
     InputPath,
     Optim,
     Positive,
-    PositiveRange,
-    Range,
     Settings,
-    Share,
-    Switches,
     Voxels,
     read_yaml,
     rule,
     with_values,
 )
 from spade3d.faults import UsageFault
+from spade3d.recipes.changed_crops import MildlyChangedCrops
 from spade3d.recipes.choosing import crop_within, steps_for
 
 if TYPE_CHECKING:
@@ -41,35 +38,16 @@ EPOCHS = 60  # of a head on cached tokens, where --steps is open
 FEWEST_STEPS, MOST_STEPS = 200, 5000
 
 
-class StudyCrops(Settings):
+class StudyCrops(MildlyChangedCrops):
     """What the encoder sees at once: a window (cached), a crop of a bag, or the whole body at low resolution.
 
-    What follows `crops` changes crops of a bag, and whole bodies, from step to step; cached tokens are of the scan as
-    it is.
+    Changes are of crops of a bag, and of whole bodies, from step to step; cached tokens are of the scan as it is.
     """
 
     shape: Voxels | None = None
     """voxels that the encoder sees at once, multiples of 16; left out, what suits the scans and the device."""
     crops: Annotated[int, Field(ge=1, le=64)] = 4
     """of a bag."""
-    flip: Switches = (False, False, False)
-    """whether scans are mirrored by chance along right-left, front-back, foot-head."""
-    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
-    """largest turn about each axis, in degrees; 0 turns nothing."""
-    zoom: PositiveRange = (0.85, 1.18)
-    """range of the magnification; 1 1 keeps the size."""
-    gamma: PositiveRange = (0.8, 1.25)
-    """range of the exponent of intensities; 1 1 keeps them."""
-    contrast: PositiveRange = (0.9, 1.1)
-    """range of the factor on intensities; 1 1 keeps them."""
-    brightness: Annotated[float, Field(ge=0)] = 0.05
-    """largest shift of intensities, where the window is 1 long; 0 shifts nothing."""
-    blur: Range = (0.0, 0.7)
-    """range of the standard deviation of a Gaussian, in voxels."""
-    blur_chance: Share = 0.1
-    """share of crops that are blurred; 0 blurs none."""
-    noise: Annotated[float, Field(ge=0)] = 0.03
-    """largest standard deviation of noise, where the window is 1 long; 0 adds none."""
 
 
 class AttentionSettings(Settings):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from spade3d.configuration import PositiveRange, Range, Settings, Share, ShareRange, Switches, Voxels
+from spade3d.configuration import PositiveRange, Settings, Share, ShareRange
 from spade3d.faults import DataFault
+from spade3d.recipes.changed_crops import ChangedCrops
 from spade3d.recipes.choosing import HIDDEN_CELL, matched_grid
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ FRAMES = "body_frames.json"  # in the folder of a run
 BLIND = ("ordinary", "random", "centre")  # views that read no saliency of the store
 
 
-class CropSettings(Settings):
+class CropSettings(ChangedCrops):
     """Two overlapping crops of an anchor scan and their counterparts; sizes in voxels of the prepared scans.
 
     flip    off: a network that may not know left from right, nor head from feet, cannot tell most places of the body
@@ -37,8 +38,6 @@ class CropSettings(Settings):
             views are always the loader's
     """
 
-    shape: Voxels | None = None
-    """voxels of a crop along i, j, k; left out, what suits the scans and the device."""
     frame: Literal["box", "affine", "learned"] = "affine"
     """how places of two scans compare: box of the body, affine to an average body, or learned."""
     anchors: Annotated[int, Field(ge=1, le=4096)] = 2
@@ -53,24 +52,6 @@ class CropSettings(Settings):
     """matched places drawn for each crop."""
     hidden: Share = 0.0
     """share of the student's view that is hidden, in cells of about 8 x 8 x 8 voxels; 0 hides nothing."""
-    flip: Switches = (False, False, False)
-    """whether crops are mirrored by chance along right-left, front-back, foot-head."""
-    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 15.0
-    """largest turn about each axis, in degrees; 0 turns nothing."""
-    zoom: PositiveRange = (0.8, 1.25)
-    """range of the magnification; 1 1 keeps the size."""
-    gamma: PositiveRange = (0.7, 1.5)
-    """range of the exponent of intensities; 1 1 keeps them."""
-    contrast: PositiveRange = (0.8, 1.2)
-    """range of the factor on intensities; 1 1 keeps them."""
-    brightness: Annotated[float, Field(ge=0)] = 0.1
-    """largest shift of intensities, where the window is 1 long; 0 shifts nothing."""
-    blur: Range = (0.0, 1.0)
-    """range of the standard deviation of a Gaussian, in voxels."""
-    blur_chance: Share = 0.3
-    """share of views that are blurred; 0 blurs none."""
-    noise: Annotated[float, Field(ge=0)] = 0.05
-    """largest standard deviation of noise, where the window is 1 long; 0 adds none."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """who changes intensities: the loader, or the device; auto is the device where it is a GPU."""
 
@@ -138,7 +119,6 @@ def pair_stream(
     frames        of the cases; None: those of the settings (`frames_of`)
     prior         what is known beforehand of a crop
     """
-    from spade3d.crops.crop import Views
     from spade3d.crops.pairs import PairStream, Sampling
     from spade3d.training import ranks
 
@@ -154,7 +134,7 @@ def pair_stream(
         places=crop.places,
         hidden=crop.hidden,
         hidden_grid=matched_grid(crop.shape, spacing, HIDDEN_CELL),
-        views=Views(**crop.model_dump(include=set(Views.__dataclass_fields__))),
+        views=crop.views(),
         selection=selection,
         focus=None if focus is None else focus_of(focus, store, cases),
         one_parent=one_parent,
