@@ -20,13 +20,13 @@ from torch import Tensor
 
 from dagman.attention.guidance import GuidedHeads
 from dagman.attention.maps import STAGE, Looker, relative_maps
-from dagman.attention.semantic_file import load_semantic
-from dagman.downstream.model import FORMAT as SEGMENTATION
-from dagman.downstream.model import SegmentationModel
-from dagman.recipes.distillation import GUIDED, IN_ENCODER, SEMANTIC
+from dagman.attention.semantic_file import SEMANTIC, load_semantic
+from dagman.downstream.model import SEGMENTATION, SegmentationModel
+from dagman.recipes.distillation import GUIDED, IN_ENCODER
 from spade3d.commands import CONFIG, ENCODER
 from spade3d.configuration import read_yaml
 from spade3d.faults import DataFault
+from spade3d.model_file import format_of
 from spade3d.networks.attention_saliency import peaked
 from spade3d.networks.foreign import describe_encoder, read_encoder
 from spade3d.networks.sliding import sliding_window
@@ -36,7 +36,6 @@ from spade3d.volumes.nifti_channels import write_channels
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
 from spade3d.volumes.volume import write_volume
 
-MODEL = "model.safetensors"  # in the folder of a fine-tuning run
 MAP, HEADS = "_attention.nii.gz", "_attention_heads.nii.gz"  # after a scan's name
 UNIT = "1 is the average of a crop"
 CLASS_TOKEN_CELLS = 8  # along each axis of a crop, where nobody knows what it was trained with: the paper's 8^3
@@ -114,13 +113,14 @@ def attention_of_run(path: Path, stage: int | None) -> AttentionModel:
     if "preprocessing" not in said:
         raise DataFault(f"{file}: says not how scans are prepared for it; give the encoder of a run of spade-pretrain")
     semantic = None
-    if stage is None and file.with_name(SEMANTIC).exists():
-        semantic, stage = load_semantic(file.with_name(SEMANTIC))
+    beside = file.with_name(SEMANTIC.name)
+    if stage is None and beside.exists():
+        semantic, stage = load_semantic(beside)
         gives, reads = said["feature_size"] * 2**stage, semantic.class_token.numel()
         if gives != reads:
             raise DataFault(
-                f"{file.with_name(SEMANTIC)}: reads tokens of {reads} channels, and stage {stage} of {file.name} has "
-                f"{gives}; put files of one run beside each other"
+                f"{beside}: reads tokens of {reads} channels, and stage {stage} of {file.name} has {gives}; put files "
+                "of one run beside each other"
             )
     looker = Looker(read_encoder(file), stage or STAGE, semantic)
     preprocessing = Preprocessing.from_dict(said["preprocessing"])
@@ -130,7 +130,7 @@ def attention_of_run(path: Path, stage: int | None) -> AttentionModel:
 def saliency_of_run(checkpoint: Path) -> tuple[Look, str] | None:
     """For `spade-saliency attention`: [CLS] of the run that an encoder lies in, mean over heads, as far as a place gets
     more than the average of its crop. None for an encoder that has no semantic attention beside it."""
-    if not checkpoint.with_name(SEMANTIC).is_file():
+    if not checkpoint.with_name(SEMANTIC.name).is_file():
         return None
     model = attention_of_run(checkpoint, None)
 
@@ -149,15 +149,7 @@ def attention_of_model(model: SegmentationModel, stage: int | None) -> Attention
 
 def is_finetuned(path: Path) -> bool:
     """Whether a model is one of dagman-finetune, which segments, too; else it may be an encoder."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.is_dir():
-        return (path / MODEL).exists()
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return (opened.metadata() or {}).get("format") == SEGMENTATION
-    except SafetensorError:  # the reader of encoders says what it is
-        return False
+    return (path / SEGMENTATION.name).exists() if path.is_dir() else format_of(path) == SEGMENTATION.format
 
 
 def encoder_file(path: Path) -> Path:

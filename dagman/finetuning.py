@@ -12,7 +12,7 @@ import torch
 
 from dagman.downstream.flips import exchange_of
 from dagman.downstream.labelled import Classes, classes_of
-from dagman.downstream.model import Decoder, SegmentationModel, with_decoder
+from dagman.downstream.model import SEGMENTATION, Decoder, SegmentationModel, with_decoder
 from dagman.downstream.protocols import deviations
 from dagman.downstream.segmentation import Segmentation
 from dagman.evaluation.cases_table import write_cases
@@ -188,7 +188,7 @@ def trained_and_judged(
         config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
     )
     if ranks.first():
-        model.save(out / "model.safetensors")
+        model.save(out / SEGMENTATION.name)
     rows = judge(model, store, split, out / "predictions", settings, device)
 
     def told() -> dict:

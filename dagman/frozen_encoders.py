@@ -5,14 +5,13 @@ A model of dagman-finetune holds an encoder, too: to compare it with the one it 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from dagman.attention_prediction import is_finetuned
+from dagman.downstream.model import SEGMENTATION
 from spade3d.configuration import Network
 from spade3d.networks.foreign import SETTINGS, describe_encoder, load_encoder, read_encoder
 from spade3d.networks.swin import SwinTransformer
@@ -26,8 +25,7 @@ def said_of(path: Path) -> dict[str, Any]:
     """
     if not is_finetuned(path):
         return describe_encoder(path)
-    with safe_open(path, framework="pt") as opened:
-        said = json.loads(opened.metadata()["model"])
+    _, said = SEGMENTATION.read(path)
     network = Network(**said["network"]).model_dump()
     side = network["window"]
     settings = {"in_channels": 1} | {name: network[name] for name in SETTINGS if name in network}

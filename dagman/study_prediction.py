@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from dagman.attention_prediction import MODEL
-from dagman.downstream.study_model import StudyFound, StudyModel, load_study_model
+from dagman.downstream.study_model import STUDY, StudyFound, StudyModel, load_study_model
 from dagman.prediction import check_table, each_scan
 from dagman.recipes.predicting import Segmenting
 from dagman.study_judging import map_name, map_names
 from spade3d import console
 from spade3d.commands import find_device
 from spade3d.faults import DataFault, Fault, UsageFault
+from spade3d.model_file import format_of
 from spade3d.volumes.layouts import Case, read_layout
 from spade3d.volumes.volume import Grid, read_volume, write_volume
 
@@ -51,16 +51,8 @@ class Told:
 
 def is_study_model(path: Path) -> bool:
     """Whether a run, or its model.safetensors, is one of classification or localisation."""
-    from safetensors import SafetensorError, safe_open
-
-    file = path / MODEL if path.is_dir() else path
-    if not file.is_file():
-        return False
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return (opened.metadata() or {}).get("format", "").startswith(STUDIES)
-    except SafetensorError:  # the reader of other models says what it is
-        return False
+    file = path / STUDY.name if path.is_dir() else path
+    return file.is_file() and format_of(file).startswith(STUDIES)
 
 
 def predict_studies(

@@ -15,7 +15,7 @@ from torch import nn
 from dagman.downstream.clarity_losses import clarity_losses
 from dagman.downstream.coarse_scans import CoarseScans
 from dagman.downstream.studies import Findings, StudyBatch, read_findings
-from dagman.downstream.study_model import StudyModel, build_head
+from dagman.downstream.study_model import STUDY, StudyModel, build_head
 from dagman.downstream.study_streams import Bag, BagSampling, Cached, StudyStream, Whole
 from dagman.downstream.study_task import StudyTask, labels_alone, moments, prepare_head
 from dagman.downstream.token_cache import TokenCache, filled
@@ -189,7 +189,7 @@ class Work:
             config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
         )
         judge = self.judge(learned(model, task), tokens)
-        judge.model.save(out / "model.safetensors")
+        judge.model.save(out / STUDY.name)
         localises = settings.task == "localisation"
         rows = judge.predictions(out / MAPS if localises else None)
         write_predictions(out / PREDICTIONS, rows)

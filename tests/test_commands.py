@@ -578,7 +578,7 @@ def snapshot(place: Path) -> dict[str, bytes]:
         ("spade-pretrain", "DATA --out FILE", "is a file; --out needs a folder"),
         ("spade-pretrain", "DATA --out NEW --resume", "holds no run to resume"),
         ("dagman-finetune", "DATA --out RUN", "already holds a run"),
-        ("dagman-predict", "FULL DATA --out NEW", "no model there; give a run of dagman-finetune"),
+        ("dagman-predict", "FULL DATA --out NEW", "no model there; give a finished run of dagman-finetune"),
         ("dagman-predict", "FILE DATA --out NEW", "not readable as safetensors"),
         ("dagman-predict", "FULL DATA --out NEW --attention", "no model there; give a finished run of spade-pretrain"),
         ("dagman-compare", "RUN FULL --out NEW", "holds no finished run of dagman-finetune (no summary.json)"),

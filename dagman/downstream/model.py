@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +17,14 @@ from dagman.downstream.inference import predict_classes
 from dagman.downstream.labelled import Classes
 from dagman.downstream.linear_decoder import LinearDecoder, with_linear_decoder
 from spade3d.configuration import Network
-from spade3d.faults import DataFault
+from spade3d.model_file import ModelFile
 from spade3d.networks.swin_unetr import SwinUNETR
-from spade3d.tensor_file import safetensors_bytes
 from spade3d.training.precision import autocast_for
 from spade3d.volumes.preprocessing import Prepared, Preprocessing
 from spade3d.volumes.volume import Grid, Volume
-from spade3d.whole_file import whole_file
 
 Decoder = Literal["swin-unetr", "linear"]
-FORMAT = "dagman-segmentation-1"
+SEGMENTATION = ModelFile("dagman-segmentation-1", "model.safetensors", "model", "dagman-finetune")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +101,7 @@ class SegmentationModel:
             "modalities": self.modalities,
             "taught": self.taught,
         }
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        with whole_file(path) as file:
-            file.write(safetensors_bytes(weights, {"format": FORMAT, "model": json.dumps(said)}))
+        SEGMENTATION.write(path, self.network, said)
 
 
 def with_decoder(network: SwinUNETR, decoder: Decoder, classes: int) -> SwinUNETR | LinearDecoder:
@@ -116,30 +111,14 @@ def with_decoder(network: SwinUNETR, decoder: Decoder, classes: int) -> SwinUNET
 
 def load_model(path: Path) -> SegmentationModel:
     """Read what `save` wrote: model.safetensors itself, or the folder of a run that holds it."""
-    from safetensors import SafetensorError, safe_open
-
     from spade3d.recipes.recipe import build_network
 
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise DataFault(f"{path}: no model there; give a run of dagman-finetune, or its model.safetensors")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        raise DataFault(f"{file}: not readable as safetensors ({error}); copy it again, or fine-tune again") from error
-    if metadata.get("format") != FORMAT:
-        raise DataFault(f"{file}: format {metadata.get('format')!r}; a {FORMAT} of dagman-finetune is needed")
-    said = json.loads(metadata["model"])
+    weights, said = SEGMENTATION.read(path)
     settings = Network(**said["network"])
     classes = Classes(tuple(said["classes"]["names"]), tuple(said["classes"]["values"]))
     decoder = said.get("decoder", "swin-unetr")
     network = with_decoder(build_network(settings, out_channels=len(classes)), decoder, len(classes))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataFault(f"{file}: its weights are not those of its network ({error}); fine-tune again") from error
+    SEGMENTATION.fill(network, weights, path)
     how = Preprocessing.from_dict(said["preprocessing"])
     return SegmentationModel(
         network,

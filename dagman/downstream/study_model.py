@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,15 +19,18 @@ from dagman.downstream.study_heads import AttentionPooling, LinearProbe
 from dagman.downstream.token_grids import Windows, channels_of, frozen, places_of, to_world, token_grid
 from spade3d.configuration import Network
 from spade3d.crops.crop import Crop
-from spade3d.faults import DataFault
+from spade3d.model_file import ModelFile
 from spade3d.networks.swin import SwinTransformer
-from spade3d.tensor_file import safetensors_bytes
 from spade3d.volumes.geometry import canonical_flips, resample
 from spade3d.volumes.preprocessing import Preprocessing
 from spade3d.volumes.volume import Grid, Volume
-from spade3d.whole_file import whole_file
 
-FORMAT = "dagman-study-2"
+STUDY = ModelFile(
+    "dagman-study-2",
+    "model.safetensors",
+    "model",
+    "dagman-finetune --task classification or localisation",
+)
 HEADS: Mapping[str, type[nn.Module]] = {
     "linear": LinearProbe,
     "attention": AttentionPooling,
@@ -115,14 +117,7 @@ class StudyModel:
             "windows": asdict(self.windows),
             "low_resolution": self.low_resolution,
         }
-        parts = {"encoder": self.encoder, "head": self.head}
-        weights = {
-            f"{part}.{name}": tensor.detach().cpu().contiguous()
-            for part, module in parts.items()
-            for name, tensor in module.state_dict().items()
-        }
-        with whole_file(path) as file:
-            file.write(safetensors_bytes(weights, {"format": FORMAT, "model": json.dumps(said)}))
+        STUDY.write(path, nn.ModuleDict({"encoder": self.encoder, "head": self.head}), said)
 
 
 def build_head(kind: str, channels: int, findings: int, settings: Mapping[str, Any]) -> nn.Module:
@@ -135,32 +130,14 @@ def load_study_model(path: Path) -> StudyModel:
 
     DataFault for a file that is missing, damaged, of another kind, or does not fit its own settings.
     """
-    from safetensors import SafetensorError, safe_open
-
     from spade3d.recipes.recipe import build_network
 
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise DataFault(f"{path}: no model there; give a run of dagman-finetune, or its model.safetensors")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        raise DataFault(f"{file}: not readable as safetensors ({error}); copy it again, or fine-tune again") from error
-    if metadata.get("format") != FORMAT:
-        raise DataFault(
-            f"{file}: format {metadata.get('format')!r}; a {FORMAT} of dagman-finetune --task classification or "
-            "localisation is needed"
-        )
-    said = json.loads(metadata["model"])
+    weights, said = STUDY.read(path)
     network, windows = Network(**said["network"]), said["windows"]
     encoder = build_network(network, out_channels=1).swinViT
     kind, settings, findings = said["head"]["kind"], said["head"]["settings"], tuple(said["findings"])
     head = build_head(kind, channels_of(encoder), len(findings), settings)
-    for part, module in {"encoder": encoder, "head": head}.items():
-        of_part = {name.removeprefix(f"{part}."): t for name, t in weights.items() if name.startswith(f"{part}.")}
-        module.load_state_dict(of_part)
+    STUDY.fill(nn.ModuleDict({"encoder": encoder, "head": head}), weights, path)
     return StudyModel(
         encoder.eval(),
         head.eval(),

@@ -54,8 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mst": {"masking": "low", "semantic": True, "patch_dropout": 0.0},
     "dino": {"masking": "none", "semantic": True, "patch_dropout": 0.0},
 }
-SEMANTIC = "semantic_attention.safetensors"  # in the folder of a run, beside its encoder
-GUIDED = "guided_heads.json"  # the same: which heads follow which region
+GUIDED = "guided_heads.json"  # in the folder of a run, beside its encoder: which heads follow which region
 IN_ENCODER = "guided_heads"  # the same table among what encoder.safetensors says of itself
 PAPER_HEADS = {"head_width": 2048, "bottleneck": 256, "prototypes": 8192}
 SMALL_HEADS = {"head_width": 256, "bottleneck": 64, "prototypes": 512}
@@ -324,11 +323,11 @@ def pictures_of(task: Dagman | SpadeDagman, network, batches) -> dict[str, np.nd
 
 def save_attention(task: Dagman | SpadeDagman, out: Path) -> None:
     """The semantic attention that belongs to the encoder of a run, where it has one."""
-    from dagman.attention.semantic_file import save_semantic
+    from dagman.attention.semantic_file import SEMANTIC, save_semantic
 
     semantic = task.student.looks.semantic
     if semantic is not None:
-        save_semantic(out / SEMANTIC, semantic, task.distillation.terms.stage)
+        save_semantic(out / SEMANTIC.name, semantic, task.distillation.terms.stage)
 
 
 def said_of_distillation(distill: DistillSettings, prior: PriorSettings) -> dict[str, str]:

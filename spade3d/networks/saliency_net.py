@@ -8,7 +8,6 @@ entropy on the soft map, and crops blended over the scan.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,14 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spade3d.crops.saliency_crops import SaliencyBatch
-from spade3d.faults import DataFault
+from spade3d.model_file import ModelFile
 from spade3d.networks.sliding import over_scan
-from spade3d.tensor_file import safetensors_bytes
 from spade3d.training.loop import Task
 from spade3d.volumes.preprocessing import Preprocessing
-from spade3d.whole_file import whole_file
 
-FORMAT = "spade3d-saliency-1"
+SALIENCY = ModelFile("spade3d-saliency-1", "saliency.safetensors", "saliency model", "spade-saliency train")
 STRIDE = 16  # voxels of a cell at the bottom: four halvings
 RARE = -4.0  # the first logit: about what 2 % of salient voxels ask for, else hundreds of steps go into learning that
 
@@ -89,28 +86,13 @@ class SaliencyModel:
             "taught_by": self.taught_by,
             **more,
         }
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        with whole_file(path) as file:
-            file.write(safetensors_bytes(weights, {"format": FORMAT, "model": json.dumps(said)}))
+        SALIENCY.write(path, self.network, said)
 
 
 def load_saliency_model(path: Path) -> SaliencyModel:
     """Read what `save` wrote: saliency.safetensors itself, or the folder of a run that holds it."""
-    from safetensors import SafetensorError, safe_open
-
-    file = path / "saliency.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise DataFault(f"{path}: no saliency model there; give a finished run of `spade-saliency train`")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
-    except SafetensorError as error:
-        raise DataFault(f"{file}: not readable as safetensors ({error}); copy it again, or train again") from error
-    if metadata.get("format") != FORMAT:
-        raise DataFault(f"{file}: format {metadata.get('format')!r}; a {FORMAT} of `spade-saliency train` is needed")
-    said = json.loads(metadata["model"])
+    weights, said = SALIENCY.read(path)
     network = SaliencyNet(said["width"])
-    network.load_state_dict(weights)
+    SALIENCY.fill(network, weights, path)
     i, j, k = said["block"]
     return SaliencyModel(network, Preprocessing.from_dict(said["preprocessing"]), (i, j, k), tuple(said["taught_by"]))

@@ -19,7 +19,7 @@ from dagman.attention.semantic_file import save_semantic
 from dagman.attention_prediction import AttentionModel, attention_of_run, saliency_of_run
 from dagman.downstream.labelled import Classes
 from dagman.downstream.model import SegmentationModel
-from dagman.downstream.study_model import FORMAT as STUDIES
+from dagman.downstream.study_model import STUDY
 from spade3d.configuration import Network
 from spade3d.crops.crop import rotation
 from spade3d.faults import DataFault
@@ -183,7 +183,7 @@ def test_the_class_token_gives_saliency_to_a_store(capsys, tmp_path, run, scan):
 
 
 def test_the_attention_of_a_fine_tuned_model_is_named_as_taught_by_labels(finetuned):
-    for described in describe_encoder(finetuned / "model.safetensors"), {"format": STUDIES}:
+    for described in describe_encoder(finetuned / "model.safetensors"), {"format": STUDY.format}:
         assert attention_source(described) == "attention (taught by labels)"
 
 

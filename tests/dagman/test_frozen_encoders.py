@@ -1,12 +1,9 @@
 """An encoder is found in the file of a pretraining, of a fine-tuned model and of others, as that file means it."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from dagman.downstream.model import FORMAT
+from dagman.downstream.model import SEGMENTATION
 from dagman.frozen_encoders import said_of, settings_of, trained, untrained
 from spade3d.configuration import Network
 from spade3d.networks.foreign import SETTINGS, save_encoder
@@ -26,7 +23,7 @@ def test_a_fine_tuned_model_is_read_with_its_own_settings(network, tmp_path):
     """Shapes alone would have it clip windows as MONAI does and order corners the other way."""
     said = {"network": TINY.model_dump(mode="json"), "window": [32, 32, 16]}
     said |= {"preprocessing": {"spacing": [2.0, 2.0, 3.0]}}
-    save_file(network.state_dict(), tmp_path / "model.safetensors", {"format": FORMAT, "model": json.dumps(said)})
+    SEGMENTATION.write(tmp_path / "model.safetensors", network, said)
     save_encoder(tmp_path / "encoder.safetensors", network)
     model, alone = said_of(tmp_path / "model.safetensors"), said_of(tmp_path / "encoder.safetensors")
     assert settings_of(model) == settings_of(alone) and model["merging"] == "v2" and not model["monai_compatible"]

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dagman.attention.semantic import SemanticAttention
-from dagman.attention.semantic_file import FORMAT, load_semantic, save_semantic
+from dagman.attention.semantic_file import SEMANTIC, load_semantic, save_semantic
 from spade3d.faults import DataFault
 
 
@@ -24,7 +24,7 @@ def test_what_is_saved_comes_back(tmp_path, how):
     ours, theirs = module.eval()(tokens), again(tokens)
     assert torch.equal(ours.by_head, theirs.by_head) and torch.equal(ours.summary, theirs.summary)
     with safe_open(path, framework="pt") as opened:
-        said = json.loads(opened.metadata()["settings"])
+        said = json.loads(opened.metadata()[SEMANTIC.entry])
     assert (said["stage"], said["dim"], said["heads"], said["blocks"]) == (
         2,
         24,
@@ -38,7 +38,7 @@ def test_what_is_no_semantic_attention_is_refused(tmp_path):
     with pytest.raises(DataFault, match="no semantic attention there"):
         load_semantic(path)
     save_file({"a": torch.zeros(2)}, path, {"format": "spade3d-encoder-1"})
-    with pytest.raises(DataFault, match=f"format 'spade3d-encoder-1'; a {FORMAT}"):
+    with pytest.raises(DataFault, match=f"format 'spade3d-encoder-1'; a {SEMANTIC.format}"):
         load_semantic(path)
     module = SemanticAttention(16)
     save_semantic(path, module, 3)

@@ -97,7 +97,7 @@ def test_the_same_body_lying_otherwise_is_segmented_alike(model, scan):
 
 
 def test_what_is_no_model_is_refused(tmp_path, model):
-    with pytest.raises(DataFault, match="no model there; give a run of dagman-finetune"):
+    with pytest.raises(DataFault, match="no model there; give a finished run of dagman-finetune"):
         load_model(tmp_path)
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors", {"format": "spade3d-encoder-1"})
     with pytest.raises(DataFault, match="format 'spade3d-encoder-1'; a dagman-segmentation-1"):

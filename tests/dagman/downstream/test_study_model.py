@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dagman.downstream.study_model import FORMAT, StudyFound, StudyModel, build_head, load_study_model
+from dagman.downstream.study_model import STUDY, StudyFound, StudyModel, build_head, load_study_model
 from dagman.downstream.token_grids import Windows, channels_of
 from spade3d.configuration import Network
 from spade3d.faults import DataFault
@@ -81,5 +81,5 @@ def test_files_that_are_no_study_model_are_refused(tmp_path):
     with pytest.raises(DataFault, match="not readable as safetensors"):
         load_study_model(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "dagman-segmentation-1"})
-    with pytest.raises(DataFault, match=f"'dagman-segmentation-1'; a {FORMAT} of dagman-finetune --task classif"):
+    with pytest.raises(DataFault, match=f"'dagman-segmentation-1'; a {STUDY.format} of dagman-finetune --task classif"):
         load_study_model(tmp_path)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dagman.attention.semantic_file import load_semantic
+from dagman.attention.semantic_file import SEMANTIC, load_semantic
 from dagman.attention_prediction import attention_of_run
 from dagman.recipes.distillation import (
     GUIDED,
-    SEMANTIC,
     VARIANTS,
     check_terms,
     chosen_distillation,
@@ -448,7 +447,7 @@ def test_a_run_leaves_its_semantic_attention_beside_the_encoder(store, tmp_path)
     chosen = dagman.choose(with_values(DagmanSettings(), SMALL), store, CASES, "cpu")
     built = dagman.build(chosen, store, CASES, None)
     built.finish(tmp_path)
-    module, stage = load_semantic(tmp_path / SEMANTIC)
+    module, stage = load_semantic(tmp_path / SEMANTIC.name)
     assert stage == 2 and not (tmp_path / GUIDED).exists()
     for ours, its in zip(built.task.student.looks.semantic.parameters(), module.parameters(), strict=True):
         assert torch.equal(ours, its)
