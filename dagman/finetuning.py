@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,17 +23,14 @@ from dagman.judging import judge, look, scored_classes, show
 from dagman.recipes.finetuning import FinetuneSettings, build_stream, choose, protocol_of, regime_of
 from spade3d import console
 from spade3d.began_with import check_beginning, keep_beginning
-from spade3d.commands import CONFIG, STORE, find_device, report_rejected
+from spade3d.commands import CONFIG, STORE, find_device, learn, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault, UsageFault
-from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
-from spade3d.networks.swin import compile_encoders
 from spade3d.provenance import PROVENANCE, describe, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
-from spade3d.training.loop import Optimiser, train
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
 from spade3d.volumes.layouts import Dataset, read_layout
@@ -165,27 +161,16 @@ def trained_and_judged(
         network.to(device).eval().whiten(batch.images.to(device) for batch in whole.stream(0, MOMENTS))
     stream = build_stream(settings, store, taught, classes, (ranks.rank(), ranks.world()))
     looks, task = settings.scoring.looks, Segmentation(network, regime_of(settings))
-    if settings.channels_last:
-        channels_last(task)
-    if settings.compile:
-        compile_encoders(task)
-    train(
+    learn(
         task,
         prefetched(stream, settings.loaders, device),
-        steps=settings.steps,
-        out=out,
-        optimiser=Optimiser(**settings.optim.model_dump()),
-        skip_bad_batches=settings.skip_bad_batches,
-        device=device,
-        precision=settings.precision,
-        save_every=settings.save_every,
-        seed=settings.seed,
+        settings,
+        out,
         resume=resume,
+        label="fine-tuning",
         validate=(lambda task, step: look(task, model, store, split, settings, device)) if looks else None,
         validate_every=max(1, settings.steps // max(1, looks)),
         better="mean_dice" if looks else None,
-        label="fine-tuning",
-        config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
     )
     if ranks.first():
         model.save(out / SEGMENTATION.name)

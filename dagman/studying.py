@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Iterator
@@ -32,18 +31,17 @@ from dagman.study_baselines import judge_baselines
 from dagman.study_judging import Judge, annotation_notes, annotations_of, look, map_names
 from spade3d import console
 from spade3d.began_with import check_beginning, keep_beginning
-from spade3d.commands import CONFIG, STORE, find_device, report_rejected
+from spade3d.commands import CONFIG, STORE, find_device, learn, report_rejected
 from spade3d.configuration import to_yaml
 from spade3d.faults import DataFault, UsageFault
-from spade3d.networks.convolutions import channels_last
 from spade3d.networks.foreign import Coverage, describe_encoder, load_encoder
-from spade3d.networks.swin import SwinTransformer, compile_encoders
+from spade3d.networks.swin import SwinTransformer
 from spade3d.provenance import PROVENANCE, describe, without_nan, write_json, write_text
 from spade3d.recipes.recipe import build_network
 from spade3d.scans import open_scans
 from spade3d.training import ranks
 from spade3d.training.interruption import preemptible
-from spade3d.training.loop import Optimiser, Task, train
+from spade3d.training.loop import Task
 from spade3d.training.precision import autocast_for
 from spade3d.training.prefetch import prefetched
 from spade3d.volumes.split import Split, draw_labelled, split_cases
@@ -166,27 +164,16 @@ class Work:
         of_teacher = self.note_of_teacher(stream)
         prepare_head(head, moments(task, self.seen_once(stream), self.device), self.findings.table(self.taught))
         looks = settings.scoring.looks
-        if settings.channels_last:
-            channels_last(task)
-        if settings.compile:
-            compile_encoders(task)
-        train(
+        learn(
             task,
             prefetched(stream, self.loaders, self.device),
-            steps=settings.steps,
-            out=out,
-            optimiser=Optimiser(**settings.optim.model_dump()),
-            skip_bad_batches=settings.skip_bad_batches,
-            device=self.device,
-            precision=settings.precision,
-            save_every=settings.save_every,
-            seed=settings.seed,
+            settings,
+            out,
             resume=resume,
+            label=settings.task,
             validate=(lambda task, step: look(self.judge(learned(model, task), tokens))) if looks else None,
             validate_every=max(1, settings.steps // max(1, looks)),
             better="macro_auroc" if looks else None,
-            label=settings.task,
-            config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
         )
         judge = self.judge(learned(model, task), tokens)
         judge.model.save(out / STUDY.name)

@@ -266,12 +266,9 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     import torch
 
     from spade3d.began_with import check_beginning
-    from spade3d.networks.convolutions import channels_last
     from spade3d.networks.foreign import save_encoder
-    from spade3d.networks.swin import compile_encoders
     from spade3d.provenance import PROVENANCE, describe, write_json
     from spade3d.training import ranks
-    from spade3d.training.loop import Optimiser, train
     from spade3d.training.prefetch import prefetched
     from spade3d.training.report import pretraining_report
     from spade3d.volumes.store import VolumeStore, is_store
@@ -293,25 +290,8 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
     provenance = describe(store, split.train, split, {**looked, **built.labels})
     if ranks.first():
         write_json(out / PROVENANCE, provenance)  # anew: what was built may have taken labels
-    if settings.channels_last:
-        channels_last(built.task)
-    if settings.compile:
-        compile_encoders(built.task)
-    outcome = train(
-        built.task,
-        prefetched(built.batches, settings.loaders, device),
-        steps=settings.steps,
-        out=out,
-        optimiser=Optimiser(**settings.optim.model_dump()),
-        skip_bad_batches=settings.skip_bad_batches,
-        device=device,
-        precision=settings.precision,
-        save_every=settings.save_every,
-        seed=settings.seed,
-        resume=resume,
-        label="pretraining",
-        config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
-    )
+    batches = prefetched(built.batches, settings.loaders, device)
+    outcome = learn(built.task, batches, settings, out, resume=resume, label="pretraining")
     if not ranks.first():
         return None
     how = {
@@ -337,6 +317,36 @@ def pretrain_encoder(recipe: Recipe, settings: Common, out: Path, *, resume: boo
         "scans": len(split.train),
         "left_out": len(store.rejected),
     }
+
+
+def learn(task, batches, settings: Common, out: Path, *, resume: bool, label: str, **judged):
+    """The loop, as the settings of a run ask for it (`spade3d.training.loop.train`, which takes `judged`, too)."""
+    import torch
+
+    from spade3d.networks.convolutions import channels_last
+    from spade3d.networks.swin import compile_encoders
+    from spade3d.training.loop import Optimiser, train
+
+    if settings.channels_last:
+        channels_last(task)
+    if settings.compile:
+        compile_encoders(task)
+    return train(
+        task,
+        batches,
+        steps=settings.steps,
+        out=out,
+        optimiser=Optimiser(**settings.optim.model_dump()),
+        skip_bad_batches=settings.skip_bad_batches,
+        device=torch.device(settings.device),
+        precision=settings.precision,
+        save_every=settings.save_every,
+        seed=settings.seed,
+        resume=resume,
+        label=label,
+        config_hash=hashlib.sha256((out / CONFIG).read_bytes()).hexdigest(),
+        **judged,
+    )
 
 
 def whom_to_hold_out(settings: Common, store) -> Split:
