@@ -20,8 +20,10 @@ from dagman.evaluation.metrics import case_metrics
 from spade3d.crops import kernels
 from spade3d.crops.correspondences import match
 from spade3d.crops.crop import PLAIN, Crop, Intensity, coloured, cut, cut_labels, cut_together, rotation
-from spade3d.crops.focus import Focus, Saliency, soft_mask
+from spade3d.crops.focus import soft_mask
 from spade3d.crops.focus_kernels import integral_volume, parts_of
+from spade3d.crops.focus_rule import Focus
+from spade3d.crops.salient import Saliency
 from spade3d.crops.selection import Places, alike, apart
 from spade3d.networks import windows
 from spade3d.networks.sliding import sliding_window

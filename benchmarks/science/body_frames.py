@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spade3d.provenance import without_nan, write_json
-from spade3d.volumes.body_frame import FRAMES, place_scans
+from spade3d.volumes.frame_methods import FRAMES, place_scans
 from spade3d.volumes.geometry import apply_affine
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.organs import BTCV, MM_WHS, canonical_organ

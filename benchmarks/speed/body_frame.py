@@ -19,8 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 from rounds import machine, tabled, timed, written
 
-from spade3d.volumes.body_frame import FRAMES, place_scans
 from spade3d.volumes.coarse_scan import cell_mm, coarse_scan
+from spade3d.volumes.frame_methods import FRAMES, place_scans
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.prepare import prepare

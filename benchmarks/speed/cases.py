@@ -25,7 +25,8 @@ from spade3d.configuration import Common
 from spade3d.crops.pairs import PairStream, Sampling
 from spade3d.provenance import PROVENANCE, describe, write_json
 from spade3d.volumes import sealed
-from spade3d.volumes.body_frame import load_frames, place_scans, save_frames
+from spade3d.volumes.body_frame import load_frames, save_frames
+from spade3d.volumes.frame_methods import place_scans
 from spade3d.volumes.layouts import read_layout
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.prepare import prepare

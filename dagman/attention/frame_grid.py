@@ -11,9 +11,8 @@ from scipy import ndimage
 
 from spade3d.crops import kernels
 from spade3d.volumes.body_box import field_of_view
-from spade3d.volumes.body_frame import stretch
 from spade3d.volumes.coarse_scan import coarse_scan
-from spade3d.volumes.geometry import apply_affine, inverse, resample
+from spade3d.volumes.geometry import apply_affine, inverse, resample, stretch
 
 SAMPLES = 4  # a cell, along each axis, at most: how much of it a structure takes, to a 64th
 MOST_CELLS = 4_000_000

@@ -12,8 +12,7 @@ from jaxtyping import Float, UInt8
 from dagman.attention.spatial_prior import in_steps
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes.body_box import field_of_view
-from spade3d.volumes.body_frame import stretch
-from spade3d.volumes.geometry import apply_affine, same_grid
+from spade3d.volumes.geometry import apply_affine, same_grid, stretch
 from spade3d.volumes.volume import Grid, read_grid, read_volume
 
 ROUNDING = 1e-3  # beyond 0..1: of whoever made the file

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from spade3d.crops.crop import mm_to_stored
 from spade3d.volumes.body_box import AIR_HU
-from spade3d.volumes.body_frame import stretch
 from spade3d.volumes.coarse_scan import cell_mm
+from spade3d.volumes.geometry import stretch
 from spade3d.volumes.preprocessing import foreground_of
 
 THIN_MM, THIN_SHARE = 8.0, 1 / 40  # of the longest side: what is thinner (a table, a blanket) is not body by itself

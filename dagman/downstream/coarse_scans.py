@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from spade3d.crops.crop import Crop
-from spade3d.volumes.body_frame import stretch
+from spade3d.volumes.geometry import stretch
 
 
 class CoarseScans:

@@ -32,7 +32,8 @@ from spade3d.crops.crop import (
     region,
     scan_bounds,
 )
-from spade3d.crops.focus import Focus, FocusedView, draw_focused_pair, draw_ordinary_box, draw_parent, hide
+from spade3d.crops.focus import FocusedView, draw_focused_pair, draw_ordinary_box, draw_parent, hide
+from spade3d.crops.focus_rule import Focus
 from spade3d.crops.salient import Saliency
 from spade3d.crops.selection import Places, Selection, alike
 

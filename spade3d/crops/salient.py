@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spade3d.crops.crop import body_bounds
+from spade3d.crops.focus_rule import Focus
 from spade3d.faults import UsageFault
-
-if TYPE_CHECKING:
-    from spade3d.crops.focus import Focus
 
 BLOCK = 32  # voxels along the side of the blocks in which a salient place is looked up
 

@@ -18,7 +18,7 @@ from spade3d.recipes.choosing import HIDDEN_CELL, matched_grid
 
 if TYPE_CHECKING:
     from spade3d.crops.crop import Crop
-    from spade3d.crops.focus import Focus
+    from spade3d.crops.focus_rule import Focus
     from spade3d.crops.pairs import PairStream
     from spade3d.crops.selection import Selection
     from spade3d.volumes.store import VolumeStore
@@ -215,7 +215,7 @@ def steered(settings, store: VolumeStore, cases: Sequence[int]) -> dict[int, str
 
 def focus_of(settings: FocusSettings, store: VolumeStore, cases: Sequence[int]) -> Focus | None:
     """The focus of some settings; None for ordinary views, which those of an empty saliency are."""
-    from spade3d.crops.focus import Focus
+    from spade3d.crops.focus_rule import Focus
     from spade3d.crops.salient import is_salient
 
     if settings.views == "ordinary":
@@ -267,7 +267,7 @@ def far_share(store: VolumeStore, cases: Sequence[int], crop, spacing, far_mm: f
     which costs nothing and is exact enough for a share."""
     from spade3d.crops.pairs import PairStream, Sampling
     from spade3d.crops.selection import apart
-    from spade3d.volumes.body_frame import place_scans
+    from spade3d.volumes.frame_methods import place_scans
 
     frames = {i: frame.to_frame for i, frame in place_scans(store, cases, "box").items()}
     places = PairStream(store, cases, frames, Sampling(crop, spacing)).places_of_crops(512)

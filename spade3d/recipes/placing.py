@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spade3d.faults import DataFault
-from spade3d.volumes.body_frame import BodyFrame, load_frames, place_scans, save_frames
+from spade3d.volumes.body_frame import BodyFrame, load_frames, save_frames
+from spade3d.volumes.frame_methods import place_scans
 
 KEPT = "body_frames"  # a folder of the store
 FOUND_BY = 2  # goes up when the frames themselves change, so that older ones are found anew

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from spade3d.cores import on_all_cores
-from spade3d.volumes.body_frame import BodyFrame, Progress, of_typical_size, stretch
+from spade3d.volumes.body_frame import BodyFrame, Progress, of_typical_size
 from spade3d.volumes.coarse_scan import UNSEEN, CoarseScan, cell_mm, coarse_scan
-from spade3d.volumes.geometry import compose, resample
+from spade3d.volumes.geometry import compose, resample, stretch
 from spade3d.volumes.registration_kernels import BINS, pattern_search, registration, scores_of_ways
 
 APART_CELLS = 6.0  # two centres that lie farther apart must have a reason

@@ -1,13 +1,8 @@
 """Body frames: one small transform per scan, after which places of two patients compare.
 
-Spade draws positives and negatives between scans by where they lie in the body; its abstract does not say how places
-correspond, so the three frames are ours. Each visits a scan once and stretches and moves it along R, A, S, in mm of the
-set's typical patient: the median scale of a set is 1, so distances in any frame are millimetres.
-
-box      the body box, stretched onto the set's median box: nothing is read, and a scan that shows only part of the body
-         is stretched as if that part were all of it
-affine   registration to a scan of the set, then to the mean of those placed (`affine_frame.py`)
-learned  a regressor of relative position, trained on the set itself, and a vote (`learned_frame.py`; needs torch)
+Spade draws positives and negatives between scans by where they lie in the body. Each scan is stretched and moved along
+R, A, S, in mm of the set's typical patient: the median scale of a set is 1, so distances in any frame are millimetres.
+How frames are found: `frame_methods.py`.
 """
 
 import json
@@ -17,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from spade3d.faults import DataFault, UsageFault
+from spade3d.faults import DataFault
 from spade3d.volumes.body_box import Box
-from spade3d.volumes.geometry import apply_affine
+from spade3d.volumes.geometry import apply_affine, stretch
 from spade3d.whole_file import whole_file
 
-FRAMES = ("box", "affine", "learned")
 FORMAT = "spade3d-body-frames-1"
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
@@ -40,27 +34,6 @@ class BodyFrame:
         return apply_affine(self.to_frame, points_mm)
 
 
-def place_scans(
-    store, cases: Sequence[int], method: str, *, seed: int = 0, progress: Progress | None = None
-) -> dict[int, BodyFrame | None]:
-    """The body frame of each of `cases` (indices into `store.cases`); None for a scan that cannot be placed.
-
-    The same store, cases and seed give the same frames. UsageFault for a method that is not in FRAMES.
-    """
-    if method not in FRAMES:
-        raise UsageFault(f"body frame {method!r}: there is no such frame; choose one of {', '.join(FRAMES)}")
-    cases, report = list(cases), progress or (lambda done, total, what: None)
-    if method == "box":
-        return dict(zip(cases, box_frames([store.cases[i].body_box_mm for i in cases]), strict=True))
-    if method == "affine":
-        from spade3d.volumes.affine_frame import affine_frames
-
-        return affine_frames(store, cases, seed=seed, progress=report)
-    from spade3d.volumes.learned_frame import learned_frames  # torch: only where it is asked for
-
-    return learned_frames(store, cases, seed=seed, progress=report)
-
-
 def box_frames(boxes: Sequence[Box]) -> list[BodyFrame]:
     """One frame per body box: each is stretched onto the set's median size and centred at the origin."""
     if not boxes:
@@ -72,13 +45,6 @@ def box_frames(boxes: Sequence[Box]) -> list[BodyFrame]:
     scale = np.median(size, axis=0) / size
     centre = (low + high) / 2
     return [BodyFrame(stretch(s, -s * c)) for s, c in zip(scale, centre, strict=True)]
-
-
-def stretch(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The affine (4, 4) of  x -> scale * x + shift  along each axis."""
-    matrix = np.diag([*np.asarray(scale).tolist(), 1.0])
-    matrix[:3, 3] = shift
-    return matrix
 
 
 def of_typical_size(

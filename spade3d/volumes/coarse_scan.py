@@ -11,8 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from spade3d.volumes.body_box import field_of_view
-from spade3d.volumes.body_frame import stretch
-from spade3d.volumes.geometry import resample
+from spade3d.volumes.geometry import resample, stretch
 
 CELLS = 56
 UNSEEN = -1.0

@@ -32,6 +32,13 @@ def compose(*affines: np.ndarray) -> np.ndarray:
     return whole
 
 
+def stretch(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The affine (4, 4) of  x -> scale * x + shift  along each axis."""
+    matrix = np.diag([*np.asarray(scale).tolist(), 1.0])
+    matrix[:3, 3] = shift
+    return matrix
+
+
 def inverse(affine: np.ndarray) -> np.ndarray:
     """The affine that undoes this one, with an exact last row."""
     back = np.linalg.inv(affine)

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spade3d.volumes.body_frame import BodyFrame, Progress, of_typical_size, stretch
+from spade3d.volumes.body_frame import BodyFrame, Progress, of_typical_size
 from spade3d.volumes.coarse_scan import CoarseScan, cell_mm, coarse_scan
-from spade3d.volumes.geometry import apply_affine
+from spade3d.volumes.geometry import apply_affine, stretch
 
 CROP = 24  # cells a side, of the 56 of a typical scan
 STEPS = 600

@@ -18,7 +18,7 @@ from dagman.recipes.priors import PriorSettings, build_priors
 from spade3d.crops.crop import Box, Crop, box_to_mm, cut_labels, scan_bounds
 from spade3d.faults import DataFault, UsageFault
 from spade3d.volumes.body_box import field_of_view
-from spade3d.volumes.body_frame import place_scans
+from spade3d.volumes.frame_methods import place_scans
 from spade3d.volumes.phantoms import phantom
 from spade3d.volumes.preprocessing import Normalisation
 from spade3d.volumes.volume import Grid, write_volume

@@ -11,7 +11,6 @@ from scipy import ndimage, stats
 
 from spade3d.crops.crop import Box, Crop, Views, body_bounds, mm_to_stored, rotation, touched
 from spade3d.crops.focus import (
-    Focus,
     draw_focused,
     draw_focused_pair,
     draw_ordinary_box,
@@ -20,6 +19,7 @@ from spade3d.crops.focus import (
     soft_mask,
 )
 from spade3d.crops.focus_kernels import box_sums, integral_volume
+from spade3d.crops.focus_rule import Focus
 from spade3d.crops.salient import Saliency
 from spade3d.faults import UsageFault
 from spade3d.volumes.preprocessing import Normalisation

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from spade3d.crops.crop import Box, Views, body_bounds, coloured, cut, rotation, scan_to_world
-from spade3d.crops.focus import Focus, hide
+from spade3d.crops.focus import hide
+from spade3d.crops.focus_rule import Focus
 from spade3d.crops.pairs import PairBatch, PairStream, Sampling
 from spade3d.crops.selection import BODY, Selection, alike
 from spade3d.volumes.body_frame import box_frames

@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 
 from spade3d.volumes.affine_frame import fit
-from spade3d.volumes.body_frame import place_scans
 from spade3d.volumes.coarse_scan import UNSEEN, CoarseScan, cell_mm, coarse_scan
+from spade3d.volumes.frame_methods import place_scans
 from spade3d.volumes.geometry import apply_affine
 from spade3d.volumes.preprocessing import Normalisation
 from spade3d.volumes.registration_kernels import (

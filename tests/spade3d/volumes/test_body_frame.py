@@ -13,10 +13,10 @@ from spade3d.volumes.body_frame import (
     box_frames,
     load_frames,
     of_typical_size,
-    place_scans,
     save_frames,
-    stretch,
 )
+from spade3d.volumes.frame_methods import place_scans
+from spade3d.volumes.geometry import stretch
 
 
 @given(
