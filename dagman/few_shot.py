@@ -40,7 +40,7 @@ def run_finetunings(settings: FinetuneCommand, out: Path, *, resume: bool, stric
 
     Interrupted and resumed, it leaves alone what is finished, continues the run that was not, and begins the others.
     """
-    with ranks.joined(find_device(settings.device)), preemptible(out):
+    with ranks.joined(find_device(settings.device)), preemptible(out, CONFIG, resume=resume):
         ranks.once(lambda: ranks.share(settings.crop.crops, "--crop.crops"))
         runs = settings.runs()
         if len(runs) == 1:

@@ -56,7 +56,7 @@ MOMENTS = 32  # batches, at most, that the head is whitened by where the encoder
 def run_study(settings: StudySettings, out: Path, *, resume: bool, strict: bool) -> dict:
     """What `dagman-finetune --task classification` and `--task localisation` do; returns what they print."""
     ranks.alone(f"dagman-finetune --task {settings.task}")
-    with preemptible(out):
+    with preemptible(out, CONFIG, resume=resume):
         if resume:
             work = reopened(settings, out)
             check_beginning(out, work.store, work.taught, work.split, settings, labels=work.whose_labels())

@@ -139,8 +139,8 @@ def as_begun(tokens: list[str], key: str, asked: str, otherwise: str) -> str:
     for path in _begun(tokens):
         if (begun := str(read_yaml(path).get(key) or otherwise)) != asked:
             raise UsageFault(
-                f"{path.parent}: the run was begun with {key} {begun}, and {asked} is asked for; resume it without "
-                f"--{key} {asked}, or begin a new run with another --out"
+                f"{path.parent}: the run was begun with {key} {begun}, and {asked} is asked for (--{key} or --config); "
+                "resume it without that, or begin a new run with another --out"
             )
     return asked
 
@@ -230,7 +230,7 @@ def run_pretraining(recipe: Recipe, out: Path, config, flags, *, resume: bool, s
     autocast_for(settings.precision, torch.device(device))  # refused here, while nothing is done yet
     with ranks.joined(device):
         ranks.once(lambda: recipe.check(settings))
-        with preemptible(out):
+        with preemptible(out, CONFIG, resume=resume):
             if not resume:
                 settings = ranks.once(lambda: begin(recipe, settings, out, device, strict=strict))
             return pretrain_encoder(recipe, settings, out, resume=resume)

@@ -33,7 +33,7 @@ from spade3d.volumes.channels import (
     TAUGHT_BY_LABELS,
     write_saliency,
 )
-from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map, located
+from spade3d.volumes.gaze import Blur, CountedOtherwise, count_in_slices, gaze_map, located
 from spade3d.volumes.gaze_files import (
     LONG_S,
     Fixations,
@@ -97,6 +97,7 @@ def from_gaze(
         return found.saliency
 
     result = _write(store, chosen, compute, GAZE)
+    left_out.say_counts()
     if chosen and not result["written"]:
         left_out.refuse()
     readers = {one.reader for some in of_case.values() for one in some if one.reader}
@@ -125,6 +126,7 @@ class LeftOut:
     faults: list[DataFault] = field(default_factory=list)
     fixations: int = 0
     doubted: dict[str, list[str]] = field(default_factory=dict)  # what may be wrong -> the files of which it may be
+    counted: list[tuple[int, int, str]] = field(default_factory=list)  # hinted at, taken, file: of x and y
 
     def add(self, name: str, fault: DataFault, fixations: int) -> None:
         if self.strict:
@@ -162,7 +164,21 @@ class LeftOut:
         except DataFault as fault:
             self.add(f"reader {one.reader} of {one.case}" if one.reader else one.case, fault, len(one.seconds))
             return False
+        if (hinted := count_in_slices(one, grid.shape)) is not None:
+            self.counted.append((hinted, one.first, one.source))
         return True
+
+    def say_counts(self) -> None:
+        """Where x and y look counted from another number, in all recordings that tell."""
+        if not self.counted or any(hinted == taken for hinted, taken, _ in self.counted):
+            return
+        other, taken, _ = self.counted[0]
+        reached = "the width or the height" if other == 1 else "0"
+        _say(
+            f"{_some(sorted({file for _, _, file in self.counted}))}: x or y reaches {reached}, as voxels counted from "
+            f"{other} do, and {taken} was taken; if they are, give --first-slice {other}, and write the saliency again "
+            "with --replace"
+        )
 
     def refuse(self) -> None:
         """Where nothing is left, what was left out first says why."""

@@ -154,6 +154,8 @@ def main(tokens: list[str] | None = None) -> None:
         json
             print the result as one JSON object.
         """
+        from spade3d.training.interruption import preemptible
+
         _check_store(store)
         flags = {} if settings is None else settings.model_dump(exclude_unset=True)
         if resume and flags:
@@ -165,7 +167,8 @@ def main(tokens: list[str] | None = None) -> None:
         if resume:
             (out / PREEMPTED).unlink(missing_ok=True)
         chosen = resolve(PredictorSettings, [out / CONFIG] if resume else [], flags, environment={})
-        result = train_predictor(store, out, chosen, find_device(chosen.device), resume=resume)
+        with preemptible(out, CONFIG, resume=resume):
+            result = train_predictor(store, out, chosen, find_device(chosen.device), resume=resume)
         console.print_result(result, json)
 
     @app.command

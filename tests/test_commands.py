@@ -543,7 +543,7 @@ def test_a_run_is_resumed_by_its_own_recipe(tmp_path, capsys, monkeypatch, more)
     assert code == 2 and "no DATA given" in said, "the settings of dagman were understood"
     assert recipe_name(["--out", str(tmp_path / "run")]) == "spade", "a new run is not what lies there"
     code, said = refused(capsys, "spade-pretrain", "--out", tmp_path / "run", "--resume", "--recipe", "spade", *more)
-    assert code == 2 and "the run was begun with recipe dagman, and spade is asked for; resume it without" in said
+    assert code == 2 and "begun with recipe dagman, and spade is asked for (--recipe or --config); resume" in said
 
 
 def test_a_fine_tuning_is_resumed_with_its_own_task(tmp_path, capsys):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spade3d.networks import attention_on_cpu
 
@@ -27,6 +28,9 @@ Cells = tuple[int, int, int]
 # wants few large launches.
 TILE_SCORES_CPU = 2**19
 TILE_SCORES_ACCELERATOR = 2**26
+
+# All of torch's ways but cuDNN's: it takes masks forward and not back, and would give the two different kernels.
+FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,7 +335,8 @@ def _attended_fused(qkv: Tensor, bias: Tensor, plan: WindowPlan) -> Tensor:
         for windows, which, group in plan.tiles(heads):
             rows = plan.rows[windows]
             q, k, v = _gathered(table, rows, which)
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=masked[group][None, which])
+            with sdpa_kernel(FUSED):
+                found = F.scaled_dot_product_attention(q, k, v, attn_mask=masked[group][None, which])
             out[:, which].index_copy_(0, rows.flatten(), found.transpose(1, 2).flatten(0, 1))
     out[plan.padding] = 0
     return out.flatten(1)
@@ -351,7 +356,7 @@ def _backward_fused(grad: Tensor, qkv: Tensor, bias: Tensor, plan: WindowPlan) -
             (wanted,) = _gathered(grad, rows, which)
             tile = _gathered(table, rows, which).detach().requires_grad_()
             mask = masked[group][None, which].detach().requires_grad_()
-            with torch.enable_grad(), _autograd():
+            with torch.enable_grad(), _autograd(), sdpa_kernel(FUSED):
                 found = F.scaled_dot_product_attention(*tile, attn_mask=mask)
                 grad_tile, (grad_mask,) = torch.autograd.grad(found, (tile, mask), wanted)
             grad_bias[which] += grad_mask

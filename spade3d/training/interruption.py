@@ -20,7 +20,8 @@ class Interruption:
     """Remembers that a signal asked the run to stop; a second one ends the process at once. A context manager.
 
     The handler only sets a flag: saving inside it could meet a half-done update. Signals reach the main thread only, so
-    in any other nothing is installed. The handlers that were there before come back after.
+    in any other nothing is installed. The handlers that were there before come back after, and hear of a signal that
+    nobody has asked for.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -34,9 +35,11 @@ class Interruption:
             self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.received and kind is None:
+            signal.raise_signal(self.received)
 
     def stop(self, number: int, step: int, steps: int, out: Path) -> None:
         """End a run that has been saved, after signal `number` to any of its processes: KeyboardInterrupt after SIGINT;
@@ -57,23 +60,30 @@ class Interruption:
 
 
 @contextmanager
-def preemptible(out: Path) -> Iterator[None]:
-    """The work of a command in the folder `out`, outside of its loops, which have their own way to end. Every file
-    appears whole or not at all and the last save holds all that was learnt, so SIGTERM and SIGUSR1 end it where it
-    stands, by Preempted; the file PREEMPTED tells of it, and of a loop within that was preempted."""
+def preemptible(out: Path, holds: str, *, resume: bool) -> Iterator[None]:
+    """The work of a command in the folder `out`, outside of its loops, which have their own way to end. A run has begun
+    there once it holds the file `holds`.
+
+    Every file appears whole or not at all and the last save holds all that was learnt, so SIGTERM and SIGUSR1 end the
+    work where it stands, by Preempted. Where the folder is this command's, the file PREEMPTED tells of it, and of a
+    loop within that was preempted, until a run ends as it should.
+    """
+    others = not resume and (out / holds).exists()  # a run that this command is going to refuse
+
+    def begun() -> bool:
+        return not others and (out / holds).exists()
 
     def stop(number: int, _: FrameType | None) -> None:
-        unbegun = not out.is_dir() or (out / UNFINISHED).exists()
-        again = "again" if unbegun else "with --resume"
-        name = signal.Signals(number).name
+        name, again = signal.Signals(number).name, "with --resume" if begun() else "again"
         raise Preempted(f"stopped by {name}, and what is finished is kept; run the same command {again}")
 
     here = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1) if here}
     try:
         yield
+        (out / PREEMPTED).unlink(missing_ok=True)
     except Preempted as stopped:
-        if out.is_dir():
+        if begun() or (not others and (out / UNFINISHED).exists()):
             (out / PREEMPTED).write_text(f"{stopped}\n", encoding="utf-8")
         raise
     finally:

@@ -271,6 +271,9 @@ def train(
             if not engine.gives_finite(further, PROOFS):
                 raise Fault(came_apart(at.losses, at.step, at.skipped, saves, PROOFS))
             journal.say(f"warning: {unmade(at.losses, at.step, at.skipped)}, the last: the run ends without them")
+        if number := ranks.largest(interruption.received or 0):  # while the last step was validated and saved
+            ranks.barrier()
+            interruption.stop(number, steps, steps, out)
     return Outcome(at.step, at.losses, saves.best)
 
 

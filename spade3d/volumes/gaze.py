@@ -26,8 +26,7 @@ REACH = 4.0  # sigmas; beyond, a Gaussian is below 3.4e-4 of its peak
 
 
 class CountedOtherwise(DataFault):
-    """Slices, rows or columns that fit a scan if the first has another number: then all that was recorded like this is
-    off by one."""
+    """Slices that fit a scan if the first has another number: then all that was recorded like this is off by one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def gaze_map(
     is left.
 
     DataFault where those of one reader cannot be of this scan, as most lie beside it; CountedOtherwise where they
-    could, if the first slice, row and column had another number.
+    could, if the first slice had another number.
     """
     grid = case.source_grid
     points = np.concatenate([located(one, grid) for one in fixations]) if fixations else np.zeros((0, 3))
@@ -116,8 +115,7 @@ def located(fixations: Fixations, grid: Grid) -> np.ndarray:
 
 
 def _check_count(fixations: Fixations, shape: Sequence[int]) -> None:
-    """Refuse slices that mostly are not in the scan, and a count from another number than `first`, which more of the
-    slices, or the rows and columns, tell.
+    """Refuse slices that mostly are not in the scan, and those of which more fit a count from the other number.
 
     A few impossible slices among many are a tracker's slips, and beside the image as others are.
     """
@@ -128,18 +126,11 @@ def _check_count(fixations: Fixations, shape: Sequence[int]) -> None:
         above, below = count_from - 0.5 - 1e-9, count_from + depth - 0.5 + 1e-9
         return int(np.count_nonzero((numbers > above) & (numbers < below)))
 
-    by_slices = first if fitting(first) > fitting(other) else other if fitting(other) > fitting(first) else None
-    in_slices = _counted_in_slices(fixations, shape)
     said = (
         f"slices {numbers.min():g} to {numbers.max():g}, but case {fixations.case} has {depth} "
         f"(counted from {first}: {first} to {depth - 1 + first})"
     )
-    if in_slices is not None and by_slices not in (None, in_slices):
-        raise DataFault(
-            f"{fixations.source}: x and y of case {fixations.case} are counted from {in_slices}, its slices "
-            f"{numbers.min():g} to {numbers.max():g} of {depth} from {by_slices}; count all three from one number"
-        )
-    if by_slices == other:
+    if fitting(other) > fitting(first):
         raise CountedOtherwise(
             f"{fixations.source}: {said}; they fit slices counted from {other}: give --first-slice {other}"
         )
@@ -148,20 +139,13 @@ def _check_count(fixations: Fixations, shape: Sequence[int]) -> None:
             f"{fixations.source}: {said}; they fit no count of its slices: is this gaze of another scan, or of another "
             "axis?"
         )
-    if in_slices == other:
-        low, high = fixations.points.min(axis=0), fixations.points.max(axis=0)
-        raise CountedOtherwise(
-            f"{fixations.source}: x {low[0]:g} to {high[0]:g} and y {low[1]:g} to {high[1]:g} in case "
-            f"{fixations.case} of {shape[0]} x {shape[1]} voxels; they fit voxels counted from {other}, not {first}: "
-            f"give --first-slice {other}"
-        )
 
 
-def _counted_in_slices(fixations: Fixations, shape: Sequence[int]) -> int | None:
-    """The count that x and y tell: 0 where one of them is 0, 1 where one is the width or the height; else None.
+def count_in_slices(fixations: Fixations, shape: Sequence[int]) -> int | None:
+    """The count that x and y hint at: 0 where one of them is 0, 1 where one is the width or the height; else None.
 
     Only whole numbers within the image are indices of voxels. Where both ends are met a tracker kept to the image's
-    edges, and nothing is told.
+    edges, and nothing is told. One fixation at an edge is enough: no more than a hint.
     """
     if fixations.shares:
         return None

@@ -266,6 +266,19 @@ def test_gaze_whose_durations_may_mean_something_else_is_used_and_said(store, tm
         assert all(f"note: {file}: " in err and doubt in err for doubt in doubts)
 
 
+def test_rows_and_columns_at_an_edge_are_said_where_nothing_speaks_against_them(store, tmp_path, capsys):
+    """One fixation at an image's edge ended the command, and two at opposite edges left it without any count."""
+    width = VolumeStore.open(store).cases[0].source_grid.shape[0]
+    for edges, said in [((width, 20), 1), ((0, 20), 0), ((width, 0), None), ((20, 21), None)]:
+        rows = "".join(f"img000{n},{x},20,14,0.3\nimg000{n},20,20,14,0.3\n" for n, x in enumerate(edges, start=1))
+        (tmp_path / "some.csv").write_text("case,x,y,z,duration_s\n" + rows)
+        for first in (0, 1):
+            tokens = ("gaze", store, "--fixations", tmp_path / "some.csv", "--first-slice", first, "--replace")
+            code, _, err = call(capsys, *tokens)
+            assert code == 0
+            assert (f"give --first-slice {1 - first}, and write" in err) == (said == 1 - first), err
+
+
 def test_gaze_of_strangers_is_named_and_the_rest_is_written(scans, store, tmp_path, capsys):
     rows = "case,x,y,z,duration_s\nimg9,1,1,1,1\nimg0002,20,20,14,0.3\nimg0003,20,20,14,0.01\n"
     (tmp_path / "some.csv").write_text(rows)

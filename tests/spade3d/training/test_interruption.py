@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_task import PointStream, Tiny, digest, written
 
+from spade3d.console import fresh_folder
 from spade3d.faults import Fault, Preempted
 from spade3d.training import checkpoint
 from spade3d.training.interruption import Interruption, preemptible
@@ -52,17 +53,76 @@ def test_a_signal_saves_and_stops(tmp_path, number, raised):
     assert not (tmp_path / "run" / "preempted").exists()
 
 
-def test_what_is_preempted_is_marked_where_there_is_a_run(tmp_path):
-    for folder, marks in ((tmp_path / "nothing begun", []), (tmp_path, ["preempted"])):
-        before = signal.getsignal(signal.SIGUSR1)
-        with pytest.raises(Preempted), preemptible(folder):
-            os.kill(os.getpid(), signal.SIGUSR1)
-        assert [path.name for path in tmp_path.iterdir()] == marks
-        assert signal.getsignal(signal.SIGUSR1) is before
-    (tmp_path / "other").mkdir()
-    with pytest.raises(Fault, match="another"), preemptible(tmp_path / "other"):
+@pytest.mark.parametrize(
+    ("there", "resume", "then", "marked", "again"),
+    [
+        ([], False, [], False, "again"),  # an empty folder that the command has not come to
+        ([], False, ["unfinished"], True, "again"),
+        ([], False, ["config.yaml"], True, "with --resume"),
+        (["config.yaml"], True, [], True, "with --resume"),
+        (["config.yaml"], False, [], False, "again"),  # another's run, which the command would have refused
+    ],
+)
+def test_what_is_preempted_is_marked_where_it_is_this_command_s(tmp_path, there, resume, then, marked, again):
+    out, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Preempted), preemptible(out, "config.yaml", resume=resume):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert not out.exists()
+    out.mkdir()
+    for name in there:
+        (out / name).touch()
+    with (
+        pytest.raises(Preempted, match=f"run the same command {again}"),
+        preemptible(out, "config.yaml", resume=resume),
+    ):
+        for name in then:
+            (out / name).touch()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert sorted(path.name for path in out.iterdir()) == sorted(there + then + ["preempted"] * marked)
+    assert signal.getsignal(signal.SIGUSR1) is before
+    with pytest.raises(Fault, match="another"), preemptible(out, "config.yaml", resume=resume):
         raise Fault("another")
-    assert not list((tmp_path / "other").iterdir())
+    assert (out / "preempted").exists() == marked
+    with preemptible(out, "config.yaml", resume=True):
+        pass
+    assert not (out / "preempted").exists()
+
+
+def test_a_folder_in_which_nothing_was_begun_may_be_begun_in_again(tmp_path):
+    """A job script made it, and its job was preempted before it came to it."""
+    with pytest.raises(Preempted), preemptible(tmp_path, "config.yaml", resume=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with fresh_folder(tmp_path, "config.yaml"):
+        (tmp_path / "config.yaml").touch()
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_the_last_step_is_judged_is_heard(tmp_path, number, raised):
+    """It was forgotten, and the command went on to its next run."""
+
+    def judged(task, step):
+        if step == 8:
+            os.kill(os.getpid(), number)
+        return {"dice": 0.0}
+
+    with pytest.raises(raised, match="after step 8 of 8, and saved"):
+        fit(Tiny(), tmp_path, validate=judged, validate_every=4)
+    assert checkpoint.newest(tmp_path / "checkpoints").path.name == "step-0000008.pt"
+    resumed, whole = Tiny(), Tiny()
+    fit(resumed, tmp_path, resume=True, validate=lambda task, step: {"dice": 0.0}, validate_every=4)
+    fit(whole, tmp_path / "whole")
+    assert digest(resumed) == digest(whole)
+
+
+def test_who_listened_before_hears_of_a_signal_that_nobody_asked_for(tmp_path):
+    listening = preemptible(tmp_path, "config.yaml", resume=False)
+    with pytest.raises(Preempted, match="SIGUSR1"), listening, Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert interruption.received == signal.SIGUSR1
+    listening = preemptible(tmp_path, "config.yaml", resume=False)
+    with pytest.raises(Fault, match="its own"), listening, Interruption():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        raise Fault("its own")
 
 
 def test_an_interruption_among_updates_that_are_not_finite_loses_nothing(tmp_path):
@@ -169,7 +229,7 @@ def test_a_second_signal_ends_at_once(signals, status):
             with Interruption():
                 for _ in range(signals):
                     os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
+                os._exit(0)
         finally:
             os._exit(1)
     assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == status

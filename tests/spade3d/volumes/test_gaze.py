@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spade3d.faults import DataFault
-from spade3d.volumes.gaze import Blur, CountedOtherwise, gaze_map, located, splat
+from spade3d.volumes.gaze import Blur, count_in_slices, gaze_map, located, splat
 from spade3d.volumes.gaze_files import Fixations
 from spade3d.volumes.geometry import apply_affine
 from spade3d.volumes.layouts import Case, Dataset
@@ -130,29 +130,24 @@ def test_slices_that_the_scan_does_not_have_are_refused(case, voxels, points, fi
 
 
 @pytest.mark.parametrize(
-    ("points", "first", "said"),
+    ("points", "hint"),
     [
-        ([[0, 5, 5], [9, 9, 9]], 1, "x 0 to 9 and y 5 to 9 .*counted from 0, not 1: give --first-slice 0"),
-        ([[5, 50, 5], [9, 9, 9]], 0, "y 9 to 50 in case a of 60 x 50 .*counted from 1, not 0: give --first-slice 1"),
+        ([[0, 5, 5], [9, 9, 9]], 0),
+        ([[5, 0, 5], [9, 9, 9]], 0),
+        ([[5, 50, 5], [9, 9, 9]], 1),
+        ([[60, 5, 5], [9, 9, 9]], 1),
+        ([[5, 5, 5], [59, 49, 9]], None),
+        ([[0, 5.5, 5]], None),  # between voxels
+        ([[0, 5, 5], [-3, 5, 5]], None),  # beside the image
+        ([[0, 5, 5], [60, 5, 5]], None),  # kept to the image's edges
     ],
 )
-def test_rows_and_columns_tell_the_count_where_slices_do_not(case, points, first, said):
-    with pytest.raises(CountedOtherwise, match=said):
-        located(gaze(points, first=first), case.source_grid)
-    located(gaze(points, first=1 - first), case.source_grid)
-
-
-def test_rows_and_columns_against_slices_are_said_by_both_counts(case):
-    for first in (0, 1):
-        with pytest.raises(DataFault, match="x and y .*counted from 1, its slices 0 to 9 of 20 from 0; count all"):
-            located(gaze([[60, 5, 0], [9, 9, 9]], first=first), case.source_grid)
-
-
-def test_places_that_are_no_voxels_tell_no_count(case):
-    """Shares of the slice, points between voxels, points beside the image, and those kept to its edges."""
-    for points in ([[0, 5.5, 5]], [[0, 5, 5], [-3, 5, 5], [9, 9, 9]], [[0, 5, 5], [60, 5, 5], [9, 9, 9]]):
-        located(gaze([*points, [9, 9, 9]], first=1), case.source_grid)
-    located(gaze([[0, 1, 5]], first=1, shares=True), case.source_grid)
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_and_columns_hint_at_their_count_and_end_nothing(case, points, hint, first):
+    one = gaze([*points, [9, 9, 9], [8, 9, 9]], first=first)
+    assert count_in_slices(one, case.source_grid.shape) == hint
+    assert len(located(one, case.source_grid)) == len(one.points)
+    assert count_in_slices(gaze([[0, 1, 5]], first=1, shares=True), case.source_grid.shape) is None
 
 
 def test_a_few_slices_that_the_scan_does_not_have_are_slips(case, voxels):
