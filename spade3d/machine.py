@@ -1,9 +1,21 @@
-"""The machine, as far as numbers of processes go: who counts them alike, and whether one of them still lives."""
+"""The machine: its memory, who counts processes alike, and whether one of them still lives."""
 
 import os
 import socket
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container or a batch job
+
+
+def usable_memory() -> int:
+    """Bytes of main memory that the machine has, or that a container or a batch system left of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return min(limits)
 
 
 @cache

@@ -47,7 +47,11 @@ class ModelFile:
 
         file = path / self.name if path.is_dir() else path
         if not file.is_file():
-            raise DataFault(f"{path}: no {self.what} there; give a finished run of {self.maker}, or its {self.name}")
+            below = next(iter(sorted(path.glob(f"*/{self.name}"))), None)
+            such = f", such as {below.parent}" if below else ""
+            raise DataFault(
+                f"{path}: no {self.what} there; give a finished run of {self.maker}{such}, or its {self.name}"
+            )
         try:
             with safe_open(file, framework="pt") as opened:
                 metadata = opened.metadata() or {}

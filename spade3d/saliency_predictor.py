@@ -17,7 +17,7 @@ from pydantic import Field
 from spade3d import console
 from spade3d.configuration import Positive, Settings, Share, Voxels, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
-from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.choosing import check_memory, crop_within, steps_for
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +134,7 @@ def choose(settings: PredictorSettings, store: VolumeStore, cases: Sequence[int]
     wanted = max(100, round(EPOCHS * len(cases) * covering / settings.crops))
     # At width 16 this net costs as much as the Swin-UNETR of width 24 for which `steps_for` counts.
     voxels, width = settings.crops * int(np.prod(crop)), round(1.5 * settings.width)
+    check_memory(crop, settings.crops, width, device)
     steps = settings.steps or min(wanted, steps_for(voxels, width, device, TRAINING_BUDGET_S, on_gpu=20_000))
     return with_values(
         settings,

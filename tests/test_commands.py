@@ -567,6 +567,26 @@ def snapshot(place: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
+    "tokens",
+    [
+        "spade-pretrain",
+        "spade-pretrain --recipe moco",
+        "spade-pretrain --recipe dagman",
+        "spade-pretrain --recipe spade-dagman",
+        "dagman-finetune",
+    ],
+)
+def test_crops_that_no_memory_holds_are_refused(tmp_path, capsys, tokens):
+    """The system killed such a run without a word."""
+    labelled(tmp_path / "data", *livers(4))
+    name, *more = tokens.split()
+    more += ["--crop.shape", 4096, 4096, 4096, "--steps", 1, "--device", "cpu"]
+    code, said = refused(capsys, name, tmp_path / "data", "--out", tmp_path / "run", *more)
+    assert code == 2 and "crops of 4096 x 4096 x 4096 voxels" in said and "choose smaller or fewer crops" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "tokens", "message"),
     [
         ("spade-prepare", "DATA --out FULL", "holds files that are no store"),

@@ -30,7 +30,7 @@ from dagman.recipes.priors import (
 from spade3d.configuration import with_values
 from spade3d.faults import UsageFault
 from spade3d.provenance import write_json
-from spade3d.recipes.choosing import crop_and_width, steps_for
+from spade3d.recipes.choosing import check_memory, crop_and_width, steps_for
 from spade3d.recipes.pair_crops import check_shared, frames_of, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
@@ -87,6 +87,7 @@ def choose_dagman(
     crop, width = crop_and_width(settings, shape, spacing, sized)
     distill = chosen_distillation(settings.distill, crop, sized)
     pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
+    check_memory(crop, 2 * pairs, width, device)
     check_terms(distill, crop, width, pairs)
     check_guidance(settings, distill, crop, store, cases)
     note_choice(settings, distill, crop, sized)

@@ -31,7 +31,7 @@ from spade3d.configuration import (
 )
 from spade3d.faults import DataFault, UsageFault
 from spade3d.recipes.changed_crops import MildlyChangedCrops
-from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.choosing import check_memory, crop_within, steps_for
 from spade3d.volumes.organs import canonical_organ
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ def choose(settings: FinetuneSettings, store: VolumeStore, cases: Sequence[int],
     if settings.init is not None:
         network = network_of(Path(settings.init), network)
     width = network.feature_size or (24 if device == "cpu" else 48)
+    check_memory(crop, settings.crop.crops, width, device)
     steps = settings.steps or steps_for(
         settings.crop.crops * math.prod(crop), width, device, FINETUNING_BUDGET_S, on_gpu=20_000
     )

@@ -28,7 +28,7 @@ from dagman.recipes.distillation import (
 from dagman.recipes.distillation_settings import DagmanNetwork, DistillSettings
 from dagman.recipes.priors import PriorSettings, note_inactive
 from spade3d.configuration import Optim, Pretraining, rule, with_values
-from spade3d.recipes.choosing import crop_and_width, steps_for
+from spade3d.recipes.choosing import check_memory, crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, pair_stream
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import (
@@ -95,6 +95,7 @@ def choose_spade_dagman(
     crop, width = crop_and_width(settings, shape, spacing, device)
     distill = chosen_distillation(settings.distill, crop, device)
     pairs = settings.crop.anchors * min(settings.crop.scans, len(cases))
+    check_memory(crop, 2 * pairs, width, device)
     check_terms(distill, crop, width, pairs, alone=False)
     check_guidance(settings, distill, crop, store, cases)
     note_choice(settings, distill, crop, device)

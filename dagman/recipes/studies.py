@@ -27,7 +27,7 @@ from spade3d.configuration import (
 )
 from spade3d.faults import UsageFault
 from spade3d.recipes.changed_crops import MildlyChangedCrops
-from spade3d.recipes.choosing import crop_within, steps_for
+from spade3d.recipes.choosing import check_memory, crop_within, steps_for
 
 if TYPE_CHECKING:
     from dagman.downstream.token_grids import Windows
@@ -185,6 +185,7 @@ def choose(settings: StudySettings, store: VolumeStore, taught: Sequence[int], d
     width = network.feature_size or (24 if on_cpu else 48)
     studies = settings.studies or (8 if cached else 2)
     crops = settings.crop.crops if settings.arrangement == "bag" else 1
+    check_memory(crop, 1 if cached else studies * crops, width, device)
     if cached:
         steps = int(np.clip(math.ceil(EPOCHS * len(taught) / studies), FEWEST_STEPS, MOST_STEPS))
     else:

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spade3d.faults import UsageFault
+from spade3d.machine import usable_memory
+
 # What a training step costs on two CPU cores: seconds per million voxels through the whole Swin-UNETR at feature size
 # 24 (measured: 4.8 to 6); grows with the square of the width.
 CPU_SECONDS = 6.0
+# Bytes that learning from a voxel takes at the very least, for each channel of the first stage: a quarter of what an
+# encoder took (48 channels, one crop of 96^3: 1.9 GiB).
+LEAST_BYTES = 12
 MATCHED_CELL = 4  # places are matched on a grid of cells as large as 4 x 4 x 4 voxels, but cubes in mm
 HIDDEN_CELL = 8  # the same for the cells that are hidden from the student
 
@@ -38,6 +44,17 @@ def crop_and_width(
     on_cpu = device == "cpu"
     crop = settings.crop.shape or crop_within(shape * 2 / 3, spacing, side=48 if on_cpu else 96)
     return crop, settings.network.feature_size or (24 if on_cpu else 48)
+
+
+def check_memory(crop: Sequence[int], crops: int, width: int, device: str) -> None:
+    """UsageFault where a CPU's memory cannot hold what learning from so many crops at once takes at the very least: the
+    system would kill the run without a word. (A GPU's says so itself.)"""
+    needed, there = LEAST_BYTES * width * crops * math.prod(crop), usable_memory()
+    if device == "cpu" and needed > there:
+        raise UsageFault(
+            f"crops of {' x '.join(map(str, crop))} voxels, {crops} at once, by a network of feature size {width} take "
+            f"more than {needed / 2**30:.0f} GiB, and there are {there / 2**30:.0f}; choose smaller or fewer crops"
+        )
 
 
 def matched_grid(shape: Sequence[int], spacing: Sequence[float], cell: int = MATCHED_CELL) -> tuple[int, int, int]:

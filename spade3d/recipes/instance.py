@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from spade3d.configuration import Optim, Positive, Pretraining, Settings, Share, rule, with_values
-from spade3d.recipes.choosing import crop_and_width, steps_for
+from spade3d.recipes.choosing import check_memory, crop_and_width, steps_for
 from spade3d.recipes.pair_crops import CropSettings, FocusSettings, check_saliency, check_shared, pair_stream, steered
 from spade3d.recipes.recipe import Built, Recipe, build_network
 from spade3d.recipes.spade import PRETRAINING_BUDGET_S, momentum_for
@@ -87,6 +87,7 @@ def choose_instance(
     check_saliency(settings.focus, store, cases)  # refused here, while there is no run to take back
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
+    check_memory(crop, 2 * settings.crop.anchors, width, device)
     voxels = 2 * settings.crop.anchors * settings.crop.scans * math.prod(crop)  # as costly as one whole pass of Spade
     steps = settings.steps or steps_for(voxels, width, device, PRETRAINING_BUDGET_S, on_gpu=50_000)
     momentum = settings.contrast.momentum  # 0 is an answer, too

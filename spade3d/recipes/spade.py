@@ -12,7 +12,7 @@ from pydantic import Field
 
 from spade3d.configuration import CellSide, Optim, Positive, Pretraining, Settings, Share, rule, with_values
 from spade3d.faults import UsageFault
-from spade3d.recipes.choosing import crop_and_width, steps_for
+from spade3d.recipes.choosing import check_memory, crop_and_width, steps_for
 from spade3d.recipes.pair_crops import (
     CropSettings,
     FocusSettings,
@@ -119,6 +119,7 @@ def choose_spade(settings: SpadeSettings, store: VolumeStore, cases: Sequence[in
     shape, spacing = typical_grid(store, cases)
     crop, width = crop_and_width(settings, shape, spacing, device)
     crops = 2 * settings.crop.anchors * min(settings.crop.scans, len(cases))
+    check_memory(crop, crops, width, device)
     cell = restoration_cell(settings.contrast, device)
     finely = cell == 1 and settings.contrast.restoration_weight > 0
     passes = (1.0 if finely else COARSE) + 1 / 6  # the teacher only looks, and not to the finest cells

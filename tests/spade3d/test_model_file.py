@@ -28,6 +28,10 @@ def test_what_is_no_such_model_is_refused(tmp_path):
     file = tmp_path / KIND.name
     with pytest.raises(DataFault, match=r"no toy there; give a finished run of make-toys, or its toy\.safetensors"):
         KIND.read(tmp_path)
+    (tmp_path / "b").mkdir()
+    KIND.write(tmp_path / "b" / KIND.name, nn.Linear(2, 2), {})
+    with pytest.raises(DataFault, match=f"a finished run of make-toys, such as {tmp_path / 'b'}, or its toy"):
+        KIND.read(tmp_path)  # the folder of several runs
     KIND.write(file, nn.Linear(2, 2), {})
     content = file.read_bytes()
     for part in (0, 20, len(content) - 1):

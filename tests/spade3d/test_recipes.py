@@ -6,7 +6,8 @@ import torch
 
 from spade3d.configuration import Network, resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
-from spade3d.recipes.choosing import crop_within, matched_grid, steps_for
+from spade3d.recipes import choosing
+from spade3d.recipes.choosing import check_memory, crop_within, matched_grid, steps_for
 from spade3d.recipes.instance import InstanceSettings
 from spade3d.recipes.pair_crops import FRAMES, FocusSettings, check_saliency, frames_of, steered
 from spade3d.recipes.recipe import find_recipe
@@ -81,6 +82,18 @@ def test_what_was_given_must_go_with_what_is_chosen(store):
     odd = SpadeSettings(network=Network(heads=(5, 10, 20, 40)))
     with pytest.raises(UsageFault, match="5 heads cannot share the 24 channels of stage 1 evenly"):
         choose_spade(odd, store, (0, 1, 2), "cpu")
+
+
+def test_what_no_memory_can_hold_is_refused_on_a_cpu(monkeypatch):
+    """The system killed such a run without a word."""
+    monkeypatch.setattr(choosing, "usable_memory", lambda: 24 * 2**30)
+    said = (
+        "crops of 900 x 900 x 900 voxels, 4 at once, by a network of feature size 24 take more than 782 GiB, and .* 24;"
+    )
+    with pytest.raises(UsageFault, match=said):
+        check_memory((900, 900, 900), 4, 24, "cpu")
+    check_memory((900, 900, 900), 4, 24, "cuda")  # says so itself
+    check_memory((128, 128, 128), 8, 48, "cpu")
 
 
 def test_crops_and_steps_by_hand():
