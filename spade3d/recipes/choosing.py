@@ -48,7 +48,10 @@ def crop_and_width(
 
 def check_memory(crop: Sequence[int], crops: int, width: int, device: str) -> None:
     """UsageFault where a CPU's memory cannot hold what learning from so many crops at once takes at the very least: the
-    system would kill the run without a word. (A GPU's says so itself.)"""
+    system would kill the run without a word. (A GPU's says so itself.) Several processes share the crops."""
+    from spade3d.training import ranks
+
+    crops = math.ceil(crops / ranks.world())
     needed, there = LEAST_BYTES * width * crops * math.prod(crop), usable_memory()
     if device == "cpu" and needed > there:
         raise UsageFault(

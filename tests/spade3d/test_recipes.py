@@ -13,6 +13,7 @@ from spade3d.recipes.pair_crops import FRAMES, FocusSettings, check_saliency, fr
 from spade3d.recipes.recipe import find_recipe
 from spade3d.recipes.spade import SpadeSettings, choose_spade, spade
 from spade3d.scans import open_scans
+from spade3d.training import ranks
 from spade3d.volumes.body_frame import box_frames
 from spade3d.volumes.channels import write_saliency
 from spade3d.volumes.phantoms import write_dataset
@@ -94,6 +95,10 @@ def test_what_no_memory_can_hold_is_refused_on_a_cpu(monkeypatch):
         check_memory((900, 900, 900), 4, 24, "cpu")
     check_memory((900, 900, 900), 4, 24, "cuda")  # says so itself
     check_memory((128, 128, 128), 8, 48, "cpu")
+    with pytest.raises(UsageFault, match="64 at once"):
+        check_memory((128, 128, 128), 64, 48, "cpu")
+    monkeypatch.setattr(ranks, "world", lambda: 8)
+    check_memory((128, 128, 128), 64, 48, "cpu")
 
 
 def test_crops_and_steps_by_hand():

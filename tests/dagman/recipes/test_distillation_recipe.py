@@ -30,6 +30,7 @@ from spade3d.configuration import resolve, to_yaml, with_values
 from spade3d.faults import DataFault, UsageFault
 from spade3d.networks.foreign import describe_encoder
 from spade3d.networks.swin_unetr import SwinUNETR
+from spade3d.recipes import choosing
 from spade3d.recipes.recipe import find_recipe
 from spade3d.scans import open_scans
 from spade3d.training.journal import read_log
@@ -153,9 +154,13 @@ def test_the_published_parameter_counts():
     assert counts == [64_698_114 - norms, 10_573_408 - norms]
 
 
-def test_the_papers_run_is_as_many_epochs_whatever_the_number_of_scans(store):
+def test_the_papers_run_is_as_many_epochs_whatever_the_number_of_scans(store, monkeypatch):
     chosen = paper.choose(PaperSettings(), store, CASES, "cuda")
     assert chosen.steps == 800  # 3 scans in batches of 32 are one step an epoch
+    monkeypatch.setattr(choosing, "usable_memory", lambda: 64 * 2**30)
+    with pytest.raises(UsageFault, match="crops of 128 x 128 x 128 voxels, 64 at once"):
+        paper.choose(PaperSettings(), store, CASES, "cpu")
+    monkeypatch.setattr(choosing, "usable_memory", lambda: 2**40)
     on_cpu = paper.choose(PaperSettings(), store, CASES, "cpu")
     assert on_cpu.steps == 800 and on_cpu.distill == chosen.distill
     said = chosen.distill
