@@ -18,9 +18,10 @@ the attention and on finer ones, one value everywhere (its precision is the prev
 the attention. The best head of the arms without prior is chosen, for each region, on the labelled training scans. These
 stand for a validation set: the fold's judges are kept for judging only. Differences are paired by subject and seed.
 Where the second of `--steps` is not 0, each arm is fine-tuned on `--labels` subjects, too, and a linear map on its
-frozen features is asked which organ is shown: what the prior gave the encoder, beside the arm without one. What is
-finished in WORK is not run again (but for these linear maps), and what was interrupted is resumed. Writes
-benchmarks/results/NAME.json.
+frozen features is asked which organ is shown: what the prior gave the encoder, beside the arm without one. Few
+subjects judge in a fold of a small data set: `--judge-folds 0 2` trains every arm in each of these, in WORK/fold-N, and
+puts their judges together. What is finished in WORK is not run again (but for these linear maps), and what was
+interrupted is resumed. Writes benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
@@ -126,20 +128,23 @@ class Judged:
 def main() -> None:
     asked, extra = asked_for(sys.argv[1:])
     fine_tuned = {"labels": asked.labels} if asked.steps[1] else {}
-    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled, **fine_tuned})
+    folds = {"folds": asked.judge_folds} if asked.judge_folds else {}
+    begin(asked, extra, {"regions": asked.regions, "labelled": asked.labelled, **fine_tuned, **folds})
     runs = [(arm, seed) for seed in asked.seeds for arm in asked.arms]
+    parts = by_fold(asked, extra)
     with ThreadPoolExecutor(asked.jobs) as pool:  # after a failure no further run begins
-        list(pool.map(lambda run: train(run, asked, extra), runs))
+        list(pool.map(lambda one: train(one[0], *one[1]), ((run, part) for run in runs for part in parts)))
     torch.set_num_threads(asked.jobs)
-    judged = judges(asked, runs)
-    rows = rows_of(asked, judged)
-    transferred = transfer(asked, judged, runs) if asked.steps[1] else None
+    judged = [judges(part, runs) for part, _ in parts]
+    rows = together([rows_of(part, one) for (part, _), one in zip(parts, judged, strict=True)])
+    transferred = transfer(asked, judged[0], runs) if asked.steps[1] else None
     result = {
         **origin(asked, extra),
-        "regions": list(judged.organs),
-        "judged": asdict(judged.how)
-        | {"scans": len(judged.cases), "subjects": len({judged.store.cases[i].subject for i in judged.cases})}
-        | {"scans_that_choose": len(judged.choosing), "least": LEAST},
+        "regions": list(judged[0].organs),
+        "judged": asdict(judged[0].how)
+        | {"folds": asked.judge_folds, "scans": sum(len(one.cases) for one in judged)}
+        | {"subjects": len({one.store.cases[i].subject for one in judged for i in one.cases})}
+        | {"scans_that_choose": max(len(one.choosing) for one in judged), "least": LEAST},
         "precision": {row: summary_of(*of.values()) for row, of in rows.items()},
         "over_others": {row: gains(rows[asked.control], of) for row, of in rows.items() if row != asked.control},
         "over_own_prior": {
@@ -154,12 +159,44 @@ def main() -> None:
     show(result)
 
 
+def by_fold(asked: argparse.Namespace, extra: Extra) -> list[tuple[argparse.Namespace, Extra]]:
+    """What is asked of each fold, in a folder of its own with the same store; all of it where no folds are named."""
+    if not asked.judge_folds:
+        return [(asked, extra)]
+    found = []
+    for fold in asked.judge_folds:
+        out = asked.out / f"fold-{fold}"
+        out.mkdir(exist_ok=True)
+        if not (out / "store").exists():
+            (out / "store").symlink_to(Path("..") / "store", target_is_directory=True)
+        words = (*extra[0], "--fold", str(fold))
+        found.append((argparse.Namespace(**vars(asked) | {"out": out}), (words, *extra[1:])))
+    return found
+
+
+def together(parts: Sequence[Mapping[str, BySeed]]) -> dict[str, BySeed]:
+    """The rows of several folds as one; each subject judges in one of them."""
+    return {
+        row: {
+            seed: {
+                measure: {subject: values for part in parts for subject, values in part[row][seed][measure].items()}
+                for measure in scores
+            }
+            for seed, scores in of.items()
+        }
+        for row, of in parts[0].items()
+    }
+
+
 def add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regions", nargs="+", required=True, help="organs by name; at most half as many as heads")
     parser.add_argument("--labels", default="4", help="labelled subjects of the fine-tuning")
     parser.add_argument("--labelled", type=int, default=4, help="scans that make the atlas")
     parser.add_argument("--scans", type=int, default=24, help="held-out scans that judge, at most; as many choose")
     parser.add_argument("--crops", type=int, default=16, help="of each scan")
+    parser.add_argument(
+        "--judge-folds", type=int, nargs="+", help="train in each of them, and put their judges together"
+    )
 
 
 def asked_for(words: list[str]) -> tuple[argparse.Namespace, Extra]:
@@ -172,6 +209,8 @@ def asked_for(words: list[str]) -> tuple[argparse.Namespace, Extra]:
             f"--steps {asked.steps[0]} {asked.steps[1]}: what a prior gave an encoder is seen beside the arm "
             f"without one; add {FREE} to --arms, or let the second be 0"
         )
+    if asked.judge_folds and (asked.steps[1] or "--fold" in (*extra[0], *extra[1])):
+        sys.exit("--judge-folds names the folds and judges maps alone: leave --fold out; the second of --steps is 0")
     named = tuple(word for region in asked.regions for word in ("--prior.regions", region))
     arms = {arm: (*how, *named) if arm in GUIDED_ARMS else how for arm, how in STUDY.arms.items()}
     arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
