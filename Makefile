@@ -37,24 +37,22 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --config setup.cfg
 
-# Every script of benchmarks/speed, then docs/speed.md. Each takes one core, so two run side by side, the longest first;
-# the last counts how long a step waits and has the machine to itself. The rounds of each table have 15 seconds, so that
-# the slowest are timed twice. For tables to keep, on a machine with nothing else to do: make bench BENCH_JOBS=1
-# SPEED_SECONDS=inf (more than an hour).
+# Every script of benchmarks/speed, seven rounds of everything or more, then docs/speed.md. Each takes one core, so two run
+# side by side, the longest first; those whose work is short (a neighbour costs them most), and the one that counts how
+# long a step waits, have the machine to themselves.
 BENCH_JOBS ?= 2
-SPEED_SECONDS ?= 15
-TOGETHER := encoder metrics sliding_window masked_student body_frame store views correspondences selection cases
-ALONE := pretraining_step
+TOGETHER := encoder metrics sliding_window masked_student cases store body_frame
+ALONE := correspondences selection views pretraining_step
 
 bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,bench]"
 	$(MAKE) --jobs=$(BENCH_JOBS) --output-sync=target $(TOGETHER:%=bench-%)
-	$(MAKE) bench-$(ALONE)
+	$(MAKE) --jobs=1 $(ALONE:%=bench-%)
 	$(BIN)/python benchmarks/tables.py
 
 bench-%:
 	@echo "== $*"
-	@OMP_NUM_THREADS=1 SPEED_SECONDS=$(SPEED_SECONDS) $(BIN)/python benchmarks/speed/$*.py
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed/$*.py
 
 $(VENV)/ready: constraints.txt setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rounds import machine, tabled, timed, written
+from rounds import ROUNDS, machine, tabled, timed, written
 
 from spade3d.began_with import check_beginning, keep_beginning
 from spade3d.configuration import Common
@@ -36,7 +36,6 @@ from spade3d.volumes.store import INDEX, Contents, VolumeStore, finished_index
 from spade3d.volumes.volume import write_volume
 
 COUNTS = (100, 1_000, 10_000, 100_000)
-ROUNDS = 7
 SAMPLING = Sampling(shape=(32, 32, 32), spacing=(4.0, 4.0, 4.0), anchors=2)
 BATCH = "a batch"  # everything else is done once for each case
 
@@ -103,7 +102,7 @@ def main() -> None:
         pattern = finished_index(path)
         for count in COUNTS:
             store = of_many(path, pattern, count)
-            timings = timed(ways(store, run), ROUNDS if count < COUNTS[-1] else 1)
+            timings = timed(ways(store, run), ROUNDS)
             rows = tabled(f"{count:,} cases", timings, (path / INDEX).stat().st_size, of)
             each = sum(row["ms"] for row in rows if row["who"] != BATCH) * 1e3 / count
             print(f"before the first step: {each:.0f} us a case")

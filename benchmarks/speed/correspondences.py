@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from rounds import machine, tabled, timed, written
+from rounds import ROUNDS, machine, tabled, timed, written
 from scipy.spatial import cKDTree
 
 from spade3d.crops.correspondences import Matches, cell_places, cell_to_mm, match
@@ -80,7 +80,7 @@ def main() -> None:
         for search in searches.values():
             agree(ours, search(), 0.05)  # float32 by |a|^2 + |b|^2 - 2ab, torch's fastest way, is this exact
         contenders = {"ours": lambda _, grid=grid: match(a, b, grid), "k-d tree": partial(tree, a, b, grid)}
-        timings = timed(contenders | searches, rounds=7)
+        timings = timed(contenders | searches, ROUNDS)
         timings |= {name: timings[name].times(cells / rows) for name in searches}
         moved = cells * (8 + 4)  # the answer: an int64 and a float32 for each cell
         table = tabled(f"{side}^3 cells", timings, moved, of)

@@ -2,9 +2,10 @@
 
     python benchmarks/speed/metrics.py
 
-256 x 256 x 160 voxels of 1.5 x 1.5 x 2 mm, as an abdominal CT is judged. Three predictions: one with clean borders, the
-same with 2,000 stray voxels, and a poor one with them. Stray voxels are what untrained networks say, and what cropping
-to boxes (MONAI, surface-distance) fails at: the box becomes the volume.
+256 x 256 x 160 voxels of 1.5 x 1.5 x 2 mm, as an abdominal CT is judged. Two predictions: one with clean borders, and a
+poor one with 2,000 stray voxels. Stray voxels are what untrained networks say, and what cropping to boxes (MONAI,
+surface-distance) fails at: the box becomes the volume. Poor borders are what ours takes longest for: with stray voxels
+alone it is twice as fast, the others as slow.
 
 MONAI is given one structure after another: all at once they take fourteen times the memory. Its numbers are ours (to 4
 decimals, or 5 digits: its percentile of 96 mm is float32), checked before anything is timed. surface-distance measures
@@ -20,17 +21,16 @@ import numpy as np
 import surface_distance
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
-from rounds import machine, tabled, timed, written
+from rounds import ROUNDS, machine, tabled, timed, written
 from scipy.ndimage import gaussian_filter, zoom
 
 from dagman.evaluation.metrics import case_metrics
 
 SHAPE, SPACING, TOLERANCE_MM = (256, 256, 160), (1.5, 1.5, 2.0), 2.0
-SHAPES, ROUNDS = ((128, 128, 80), SHAPE), 7
+SHAPES = ((128, 128, 80), SHAPE)
 STRUCTURES, STRAY = range(1, 15), 2000
 PREDICTIONS = (
     ("clean borders", 1.0, 0),
-    ("clean borders, stray voxels", 1.0, STRAY),
     ("poor borders, stray voxels", 6.0, STRAY),
 )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from rounds import machine, tabled, timed, written
+from rounds import ROUNDS, machine, tabled, timed, written
 
 from spade3d.configuration import with_values
 from spade3d.recipes.recipe import Built, find_recipe
@@ -38,7 +38,7 @@ RECIPES = {
 }
 SHAPE, SPACING_MM, PATIENTS = (128, 128, 96), (3.0, 3.0, 3.0), 3
 SIDE, SMALLER, WIDTH = 48, (32,), 24
-ROUNDS, STEPS, FIRST = 7, 8, 3  # the first steps of a run compile kernels and start loaders: they are not counted
+STEPS, FIRST = 8, 3  # the first steps of a run compile kernels and start loaders: they are not counted
 CPU = torch.device("cpu")
 
 

@@ -9,15 +9,14 @@ anew for every call: of the others 72 % of the time in `selection.py` (MONAI 279
 
 Scripts whose goals were set with malloc as users have it time that, too, in a process of its own (`as_users_have_it`).
 
-SPEED_SECONDS=n gives the rounds of one table n seconds, and takes two where that is less, after a first call of each
-that does not count: it compiles, and fills caches and what the allocator keeps; SPEED_ALLOCATOR=system leaves malloc as
+A first call of each compiles, and fills caches and what the allocator keeps. It does not count, but of what takes more
+than a second: there it is one of the rounds, which a median of seven forgives. SPEED_ALLOCATOR=system leaves malloc as
 users have it.
 """
 
 import ctypes
 import itertools
 import json
-import math
 import os
 import platform
 import statistics
@@ -39,9 +38,8 @@ from rich.table import Table
 from spade3d.provenance import write_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-ROUNDS = 9
-SECONDS, FEWEST = float(os.environ.get("SPEED_SECONDS", "inf")), 2
-SLOW_S = 1.0  # what takes so long at first is called only once before the rounds
+ROUNDS = 7
+SLOW_S = 1.0  # what takes so long at first is not called once more before the rounds
 LEAST_S = 0.005  # what is faster is repeated within its turn, until the clock's grain no longer shows
 
 torch.set_num_threads(1)
@@ -56,7 +54,7 @@ class Timing:
     """CPU seconds of one call."""
 
     median: float
-    spread: float  # the middle half of the rounds, as a share of the median; 0 of one round
+    spread: float  # the middle half of the rounds, as a share of the median
     rounds: int
 
     def times(self, factor: float) -> "Timing":
@@ -88,12 +86,12 @@ def timed(
     if agree is not None:
         agree(answers)
         del answers
-    rounds = max(min(rounds, FEWEST), min(rounds, math.floor(min(SECONDS / sum(first.values()), 1e9))))
-    repeats = {name: _repeats(contenders[name], first[name]) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds = {name: [first[name]] if first[name] > SLOW_S else [] for name in names}
+    repeats = {name: 1 if seconds[name] else _repeats(contenders[name]) for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(_called(contenders[name], number, repeats[name]))
+            if len(seconds[name]) < rounds:
+                seconds[name].append(_called(contenders[name], number, repeats[name]))
     return {name: _timing(of) for name, of in seconds.items()}
 
 
@@ -105,10 +103,8 @@ def _called(contender: Callable[[int], Any], number: int = 0, repeats: int = 1) 
     return (time.process_time() - begun) / repeats
 
 
-def _repeats(contender: Callable[[int], Any], first: float) -> int:
+def _repeats(contender: Callable[[int], Any]) -> int:
     """How often to call within a turn; the first call warmed caches and compiled what is compiled."""
-    if first > SLOW_S:
-        return 1
     begun = time.process_time()
     for count in itertools.count(1):
         contender(0)
@@ -117,8 +113,6 @@ def _repeats(contender: Callable[[int], Any], first: float) -> int:
 
 
 def _timing(seconds: list[float]) -> Timing:
-    if len(seconds) == 1:  # of one round there are no quantiles
-        return Timing(seconds[0], 0.0, 1)
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(middle, (high - low) / middle, len(seconds))
 

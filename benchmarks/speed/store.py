@@ -177,7 +177,7 @@ def phantoms(folder: Path) -> list[Path]:
 
 def side_by_side(folder: Path, two: list[Path]) -> list[Path]:
     """A scan as large as a scanner's. Its lines go through both phantoms, for one twice would be packed as one."""
-    line, path = np.concatenate([np.asanyarray(nib.load(one).dataobj) for one in two]), folder / "large.nii.gz"
+    line, path = np.concatenate([np.asanyarray(nib.load(one).dataobj) for one in two]), folder / "large.nii"
     write_volume(path, np.tile(line, (1, 2, 3))[:, :, : LARGE[2]], np.diag([SPACING_MM / 2] * 3 + [1.0]))
     return [path]
 
@@ -205,7 +205,7 @@ def main() -> None:
                 (large / "scans").mkdir(parents=True)
                 kept = Kept(large, side_by_side(large / "scans", paths))
                 rows = measured(kept, GOAL_SIDE, of, True)
-                result["large"] = {"shape": kept.store.cases[0].shape, "disk": of_size(kept), "rows": rows}
+                result["large"] = {"shape": kept.store.cases[0].shape, "disk": kept.bytes(), "rows": rows}
             else:
                 rows = measured(kept, GOAL_SIDE, of, True)
                 real = {"scan": scan.name, "shape": kept.store.cases[0].shape, "disk": disk, "rows": rows}
