@@ -30,7 +30,8 @@ def look(task: Task, model: SegmentationModel, store, split: Split, settings, de
 
     def dice_of(i: int) -> list[float]:
         case = store.cases[i]
-        found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device)
+        low = case.normalisation.low
+        found = model.segment_prepared(intensities(store, i), case.affine, case.source_grid, device, fill=low)
         truth, dice = store.truth(i), []
         for value in model.classes.values:
             both = int(((found == value) & (truth == value)).sum())
@@ -94,8 +95,9 @@ def segmented(
     model: SegmentationModel, store, i: int, grid: Grid, settings: FinetuneSettings, device: torch.device
 ) -> np.ndarray:
     """Values of the label table on a grid, flipped and cleaned as the settings say."""
-    how = settings.scoring.segmenting()
-    found = model.segment_prepared(intensities(store, i), store.cases[i].affine, grid, device, flips=how.axes)
+    how, case = settings.scoring.segmenting(), store.cases[i]
+    asked = {"fill": case.normalisation.low, "flips": how.axes}
+    found = model.segment_prepared(intensities(store, i), case.affine, grid, device, **asked)
     if how.largest_component:
         keep_largest(found, model.classes.values)
     return found

@@ -189,7 +189,7 @@ def segment(
     in_pieces: frozenset[int],
 ) -> np.ndarray:
     """The label map of a prepared scan, cleaned where that was asked for."""
-    asked = {"batch": how.batch, "flips": how.axes, "precision": how.precision}
+    asked = {"fill": ready.normalisation.low, "batch": how.batch, "flips": how.axes, "precision": how.precision}
     found = model.segment_prepared(intensities, ready.affine, ready.source_grid, place, **asked)
     if how.largest_component:
         keep_largest(found, [value for value in model.classes.values if value not in in_pieces])

@@ -152,7 +152,9 @@ def answered(intensities):
 
     grid = Grid((13, 9, 8), np.diag([0.6, 1.4, 2.2, 1.0]))
     return [
-        predict_classes(network, intensities, AFFINE, grid, classes=3, window=(4, 5, 6), overlap=0.5, device=CPU),
+        predict_classes(
+            network, intensities, AFFINE, grid, classes=3, window=(4, 5, 6), overlap=0.5, device=CPU, fill=0.0
+        ),
         sliding_window(network, intensities, (4, 5, 6), classes=3).numpy(),
     ]
 

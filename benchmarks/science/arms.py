@@ -10,6 +10,7 @@ dagman-finetune alone. Recipes whose networks differ by default need words that 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -211,7 +212,7 @@ def fine_tune(run: Run, out: Path, asked: argparse.Namespace, extra: Extra, *few
     arm, seed = run
     if not (out / "summary.json").exists():
         init = () if arm == UNTRAINED else ("--init", pretrained(asked, run) / "encoder.safetensors")
-        words = (*few, "--seed", seed, "--steps", asked.steps[1], *extra[0], *extra[2])
+        words = (*few, "--strict", "--seed", seed, "--steps", asked.steps[1], *extra[0], *extra[2])
         continued("dagman-finetune", asked.out / "store", out, init, *words)
 
 
@@ -257,14 +258,13 @@ def settings_of(asked: argparse.Namespace, run: Run) -> dict[str, Any]:
 
 def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Sequence[int], how: Probing) -> Scores:
     """All measures of one run, from WORK where the same was asked before."""
-    path = asked.out / f"probes-{run[0]}-{run[1]}.json"
-    what = json.loads(json.dumps([PROBES, asdict(how), list(cases)]))
+    path, (arm, seed) = asked.out / f"probes-{run[0]}-{run[1]}.json", run
+    like = run if arm != UNTRAINED else (next(one for one in asked.arms if one != UNTRAINED), seed)
+    what = json.loads(json.dumps([PROBES, asdict(how), list(cases), weights_of(pretrained(asked, like))]))
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["what"] == what:
             return kept["scores"]
-    arm, seed = run
-    like = run if arm != UNTRAINED else (next(one for one in asked.arms if one != UNTRAINED), seed)
     checkpoint = pretrained(asked, like) / "encoder.safetensors"
     encoder = untrained_like(checkpoint, seed) if arm == UNTRAINED else read_encoder(checkpoint)
     print(f"probing {arm}, seed {seed}", flush=True)
@@ -281,6 +281,14 @@ def probed(run: Run, asked: argparse.Namespace, store: VolumeStore, cases: Seque
     kept = {"what": what, "left_out": found.left_out, "not_asked": found.not_asked, "scores": scores}
     write_text(path, json.dumps(kept))  # read here alone, and a head that is alone has NaN
     return scores
+
+
+def weights_of(folder: Path) -> str:
+    """One digest of all weights that a run handed on: an answer that is kept is one about these."""
+    found = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def defined(scores: Mapping[Run, Scores]) -> dict[Run, Scores]:
@@ -347,13 +355,14 @@ def of_few_shots(asked: argparse.Namespace) -> dict[str, Any]:
         dice = [summaries[arm, seed]["mean_dice"] for seed in asked.seeds]
         found[arm] = {"labels": asked.labels, "mean_dice": fmean(dice), "by_seed": dice}
         for name, other in references(asked, arm):
-            found[arm][name], *classes = map(asdict, paired_comparison(rows[other], rows[arm]))
+            compared = [asdict(one) for one in paired_comparison(rows[other], rows[arm])]
+            for seed in asked.seeds:
+                both = ([row for row in rows[run] if row["seed"] == seed] for run in (other, arm))
+                for one, in_seed in zip(compared, paired_comparison(*both), strict=True):
+                    one.setdefault("by_seed", []).append(in_seed.difference)
+            found[arm][name], *classes = compared
             if len(classes) > 1:
                 found[arm][f"{name}_by_class"] = {one["name"]: one for one in classes}
-                for seed in asked.seeds:
-                    both = ([row for row in rows[run] if row["seed"] == seed] for run in (other, arm))
-                    for one, in_seed in zip(classes, paired_comparison(*both)[1:], strict=True):
-                        one.setdefault("by_seed", []).append(in_seed.difference)
     return found
 
 

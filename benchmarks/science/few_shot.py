@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -114,11 +115,15 @@ def at(labels: str, asked: argparse.Namespace, tunings: Sequence[Tuning]) -> dic
         pair = summary["pair"]
         rows[tuning[0]] += [row | {"pair": pair} for row in read_rows(folder(tuning, asked))]
         dice[tuning[0]][pair] = summary["mean_dice"]
-    gained = {arm: asdict(paired_comparison(rows[asked.control], rows[arm])[0]) for arm in asked.arms}
-    arms = {arm: {"mean_dice": gained[arm]["mean_b"], "by_pair": dice[arm]} for arm in asked.arms}
+    arms = {arm: {"mean_dice": fmean(dice[arm].values()), "by_pair": dice[arm]} for arm in asked.arms}
     for arm in asked.arms:
         if arm != asked.control:
-            arms[arm]["over_control"] = gained[arm]
+            arms[arm]["over_control"] = asdict(paired_comparison(rows[asked.control], rows[arm])[0])
+            each = [
+                paired_comparison(*([row for row in rows[run] if row["pair"] == pair] for run in (asked.control, arm)))
+                for pair in dice[arm]
+            ]
+            arms[arm]["over_control"]["by_seed"] = [whole.difference for whole, *_ in each]
     return {"subjects": next(iter(summaries.values()))["labels"], "arms": arms}
 
 

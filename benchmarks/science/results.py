@@ -9,6 +9,7 @@ writes into notes.py once they are known.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import contrast
@@ -30,7 +31,9 @@ says nothing of how far a long run on many scans gets.
 Means are over seeds (and draws of labelled subjects); (a, b) are 95 % intervals over subjects, of a difference that is
 paired by case, seed and draw. They take seeds and draws as given: with few of these, other ones may say otherwise.
 **Bold** differences are those whose interval does not hold 0 and that have the same sign with every seed, one by one:
-no correction for how many there are.
+no correction for how many there are. Dice of results up to now: the sign of a seed is that of the two runs' own means,
+which leave out what a paired difference counts, a structure that one of two runs rightly does not find (about a
+hundredth). Maps of findings, and two runs that are compared, have no seeds apart: there the interval alone decides.
 """
 
 ORGANS_AND_CHANCE = {
@@ -51,12 +54,13 @@ Rows = Iterator[list[str]]
 
 
 def with_interval(of: Mapping[str, Any], digits: int = 3, by_seed: Sequence[float] | None = None) -> str:
-    """A difference; bold where its interval does not hold 0 and no seed has another sign. One judge has no interval."""
+    """A difference; bold where its interval does not hold 0 and no seed has another sign. One judge has no interval.
+    by_seed: the differences of the runs' own means, of results that do not hold the paired ones."""
     difference, low, high = (of[name] for name in ("difference", "low", "high"))
     said = f"{difference:+.{digits}f}"
     if low is None:
         return said
-    each = of.get("by_seed", ()) if by_seed is None else by_seed
+    each = of.get("by_seed", by_seed or ())
     clear = (low > 0 or high < 0) and all(one * difference > 0 for one in each) and float(said) != 0
     return f"{f'**{said}**' if clear else said} ({low:+.{digits}f}, {high:+.{digits}f})"
 
@@ -70,7 +74,7 @@ def few_shot(of: dict[str, Any]) -> Rows:
         cells = [f"{found['subjects']:g}" + (" (all)" if labels == "all" else "")]
         for arm in (control, *others):
             one, dice = found["arms"][arm], list(runs[arm].values())
-            cells.append(f"{one['mean_dice']:.3f} ({min(dice):.2f} to {max(dice):.2f})")
+            cells.append(f"{fmean(dice):.3f} ({min(dice):.2f} to {max(dice):.2f})")
             if arm != control:
                 each = [runs[arm][pair] - runs[control][pair] for pair in runs[arm]]
                 cells.append(with_interval(one["over_control"], by_seed=each))

@@ -52,6 +52,7 @@ from arms import (
     probing,
     settings_of,
     train,
+    weights_of,
 )
 from rich.console import Console
 from rich.table import Table
@@ -211,6 +212,9 @@ def asked_for(words: list[str]) -> tuple[argparse.Namespace, Extra]:
         )
     if asked.judge_folds and (asked.steps[1] or "--fold" in (*extra[0], *extra[1])):
         sys.exit("--judge-folds names the folds and judges maps alone: leave --fold out; the second of --steps is 0")
+    attached = [after for word, after in zip(extra[1], extra[1][1:]) if word == "--prior.attachment"]
+    if attached and attached[-1] != "semantic":
+        sys.exit(f"--prior.attachment {attached[-1]}: arms without a prior are read at [CLS]; only semantic compares")
     named = tuple(word for region in asked.regions for word in ("--prior.regions", region))
     arms = {arm: (*how, *named) if arm in GUIDED_ARMS else how for arm, how in STUDY.arms.items()}
     arms["guided-atlas"] += ("--prior.labelled", str(asked.labelled))
@@ -246,7 +250,8 @@ def kept(asked: argparse.Namespace, judged: Judged, run: tuple[str, int]) -> dic
     """The rows that one run gives, from WORK where the same was asked before."""
     path = asked.out / f"precision-{run[0]}-{run[1]}.json"
     scans = [list(judged.cases), list(judged.choosing)]
-    what = json.loads(json.dumps([PRECISIONS, asdict(judged.how), scans, judged.organs, LEAST]))
+    weights = weights_of(pretrained(asked, run if run[0] != UNTRAINED else (asked.control, run[1])))
+    what = json.loads(json.dumps([PRECISIONS, asdict(judged.how), scans, judged.organs, LEAST, weights]))
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["what"] == what:

@@ -51,7 +51,16 @@ def ours(network, scan: Tensor, window, batch: int = 1) -> np.ndarray:
     """The label map on the scan's own grid."""
     grid = Grid(tuple(scan.shape), np.eye(4))
     return predict_classes(
-        network, scan.numpy(), np.eye(4), grid, classes=CLASSES, window=window, overlap=OVERLAP, device=CPU, batch=batch
+        network,
+        scan.numpy(),
+        np.eye(4),
+        grid,
+        classes=CLASSES,
+        window=window,
+        overlap=OVERLAP,
+        device=CPU,
+        fill=0.0,
+        batch=batch,
     )
 
 

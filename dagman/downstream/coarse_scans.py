@@ -17,11 +17,14 @@ class CoarseScans:
 
     def __init__(self, store, mm: float):
         self.store = store
-        self.blocks = [np.maximum(1, (mm / np.array(case.spacing) + 1e-6).astype(int)) for case in store.cases]
+        self.blocks = [
+            np.clip((mm / np.array(case.spacing) + 1e-6).astype(int), 1, case.shape)  # a side shorter is one block
+            for case in store.cases
+        ]
         self.cases = tuple(
             replace(
                 case,
-                shape=tuple((np.array(case.shape) // block).clip(min=1).tolist()),
+                shape=tuple((np.array(case.shape) // block).tolist()),
                 affine=case.affine @ stretch(block, (block - 1) / 2),
             )
             for case, block in zip(store.cases, self.blocks, strict=True)
@@ -43,9 +46,7 @@ class CoarseScans:
 
 
 def block_means(voxels: Int16[np.ndarray, "i j k"], block: np.ndarray) -> Int16[np.ndarray, "p q r"]:
-    """Means over whole blocks; what is left at the far end is less than one and left out (a side shorter than a block
-    is one block)."""
-    block = np.minimum(block, voxels.shape)
+    """Means over whole blocks; what is left at the far end is less than one and left out."""
     p, q, r = (side // size for side, size in zip(voxels.shape, block.tolist(), strict=True))
     a, b, c = block.tolist()
     cut = voxels[: p * a, : q * b, : r * c].reshape(p, a, q, b, r, c)

@@ -41,9 +41,12 @@ def predict_classes(
     window: Size,
     overlap: float,
     device: torch.device,
+    fill: float,
     batch: int | None = None,
 ) -> UInt8[np.ndarray, "_ _ _"]:
     """Classes of a prepared scan on its source's grid, canonical axes; 0 where nothing was prepared.
+
+    fill: the intensity around a scan that is shorter than the window; its lowest, as crops of training have it.
 
     logits: crops (b, 1, *window) on `device` -> (b, classes, *window). batch: windows at once; None: as many as suit
     the device. Fault where the network's answers are no finite numbers.
@@ -52,7 +55,7 @@ def predict_classes(
     ways = ways_between(affine, intensities.shape, turn.affine(source.affine), turn.canonical_shape)
     found, axis = np.zeros(turn.canonical_shape, dtype=np.uint8), slab_axis(intensities.shape, window)
     way, before = ways[axis], None
-    for start, slab in slabs(logits, intensities, window, overlap, batch, classes, device):
+    for start, slab in slabs(logits, intensities, window, overlap, batch, classes, device, fill=fill):
         along = 1 + axis
         stop = start + slab.shape[along]
         if before is not None:  # what lies between the last plane of the slab before and the first of this one

@@ -50,7 +50,7 @@ class SegmentationModel:
         """Values of the label table, on the volume's own grid but in canonical axis order."""
         ready: Prepared = self.preprocessing.prepare(volume)
         intensities = ready.normalisation.intensity(ready.voxels)
-        return self.segment_prepared(intensities, ready.affine, ready.source_grid, device)
+        return self.segment_prepared(intensities, ready.affine, ready.source_grid, device, fill=ready.normalisation.low)
 
     def segment_prepared(
         self,
@@ -59,14 +59,16 @@ class SegmentationModel:
         source: Grid,
         device: torch.device,
         *,
+        fill: float,
         batch: int | None = None,
         flips: Sequence[int] = (),
         precision: str = "auto",
     ) -> np.ndarray:
         """The same for a scan that a store has already prepared.
 
-        batch: windows at once; None: as many as suit the device. flips: axes (0, 1, 2 for R, A, S) over which the
-        answers are averaged; UsageFault where that cannot be. precision: as in `logits`.
+        fill: the intensity outside the scan, its `normalisation.low`. batch: windows at once; None: as many as suit the
+        device. flips: axes (0, 1, 2 for R, A, S) over which the answers are averaged; UsageFault where that cannot be.
+        precision: as in `logits`.
         """
         self.network.to(device).eval()
         answer = partial(self.logits, precision=precision)
@@ -79,6 +81,7 @@ class SegmentationModel:
             window=self.window,
             overlap=self.overlap,
             device=device,
+            fill=fill,
             batch=batch,
         )
         return self.classes.written(found)

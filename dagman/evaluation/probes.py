@@ -21,6 +21,7 @@ from dagman.evaluation.clustering import organ_clusters
 from dagman.evaluation.crop_features import Encoder, NothingToAsk, Probing, Scores, standardised
 from dagman.evaluation.equivariance import twin_agreement
 from dagman.evaluation.landmarks import landmark_errors
+from dagman.evaluation.pairs import mean_of
 from dagman.evaluation.retrieval import retrieve
 from dagman.evaluation.statistics import mean_with_interval, signed_rank_p
 from spade3d.networks.foreign import SETTINGS, describe_encoder
@@ -116,9 +117,9 @@ def gains(ours: Mapping[int, Scores], control: Mapping[int, Scores]) -> dict[str
             "difference": interval.mean,
             "low": interval.low,
             "high": interval.high,
-            "p": signed_rank_p(round(float(np.mean(values)), 9) for values in changes.values()),
+            "p": signed_rank_p(round(mean_of(values), 9) for values in changes.values()),
             "subjects": interval.subjects,
-            "by_seed": [float(np.mean(values)) for values in zip(*changes.values(), strict=True)],
+            "by_seed": [mean_of(values) for values in zip(*changes.values(), strict=True)],
         }
     return found
 

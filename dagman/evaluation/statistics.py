@@ -190,12 +190,13 @@ def _with_holm(one: Comparison, p_holm: float, family: int, of: str) -> Comparis
 
 
 def signed_rank_p(differences: Iterable[float | int]) -> float:
-    """Two-sided Wilcoxon signed-rank p, exact for every n, with ties too; differences of zero are left out.
+    """Two-sided Wilcoxon signed-rank p, exact for every n, with ties too; differences of zero are left out,
+    and so is NaN.
 
     Under the null each rank is positive or negative with probability 1/2; the distribution of the sum of positive
     ranks is built rank by rank. Tied ranks are halves, so twice the rank counts. p is 1 if nothing differs.
     """
-    moved = np.array([difference for difference in differences if difference], dtype=float)
+    moved = np.array([difference for difference in differences if difference and not math.isnan(difference)])
     if not len(moved):
         return 1.0
     ranks = np.rint(2 * rankdata(np.abs(moved))).astype(int)

@@ -105,6 +105,7 @@ def by_hand(model, path, axes=()):
         window=model.window,
         overlap=model.overlap,
         device=CPU,
+        fill=ready.normalisation.low,
     )
     return model.classes.written(found)
 

@@ -36,7 +36,16 @@ SOURCES = {
 
 def found_on(source: Grid, logits, image, *, classes=2, window=(12, 8, 16), overlap=0.5, batch=None, affine=PREPARED):
     return predict_classes(
-        logits, image, affine, source, classes=classes, window=window, overlap=overlap, device=CPU, batch=batch
+        logits,
+        image,
+        affine,
+        source,
+        classes=classes,
+        window=window,
+        overlap=overlap,
+        device=CPU,
+        fill=0.0,
+        batch=batch,
     )
 
 
@@ -126,7 +135,7 @@ def peak_of(length):
     before = resident("VmRSS")
     source = Grid((48, 48, 2 * length), fine)
     found = predict_classes(answer, np.zeros(shape, np.float32), np.eye(4), source, classes=14, window=(16, 16, 16),
-                            overlap=0.5, device=torch.device("cpu"))
+                            overlap=0.5, device=torch.device("cpu"), fill=0.0)
     return resident("VmHWM") - before - found.nbytes
 
 def resident(what):

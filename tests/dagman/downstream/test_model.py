@@ -77,7 +77,7 @@ def test_the_precision_reaches_the_network(model, scan):
     model.network.forward = watched
     try:
         for precision in ("auto", "fp32", "bf16"):
-            model.segment_prepared(*given, precision=precision)
+            model.segment_prepared(*given, fill=0.0, precision=precision)
             assert set(seen) == {precision == "bf16"}
             seen.clear()
     finally:

@@ -208,6 +208,13 @@ def test_a_file_that_is_not_what_it_should_be_is_named(tmp_path):
         cache.tokens(0)
 
 
+def test_a_side_shorter_than_a_block_is_one_block_in_its_own_middle():
+    thin = CoarseScans(scan((41, 44, 3)), 8.0)  # voxels of 2 mm: the third axis holds 6 of the 8 mm
+    assert thin.cases[0].shape == (10, 11, 1) and thin.cases[0].spacing == (8.0, 8.0, 6.0)
+    np.testing.assert_allclose(apply_affine(thin.cases[0].affine, np.zeros(3)), [3, 3, 2])
+    assert thin.image(0)[0, 0, 0] == np.rint(scan((41, 44, 3)).voxels[:4, :4].mean())
+
+
 def test_coarse_scans_are_means_of_whole_blocks_in_their_place():
     one = scan((41, 44, 36))
     coarse = CoarseScans(one, 4.0)
@@ -215,7 +222,7 @@ def test_coarse_scans_are_means_of_whole_blocks_in_their_place():
     assert coarse.image(0)[3, 2, 1] == np.rint(one.voxels[6:8, 4:6, 2:4].mean())
     np.testing.assert_allclose(apply_affine(coarse.cases[0].affine, np.zeros(3)), [1, 1, 1])  # between two voxels
     np.testing.assert_array_equal(coarse.image(0, ((1, 2, 3), (4, 5, 6))), coarse.image(0)[1:4, 2:5, 3:6])
-    assert block_means(one.voxels[:2, :2, :1], np.array([4, 2, 1])).shape == (1, 1, 1)
+    assert coarse.image(0).shape == block_means(one.voxels, np.array([2, 2, 2])).shape
     crop = Crop(0, (4, 4, 4), np.diag([4.0, 4, 4, 1]))
     np.testing.assert_allclose(
         to_world(one.cases[0], coarse.in_source(crop)), to_world(coarse.cases[0], crop), atol=1e-9

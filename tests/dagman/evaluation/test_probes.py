@@ -1,6 +1,7 @@
 """The probes find what is there, give chance to what knows nothing, and are not fooled by where in its crop a place is
 shown."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +225,9 @@ def test_gains_are_paired_by_subject_and_seed_and_errors_by_their_median():
     assert found["y"]["by_seed"] == pytest.approx([0.2, 0.05])
     assert found["y"]["p"] == 0.5 and found["y"]["subjects"] == 2
     assert summary_of(control[0])["x_mm"]["median"] == 3.0
+    without = {s: {"y": {**of["y"], "c": [math.nan]}} for s, of in ours.items()}  # a subject with nothing to measure
+    beside = {s: {"y": {**of["y"], "c": [0.5]}} for s, of in control.items()}
+    assert gains(without, beside)["y"] == found["y"]
     both = {name: [summary_of(*arm.values())[name]["mean"] for arm in (ours, control)] for name in ("x_mm", "y")}
     for name, (theirs, its) in both.items():  # the table's numbers differ by the table's difference
         assert theirs - its == pytest.approx(found[name]["difference"])

@@ -106,7 +106,8 @@ def test_signed_rank_equals_scipy_and_knows_its_limits():
         differences = np.random.default_rng(n).normal(0.3, 1, n)
         assert signed_rank_p(differences) == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue)
     assert [signed_rank_p([1.0] * n) for n in (4, 5, 6)] == pytest.approx([0.125, 0.0625, 0.03125])
-    assert signed_rank_p([0.0, 0.0]) == 1.0
+    assert signed_rank_p([0.0, 0.0]) == signed_rank_p([NAN]) == 1.0
+    assert signed_rank_p([NAN, 0.1, 0.2]) == signed_rank_p([0.1, 0.2])
     assert signed_rank_p(np.random.default_rng(0).normal(1, 1, 300)) < 1e-6
 
 
