@@ -311,6 +311,7 @@ SECTIONS: tuple[Section, ...] = (
         (
             "priors_abdomen_ct",
             "priors_atlas_abdomen_ct",
+            "priors_rate_abdomen_ct",
             "priors_hippocampus_mr",
             "priors_location_hippocampus_mr",
             "priors_rate_hippocampus_mr",
@@ -319,6 +320,7 @@ SECTIONS: tuple[Section, ...] = (
             "priors_heart_mr",
             "priors_long_heart_mr",
             "priors_views_heart_mr",
+            "priors_box_heart_mr",
         ),
     ),
     (
