@@ -37,7 +37,7 @@ masked student 4.36, whole prediction 1.55, in bf16 1.63 (MONAI in bf16).
 # Path -> why a goal is missed, and what is known of the way there.
 NOTES = {
     "views": (
-        "In five runs 11.8 to 13.1 (10.9 to 14.3 with blurs in 3 of 10): a machine's neighbours do not slow all alike. "
+        "In six runs 11.8 to 13.1 (10.9 to 14.3 with blurs in 3 of 10): a machine's neighbours do not slow all alike. "
         "What is left is compute: reads of eight voxels for each one made, half of it; powers, noise, blurs."
     ),
     "views, blurred in 3 of 10": "The default of the recipes; otherwise as above.",
@@ -77,10 +77,10 @@ NOTES = {
         "searches as far from each surface voxel as in a large one, and MONAI's boxes are small."
     ),
     "sliding window, blending": (
-        "Bound by memory. 4.5 x this MONAI (1.6.1) would be 148 ms; copying as many bytes as answers and logits have "
-        "takes 166 ms, and sums that do not fit the cache are read and written anew for each window: 12 bytes a "
-        "number, seven tenths of our time (`benchmarks/speed/sliding_window.py` has what was tried). So the smallest "
-        "scan is level. What ours does not do is hold all logits: see the row of memory."
+        "Bound by memory. 4.5 x this MONAI (1.6.1) would be 137 ms; copying as many bytes as answers and logits have "
+        "takes 144 ms, and sums that do not fit the cache are read and written anew for each window: 12 bytes a "
+        "number, seven tenths of our time (`benchmarks/speed/sliding_window.py` has what was tried). On the smallest "
+        "scan both are nearly level. What ours does not do is hold all logits: see the row of memory."
     ),
     "sliding window, label map": "As blending, which is most of it; MONAI's logits of the whole scan are saved.",
 }
