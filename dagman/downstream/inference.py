@@ -46,10 +46,9 @@ def predict_classes(
 ) -> UInt8[np.ndarray, "_ _ _"]:
     """Classes of a prepared scan on its source's grid, canonical axes; 0 where nothing was prepared.
 
-    fill: the intensity around a scan that is shorter than the window; its lowest, as crops of training have it.
-
-    logits: crops (b, 1, *window) on `device` -> (b, classes, *window). batch: windows at once; None: as many as suit
-    the device. Fault where the network's answers are no finite numbers.
+    logits: crops (b, 1, *window) on `device` -> (b, classes, *window). fill: the intensity around a scan that is
+    shorter than the window; its lowest, as crops of training have it. batch: windows at once; None: as many as suit the
+    device. Fault where the network's answers are no finite numbers.
     """
     turn = canonical_flips(source.affine, source.shape)
     ways = ways_between(affine, intensities.shape, turn.affine(source.affine), turn.canonical_shape)
